@@ -1,0 +1,75 @@
+# One verb each; `make` lists them. Everything is built with one profile (dev), so that nothing is compiled twice.
+SHELL := /bin/bash
+CARGO ?= cargo
+NPM ?= npm
+SEED ?= 1
+UI_SOURCES := $(shell find ui/src ui/index.html ui/package.json ui/package-lock.json ui/vite.config.ts -type f 2>/dev/null)
+BINS := -p cvlan-api -p cvlan-client -p cvlan-cli
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-rust test-ui check fix bench sim gen ui audit clean
+
+help: ## list the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+build: ui ## build every program into target/debug
+	@$(CARGO) build $(BINS) --bins
+
+demo: build ## a controller and three machines that ping through the tunnel; ONCE=1 exits at the end
+	@deploy/demo.sh
+
+test: test-rust test-ui ## every test, incl. the browser's and the demo
+	@ONCE=1 deploy/demo.sh || { code=$$?; [ $$code = 77 ] && echo "SKIPPED: the demo needs the right to make network namespaces" || exit $$code; }
+
+test-rust: ui
+	@$(CARGO) build --workspace --bins
+	@$(CARGO) test --workspace
+
+test-ui: ui
+	@$(CARGO) build $(BINS) --bins
+	@cd ui && $(NPM) run --silent test && $(NPM) run --silent e2e
+
+check: ui/node_modules/.stamp ## read-only: formatting, lints, licences, generated files, protocol compatibility
+	@$(CARGO) fmt --all --check
+	@mkdir -p ui/dist
+	@$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@$(CARGO) test -q -p cvlan-proto --test tidy
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --log-level error check bans licenses sources; \
+	 else echo "SKIPPED: cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
+	@cd ui && $(NPM) run --silent lint && $(NPM) run --silent gen:check
+	@ui/node_modules/.bin/buf lint
+	@ui/node_modules/.bin/buf breaking --against proto/released.binpb
+
+audit: ## known vulnerabilities of what we use (fetches the advisory database)
+	@$(CARGO) deny check advisories
+
+fix: ui/node_modules/.stamp ## format and apply what the linters can mend
+	@$(CARGO) fmt --all
+	@$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	@cd ui && $(NPM) run --silent fix
+
+bench: ## figures, one CVLAN_BENCH line each; ONLY=name for one
+	@$(CARGO) run --release -q -p cvlan-sim --bin cvlan-bench -- $(if $(ONLY),--only $(ONLY))
+
+sim: ## one simulated history: make sim SEED=42
+	@$(CARGO) run -q -p cvlan-sim --bin cvlan-sim -- run --seed $(SEED)
+
+gen: ui/node_modules/.stamp ## generated TypeScript and the released descriptor set
+	@cd ui && $(NPM) run --silent gen
+
+released: ui/node_modules/.stamp ## what `buf breaking` compares with; only together with a line in CHANGELOG.md
+	@ui/node_modules/.bin/buf build -o proto/released.binpb
+
+ui: ui/dist/index.html ## build the web UI into ui/dist
+
+ui/node_modules/.stamp: ui/package.json ui/package-lock.json
+	@cd ui && $(NPM) ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+ui/dist/index.html: ui/node_modules/.stamp $(UI_SOURCES)
+	@cd ui && $(NPM) run --silent build
+	@touch $@
+
+clean: ## remove what was built
+	@$(CARGO) clean
+	@rm -rf ui/dist ui/node_modules

@@ -1,0 +1,332 @@
+//! Addresses: which ranges a CVLAN may have, and which address a node gets.
+//!
+//! A [`Pool`] hands out the lowest free address; a released one rests ten minutes of event time, unless nothing else
+//! is left. Free addresses are kept as ranges, so that every operation is O(log ranges), also in a full /8.
+//! IPv4 and IPv6 are the same code over `u128`.
+
+use crate::rejection::Rejection;
+use imbl::{OrdMap, OrdSet};
+use ipnet::{Ipv4Net, Ipv6Net};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// How long a released address rests, milliseconds of event time.
+pub const REST_MS: u64 = 10 * 60 * 1000;
+/// Longest IPv6 prefix of a CVLAN: 256 addresses.
+pub const IPV6_PREFIX_MAX: u8 = 120;
+/// Shortest IPv6 prefix of a CVLAN.
+pub const IPV6_PREFIX_MIN: u8 = 32;
+/// Longest IPv4 prefix of a CVLAN: six usable addresses, four to give.
+pub const IPV4_PREFIX_MAX: u8 = 29;
+/// Shortest IPv4 prefix of a CVLAN.
+pub const IPV4_PREFIX_MIN: u8 = 8;
+
+/// Free, resting and (by omission) taken addresses of one range.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Pool {
+    /// First → last address of each free range; ranges never touch.
+    free: OrdMap<u128, u128>,
+    /// (free from, address).
+    resting: OrdSet<(u64, u128)>,
+}
+
+impl Pool {
+    /// All of an IPv4 network but network address, broadcast address and the first and last usable one.
+    pub fn ipv4(net: Ipv4Net) -> Self {
+        let (low, high) = (u128::from(u32::from(net.network())), u128::from(u32::from(net.broadcast())));
+        Self::between(low + 2, high.saturating_sub(2))
+    }
+
+    /// All of an IPv6 network but the subnet-router anycast address (RFC 4291 §2.6.1), the last address, and the first
+    /// and last usable one.
+    pub fn ipv6(net: Ipv6Net) -> Self {
+        let (low, high) = (u128::from(net.network()), u128::from(net.broadcast()));
+        Self::between(low + 2, high.saturating_sub(2))
+    }
+
+    fn between(low: u128, high: u128) -> Self {
+        let free = if low <= high { OrdMap::unit(low, high) } else { OrdMap::new() };
+        Self { free, resting: OrdSet::new() }
+    }
+
+    /// The address that would be given at `now_ms`: the lowest free one, else the one that has rested longest.
+    pub fn next(&self, now_ms: u64) -> Option<u128> {
+        let mut pool = self.clone();
+        pool.ripen(now_ms);
+        pool.free.get_min().map(|(low, _)| *low).or_else(|| pool.resting.get_min().map(|(_, address)| *address))
+    }
+
+    /// Takes an address out of the free or the resting ones; false where it is neither.
+    pub fn take(&mut self, address: u128, now_ms: u64) -> bool {
+        self.ripen(now_ms);
+        let range = self.free.range(..=address).next_back().map(|(low, high)| (*low, *high));
+        if let Some((low, high)) = range.filter(|(_, high)| address <= *high) {
+            self.free.remove(&low);
+            if low < address {
+                self.free.insert(low, address - 1);
+            }
+            if address < high {
+                self.free.insert(address + 1, high);
+            }
+            return true;
+        }
+        let resting = self.resting.iter().find(|(_, a)| *a == address).copied();
+        resting.is_some_and(|entry| self.resting.remove(&entry).is_some())
+    }
+
+    /// Gives an address back: it rests until `now_ms` + [`REST_MS`].
+    pub fn release(&mut self, address: u128, now_ms: u64) {
+        self.ripen(now_ms);
+        self.resting.insert((now_ms + REST_MS, address));
+    }
+
+    /// Resting addresses, for the saved state.
+    pub fn resting(&self) -> impl Iterator<Item = (u64, u128)> + '_ {
+        self.resting.iter().copied()
+    }
+
+    /// Puts a resting address back when a saved state is read.
+    pub fn rest(&mut self, until_ms: u64, address: u128) {
+        if self.take(address, 0) {
+            self.resting.insert((until_ms, address));
+        }
+    }
+
+    /// Free addresses, resting ones included.
+    pub fn available(&self) -> u128 {
+        self.free.iter().map(|(low, high)| high - low + 1).sum::<u128>() + self.resting.len() as u128
+    }
+
+    fn ripen(&mut self, now_ms: u64) {
+        while let Some((until, address)) = self.resting.get_min().copied().filter(|(until, _)| *until <= now_ms) {
+            self.resting.remove(&(until, address));
+            self.put_free(address);
+        }
+    }
+
+    fn put_free(&mut self, address: u128) {
+        let (mut low, mut high) = (address, address);
+        if let Some((l, h)) = self.free.range(..address).next_back().map(|(l, h)| (*l, *h))
+            && h + 1 == address
+        {
+            self.free.remove(&l);
+            low = l;
+        }
+        if let Some(h) = self.free.get(&(address + 1)).copied() {
+            self.free.remove(&(address + 1));
+            high = h;
+        }
+        self.free.insert(low, high);
+    }
+}
+
+/// Reads an IPv4 CIDR for a CVLAN: a network address, private or public unicast, /8 to /29.
+pub fn ipv4_parse(text: &str) -> Result<Ipv4Net, Rejection> {
+    let net: Ipv4Net = text.parse().map_err(|_| {
+        Rejection::invalid("cidr_invalid", format!("{text:?} is not an IPv4 CIDR like 10.20.0.0/24 (RFC 4632)"))
+    })?;
+    if net.network() != net.addr() {
+        return Err(not_network(text, &net.trunc().to_string()));
+    }
+    if !(IPV4_PREFIX_MIN..=IPV4_PREFIX_MAX).contains(&net.prefix_len()) {
+        return Err(Rejection::invalid(
+            "cidr_size",
+            format!(
+                "{text} has a prefix of /{}; a CVLAN takes /{IPV4_PREFIX_MIN} to /{IPV4_PREFIX_MAX}",
+                net.prefix_len()
+            ),
+        ));
+    }
+    let a = net.network();
+    let first = a.octets()[0];
+    if first == 0 || a.is_loopback() || a.is_link_local() || first >= 224 {
+        return Err(Rejection::invalid(
+            "cidr_not_unicast",
+            format!("{text} holds no addresses that machines can have"),
+        ));
+    }
+    Ok(net)
+}
+
+/// Reads an IPv6 CIDR for a CVLAN: a network address, global or unique local unicast, /32 to /120.
+pub fn ipv6_parse(text: &str) -> Result<Ipv6Net, Rejection> {
+    let net: Ipv6Net = text.parse().map_err(|_| {
+        Rejection::invalid("cidr_invalid", format!("{text:?} is not an IPv6 CIDR like fd00:1:2:3::/64 (RFC 4291)"))
+    })?;
+    if net.network() != net.addr() {
+        return Err(not_network(text, &net.trunc().to_string()));
+    }
+    if net.prefix_len() > IPV6_PREFIX_MAX {
+        return Err(Rejection::invalid(
+            "ipv6_too_small",
+            format!("{text} is too small: use /{IPV6_PREFIX_MAX} or shorter, /64 by custom"),
+        ));
+    }
+    let a = net.network();
+    if net.prefix_len() < IPV6_PREFIX_MIN {
+        return Err(Rejection::invalid("cidr_size", format!("{text} is too large: use /{IPV6_PREFIX_MIN} or longer")));
+    }
+    if a.is_loopback() || a.is_unspecified() || a.is_multicast() || a.is_unicast_link_local() {
+        return Err(Rejection::invalid(
+            "cidr_not_unicast",
+            format!("{text} holds no addresses that machines can have"),
+        ));
+    }
+    Ok(net)
+}
+
+fn not_network(text: &str, network: &str) -> Rejection {
+    Rejection::invalid("cidr_not_network", format!("{text} is not a network address; did you mean {network}?"))
+}
+
+/// The next free /24: of 10.0.0.0/8, then 172.16.0.0/12, then 192.168.0.0/16. `taken` must be sorted and must not
+/// overlap, as a tenant's networks are.
+pub fn ipv4_pick<'a, I: Iterator<Item = &'a Ipv4Net>>(taken: impl Fn() -> I) -> Option<Ipv4Net> {
+    let ranges =
+        [(Ipv4Addr::new(10, 0, 0, 0), 8), (Ipv4Addr::new(172, 16, 0, 0), 12), (Ipv4Addr::new(192, 168, 0, 0), 16)];
+    for (base, prefix) in ranges {
+        let size = 1u64 << (32 - prefix);
+        let (mut at, end) = (u64::from(u32::from(base)), u64::from(u32::from(base)) + size);
+        for net in taken() {
+            let (low, high) = (u64::from(u32::from(net.network())), u64::from(u32::from(net.broadcast())));
+            if high < at {
+                continue;
+            }
+            if low >= at + 256 {
+                break;
+            }
+            at = (high + 256) & !255;
+        }
+        if at + 256 <= end {
+            return Ipv4Net::new(Ipv4Addr::from(at as u32), 24).ok();
+        }
+    }
+    None
+}
+
+/// A unique local /64: fd00::/8, the 40-bit global id, subnet 0 (RFC 4193 §3.1).
+pub fn ipv6_unique_local(global_id: [u8; 5]) -> Option<Ipv6Net> {
+    let [a, b, c, d, e] = global_id;
+    let address = Ipv6Addr::from([0xfd, a, b, c, d, e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    Ipv6Net::new(address, 64).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn pool(cidr: &str) -> Pool {
+        Pool::ipv4(cidr.parse().unwrap())
+    }
+
+    fn host(n: u8) -> u128 {
+        u128::from(u32::from(Ipv4Addr::new(10, 0, 0, n)))
+    }
+
+    #[test]
+    fn lowest_first_and_a_released_one_rests() {
+        let mut p = pool("10.0.0.0/24");
+        for n in 2..=4 {
+            assert_eq!(p.next(0), Some(host(n)));
+            assert!(p.take(host(n), 0));
+            assert!(!p.take(host(n), 0), "taken twice");
+        }
+        p.release(host(2), 1000);
+        assert_eq!(p.next(1000 + REST_MS - 1), Some(host(5)));
+        assert_eq!(p.next(1000 + REST_MS), Some(host(2)));
+    }
+
+    #[test]
+    fn an_exhausted_range_gives_the_longest_rested_then_nothing() {
+        let mut p = pool("10.0.0.0/29");
+        for n in 2..=5 {
+            assert!(p.take(host(n), 0));
+        }
+        assert_eq!(p.next(0), None);
+        p.release(host(4), 10);
+        p.release(host(3), 20);
+        assert_eq!(p.next(30), Some(host(4)));
+        assert!(p.take(host(4), 30));
+        assert_eq!(p.next(30), Some(host(3)));
+    }
+
+    #[test]
+    fn edges_are_reserved() {
+        for (cidr, first, count) in [("10.0.0.0/29", 2, 4u128), ("10.0.0.0/24", 2, 252)] {
+            assert_eq!((pool(cidr).next(0), pool(cidr).available()), (Some(host(first)), count));
+        }
+        let v6 = Pool::ipv6("fd00::/64".parse().unwrap());
+        assert_eq!(v6.next(0).map(Ipv6Addr::from), Some("fd00::2".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_nearly_full_slash_8_is_quick_and_right() {
+        let mut p = pool("10.0.0.0/8");
+        let high = u128::from(u32::from(Ipv4Addr::new(10, 255, 255, 253)));
+        p.free = OrdMap::unit(high, high);
+        assert_eq!(p.next(0), Some(high));
+        assert!(p.take(high, 0));
+        assert_eq!(p.next(0), None);
+    }
+
+    #[test]
+    fn ranges_merge_whatever_the_order() {
+        let mut p = pool("10.0.0.0/24");
+        let fresh = p.clone();
+        let mut taken = BTreeSet::new();
+        while let Some(a) = p.next(0) {
+            assert!(p.take(a, 0) && taken.insert(a));
+        }
+        for (i, a) in taken
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| i % 2 == 0)
+            .chain(taken.iter().enumerate().filter(|(i, _)| i % 2 == 1))
+        {
+            p.release(*a, i as u64);
+        }
+        p.ripen(u64::MAX);
+        assert_eq!(p, fresh);
+    }
+
+    #[test]
+    fn cidrs() {
+        for (text, code) in [
+            ("10.0.0.1/24", "cidr_not_network"),
+            ("10.0.0.0", "cidr_invalid"),
+            ("10.0.0.0/33", "cidr_invalid"),
+            ("10.0.0.0/30", "cidr_size"),
+            ("127.0.0.0/8", "cidr_not_unicast"),
+            ("224.0.0.0/8", "cidr_not_unicast"),
+            ("", "cidr_invalid"),
+        ] {
+            assert_eq!(ipv4_parse(text).unwrap_err().code, code, "{text}");
+        }
+        for (text, code) in [
+            ("fd00::/121", "ipv6_too_small"),
+            ("fd00::1/64", "cidr_not_network"),
+            ("fe80::/64", "cidr_not_unicast"),
+            ("fd00::/16", "cidr_size"),
+        ] {
+            assert_eq!(ipv6_parse(text).unwrap_err().code, code, "{text}");
+        }
+        assert!(ipv4_parse("10.1.0.0/16").is_ok() && ipv6_parse("fd00:1::/64").is_ok());
+    }
+
+    #[test]
+    fn picks_the_next_free_slash_24() {
+        let nets = |list: &[&str]| list.iter().map(|t| t.parse::<Ipv4Net>().unwrap()).collect::<Vec<_>>();
+        for (taken, want) in [
+            (vec![], Some("10.0.0.0/24")),
+            (vec!["10.0.0.0/24"], Some("10.0.1.0/24")),
+            (vec!["10.0.1.0/24"], Some("10.0.0.0/24")),
+            (vec!["10.0.0.128/25", "10.0.1.0/29"], Some("10.0.2.0/24")),
+            (vec!["10.0.0.0/8"], Some("172.16.0.0/24")),
+            (vec!["10.0.0.0/8", "172.16.0.0/12"], Some("192.168.0.0/24")),
+            (vec!["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"], None),
+        ] {
+            let taken = nets(&taken);
+            assert_eq!(ipv4_pick(|| taken.iter()), want.map(|w| w.parse().unwrap()), "{taken:?}");
+        }
+    }
+}

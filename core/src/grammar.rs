@@ -1,0 +1,361 @@
+//! Random but reproducible histories: a generator for every command, for properties, simulation and load.
+//!
+//! Commands are drawn against the state, so that most are sensible, and on purpose some are not: names that exist,
+//! ranges that overlap, things that are gone. One seed, one history.
+
+use crate::command::{Actor, Command, Meta, Wish};
+use crate::cvlan::CvlanCommand;
+use crate::id::{CommandId, CvlanId, Epoch, KeyId, NodeId, TenantId, TokenId, UserId};
+use crate::machine::Once;
+use crate::node::{Machine, NodeCommand, Register};
+use crate::state::{State, TenantState};
+use crate::system::{Bootstrap, SystemCommand};
+use crate::tenant::{SigningKey, TenantCommand};
+use crate::token::TokenCommand;
+use crate::user::UserCommand;
+use cvlan_proto::v1::{JwtKey, Sealed};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// SplitMix64 (Steele, Lea, Flood 2014): small, seedable, the same everywhere.
+#[derive(Clone, Debug)]
+pub struct Rng(pub u64);
+
+impl Rng {
+    /// 64 random bits.
+    #[allow(clippy::should_implement_trait)] // It never ends, and has no Option to say so.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `n` (0 where `n` is 0).
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next().checked_rem(n).unwrap_or_default()
+    }
+
+    /// True once in `n` times.
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    /// Random bytes.
+    pub fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        std::array::from_fn(|_| self.next() as u8)
+    }
+
+    /// A random UUID.
+    pub fn uuid(&mut self) -> Uuid {
+        Uuid::from_bytes(self.bytes())
+    }
+
+    /// One of them.
+    pub fn pick<'a, T>(&mut self, from: impl ExactSizeIterator<Item = &'a T>) -> Option<&'a T> {
+        let n = from.len() as u64;
+        let at = self.below(n) as usize;
+        from.into_iter().nth(at)
+    }
+}
+
+/// Names of the generators below, one for every kind of command.
+pub const KINDS: [&str; 16] = [
+    "bootstrap",
+    "advertise",
+    "tenant_create",
+    "tenant_update",
+    "tenant_delete",
+    "cvlan_create",
+    "cvlan_update",
+    "cvlan_delete",
+    "node_create",
+    "node_register",
+    "node_update",
+    "node_endpoints",
+    "node_delete",
+    "token_create",
+    "token_delete",
+    "user",
+];
+
+/// Draws commands.
+#[derive(Clone, Debug)]
+pub struct Grammar {
+    rng: Rng,
+    /// Chance of each kind, by [`KINDS`]; they add up to anything.
+    pub weights: [u64; KINDS.len()],
+    /// Registrations made before, to be repeated.
+    registered: Vec<Register>,
+}
+
+impl Grammar {
+    /// The history of this seed.
+    pub fn new(seed: u64) -> Self {
+        let weights = [1, 1, 3, 2, 1, 6, 2, 2, 25, 20, 10, 12, 14, 6, 2, 4];
+        Self { rng: Rng(seed), weights, registered: Vec::new() }
+    }
+
+    /// The first command of a log.
+    pub fn bootstrap(&mut self) -> Command {
+        let sealed = Sealed { key_id: "k1".into(), nonce: vec![1; 24], ciphertext: vec![2; 48] };
+        let bootstrap = Bootstrap {
+            epoch: Epoch(self.rng.bytes()),
+            ca_certificate: vec![0x30; 16],
+            challenge_public_key: self.rng.bytes(),
+            challenge_key: sealed.clone(),
+            jwt_key: JwtKey { kid: "j1".into(), secret: Some(sealed) },
+            admin_id: UserId(self.rng.uuid()),
+            admin_name: "admin".into(),
+            admin_password_hash: "$argon2id$".into(),
+        };
+        self.wish(Wish::System(SystemCommand::Bootstrap(Box::new(bootstrap))))
+    }
+
+    /// The next command, and which generator made it; `now_ms` is about the time at which it is decided.
+    pub fn next(&mut self, state: &State, now_ms: u64) -> (&'static str, Command) {
+        let mut at = self.rng.below(self.weights.iter().sum());
+        let mut kind = KINDS.len() - 1;
+        for (i, weight) in self.weights.iter().enumerate() {
+            if at < *weight {
+                kind = i;
+                break;
+            }
+            at -= weight;
+        }
+        let name = KINDS.get(kind).copied().unwrap_or_default();
+        let command = self.of_kind(name, state, now_ms);
+        (name, command)
+    }
+
+    fn of_kind(&mut self, kind: &str, state: &State, now_ms: u64) -> Command {
+        let tenant = self.tenant(state);
+        let id = tenant.as_ref().map(|t| t.record.id).unwrap_or(TenantId(self.rng.uuid()));
+        let wish = match kind {
+            "bootstrap" => return self.bootstrap(),
+            "advertise" => Wish::System(SystemCommand::Advertise {
+                node_urls: vec![format!("https://n{}.example:8444", self.rng.below(3))],
+                api_urls: vec!["https://a.example:8443".to_owned()],
+            }),
+            "tenant_create" => Wish::Tenant(TenantCommand::Create {
+                id: TenantId(self.rng.uuid()),
+                slug: self.name("t", 8),
+                name: String::new(),
+                key: SigningKey {
+                    id: KeyId(self.rng.uuid()),
+                    public_key: self.rng.bytes(),
+                    seed: Some(Sealed { key_id: "k1".into(), nonce: vec![3; 24], ciphertext: vec![4; 48] }),
+                },
+            }),
+            "tenant_update" => Wish::Tenant(TenantCommand::Update { id, name: Some(self.name("T", 4)) }),
+            "tenant_delete" => Wish::Tenant(TenantCommand::Delete { id }),
+            "cvlan_create" => self.cvlan_create(id),
+            "cvlan_update" => {
+                let name = Some(self.name("c", 12));
+                Wish::Cvlan(CvlanCommand::Update { tenant: id, id: self.cvlan(tenant.as_deref()), name })
+            }
+            "cvlan_delete" => Wish::Cvlan(CvlanCommand::Delete { tenant: id, id: self.cvlan(tenant.as_deref()) }),
+            "node_create" => self.node_create(id, tenant.as_deref()),
+            "node_register" => return self.register(id, tenant.as_deref()),
+            "node_update" => {
+                let status = ["active", "disabled", "asleep"].get(self.rng.below(3) as usize).map(|s| (*s).to_owned());
+                let name = self.rng.one_in(2).then(|| self.name("n", 64));
+                Wish::Node(NodeCommand::Update { tenant: id, id: self.node(tenant.as_deref()), name, status })
+            }
+            "node_endpoints" => return self.endpoints(id, tenant.as_deref()),
+            "node_delete" => Wish::Node(NodeCommand::Delete { tenant: id, id: self.node(tenant.as_deref()) }),
+            "token_create" => self.token_create(id, tenant.as_deref(), now_ms),
+            "token_delete" => {
+                let token = tenant
+                    .as_ref()
+                    .and_then(|t| self.rng.pick(t.tokens.keys().copied().collect::<Vec<_>>().iter()).copied());
+                Wish::Token(TokenCommand::Delete { tenant: id, id: token.unwrap_or_default() })
+            }
+            _ => self.user(state, id),
+        };
+        self.wish(wish)
+    }
+
+    fn wish(&mut self, wish: Wish) -> Command {
+        let meta = Meta { id: CommandId(self.rng.uuid()), actor: Actor::System, ..Meta::default() };
+        Command { meta, wish }
+    }
+
+    /// The same command under a once-only number.
+    pub fn numbered(mut command: Command, session: u64, n: u64) -> Command {
+        command.meta.once = Some(Once { session, n });
+        command
+    }
+
+    fn name(&mut self, prefix: &str, of: u64) -> String {
+        // Now and then one that is refused.
+        if self.rng.one_in(40) { "Not A Name".to_owned() } else { format!("{prefix}{}", self.rng.below(of)) }
+    }
+
+    fn tenant(&mut self, state: &State) -> Option<Arc<TenantState>> {
+        let all: Vec<_> = state.tenants.values().collect();
+        self.rng.pick(all.iter()).map(|t| (*t).clone())
+    }
+
+    fn cvlan(&mut self, tenant: Option<&TenantState>) -> CvlanId {
+        let all: Vec<_> = tenant.into_iter().flat_map(|t| t.cvlans.keys().copied()).collect();
+        self.rng.pick(all.iter()).copied().unwrap_or_default()
+    }
+
+    fn node(&mut self, tenant: Option<&TenantState>) -> NodeId {
+        let all: Vec<_> = tenant.into_iter().flat_map(|t| t.nodes.keys().copied()).collect();
+        self.rng.pick(all.iter()).copied().unwrap_or_default()
+    }
+
+    fn cvlan_create(&mut self, tenant: TenantId) -> Wish {
+        // Small ranges, so that they overlap, fill up and are used again.
+        let ipv4 = match self.rng.below(4) {
+            0 => String::new(),
+            1 => format!("10.0.{}.0/28", self.rng.below(4)),
+            2 => format!("10.0.0.{}/29", self.rng.below(32) * 8),
+            _ => format!("10.{}.0.0/16", self.rng.below(3)),
+        };
+        let ipv6 = ["", "auto", "fd00:1::/120", "fd00:1::/64"].get(self.rng.below(4) as usize).map_or("", |s| s);
+        Wish::Cvlan(CvlanCommand::Create {
+            tenant,
+            id: CvlanId(self.rng.uuid()),
+            name: self.name("c", 12),
+            ipv4,
+            ipv6: ipv6.to_owned(),
+            global_id: self.rng.bytes(),
+        })
+    }
+
+    fn node_create(&mut self, tenant: TenantId, home: Option<&TenantState>) -> Wish {
+        let wg_key = if self.rng.one_in(20) { [0; 32] } else { self.rng.bytes() };
+        Wish::Node(NodeCommand::Create {
+            tenant,
+            cvlan: self.cvlan(home),
+            id: NodeId(self.rng.uuid()),
+            name: self.name("n", 64),
+            wg_key,
+            tags: vec![self.name("tag", 3)],
+            endpoints: vec![format!("192.0.2.{}:51820", 1 + self.rng.below(250))],
+        })
+    }
+
+    fn register(&mut self, tenant: TenantId, home: Option<&TenantState>) -> Command {
+        let known = self.registered.len() as u64;
+        let again = (known > 0 && self.rng.one_in(4)).then(|| self.rng.below(known) as usize);
+        let register = match again.and_then(|i| self.registered.get(i).cloned()) {
+            Some(mut same) => {
+                same.id = NodeId(self.rng.uuid());
+                match self.rng.below(4) {
+                    0 => same.nonce = self.rng.bytes(),
+                    1 => same.csr_key_hash = self.rng.bytes(),
+                    _ => {}
+                }
+                same
+            }
+            None => {
+                let tokens: Vec<_> = home.into_iter().flat_map(|t| t.tokens.values()).collect();
+                let token = self.rng.pick(tokens.iter()).map(|t| (t.id, t.key)).unwrap_or_default();
+                Register {
+                    id: NodeId(self.rng.uuid()),
+                    tenant,
+                    token: token.0,
+                    key: token.1,
+                    wg_key: self.rng.bytes(),
+                    csr_key_hash: self.rng.bytes(),
+                    nonce: self.rng.bytes(),
+                    device_binding: self.rng.bytes(),
+                    machine: Machine { hostname: self.name("host", 8), ..Machine::default() },
+                }
+            }
+        };
+        if self.registered.len() < 256 {
+            self.registered.push(register.clone());
+        }
+        let actor = Actor::Token(register.token);
+        let mut command = self.wish(Wish::Node(NodeCommand::Register(Box::new(register))));
+        command.meta.actor = actor;
+        command
+    }
+
+    fn endpoints(&mut self, tenant: TenantId, home: Option<&TenantState>) -> Command {
+        let id = self.node(home);
+        let endpoints =
+            (0..self.rng.below(3)).map(|_| format!("198.51.100.{}:51820", 1 + self.rng.below(250))).collect();
+        let mut command = self.wish(Wish::Node(NodeCommand::Endpoints { tenant, id, endpoints }));
+        command.meta.actor = Actor::Node(id, "n".to_owned());
+        command
+    }
+
+    fn token_create(&mut self, tenant: TenantId, home: Option<&TenantState>, now_ms: u64) -> Wish {
+        let key = home.and_then(|t| t.record.signing_keys.first()).map(|k| k.id).unwrap_or_default();
+        Wish::Token(TokenCommand::Create {
+            tenant,
+            cvlan: self.cvlan(home),
+            id: TokenId(self.rng.uuid()),
+            key,
+            tags: Vec::new(),
+            max_uses: self.rng.below(6) as u32,
+            expires_ms: now_ms + 60_000 + self.rng.below(3_600_000),
+            note: String::new(),
+        })
+    }
+
+    fn user(&mut self, state: &State, tenant: TenantId) -> Wish {
+        let users: Vec<_> = state.users.values().collect();
+        let some = self.rng.pick(users.iter()).map(|u| (u.tenant, u.id)).unwrap_or_default();
+        Wish::User(match self.rng.below(4) {
+            0 | 1 => {
+                let role = ["tenantadmin", "member", "readonly", "auditor", "superadmin", "emperor"];
+                UserCommand::Create {
+                    tenant: if self.rng.one_in(4) { TenantId::default() } else { tenant },
+                    id: UserId(self.rng.uuid()),
+                    name: self.name("u", 16),
+                    role: role.get(self.rng.below(6) as usize).map_or("", |r| r).to_owned(),
+                    password_hash: "$argon2id$".to_owned(),
+                }
+            }
+            2 => UserCommand::Password { id: some.1, password_hash: format!("$argon2id${}", self.rng.below(9)) },
+            _ => UserCommand::Delete { tenant: some.0, id: some.1 },
+        })
+    }
+}
+
+/// What holds for every state that any log leads to: addresses, keys and names are unique, indexes agree with what they
+/// index, ranges do not overlap. The text names the first thing that does not hold.
+pub fn check_invariants(state: &State) -> Result<(), String> {
+    let mut keys = BTreeSet::new();
+    for (id, tenant) in &state.tenants {
+        holds(state.slugs.get(&tenant.record.slug) == Some(id), || format!("slug of tenant {id}"))?;
+        let (mut v4, mut v6) = (BTreeSet::new(), BTreeSet::new());
+        for node in tenant.nodes.values() {
+            let of = |what: &str| format!("{what} of node {} in tenant {id}: {node:?}", node.id);
+            let cvlan = tenant.cvlans.get(&node.cvlan).ok_or_else(|| of("CVLAN"))?;
+            holds(v4.insert(node.ipv4) && cvlan.record.ipv4.contains(&node.ipv4), || of("IPv4 address"))?;
+            let good = match (node.ipv6, cvlan.record.ipv6) {
+                (None, None) => true,
+                (Some(address), Some(net)) => v6.insert(address) && net.contains(&address),
+                (Some(_), None) | (None, Some(_)) => false,
+            };
+            holds(good, || of("IPv6 address"))?;
+            holds(keys.insert(node.wg_key) && state.wg_keys.get(&node.wg_key) == Some(&node.id), || of("WireGuard key"))?;
+            holds(state.node_tenants.get(&node.id) == Some(id), || of("tenant"))?;
+            holds(cvlan.names.get(&node.name) == Some(&node.id), || of("name"))?;
+        }
+        let named: usize = tenant.cvlans.values().map(|c| c.names.len()).sum();
+        holds(named == tenant.nodes.len(), || format!("{named} names of {} nodes in tenant {id}", tenant.nodes.len()))?;
+        for token in tenant.tokens.values() {
+            holds(token.uses <= token.max_uses, || format!("{} uses of token {}", token.uses, token.id))?;
+        }
+        let nets: Vec<_> = tenant.cvlans.values().map(|c| c.record.ipv4).collect();
+        let apart = |(i, a): (usize, &ipnet::Ipv4Net)| nets.iter().skip(i + 1).all(|b| !a.contains(b) && !b.contains(a));
+        holds(nets.iter().enumerate().all(apart), || format!("ranges of tenant {id}: {nets:?}"))?;
+    }
+    holds(keys.len() == state.wg_keys.len(), || format!("{} WireGuard keys, {} indexed", keys.len(), state.wg_keys.len()))?;
+    holds(state.node_tenants.len() == keys.len(), || format!("{} nodes, {} indexed", keys.len(), state.node_tenants.len()))
+}
+
+fn holds(fact: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+    if fact { Ok(()) } else { Err(what()) }
+}

@@ -1,0 +1,14 @@
+//! The log's formats that outsiders check: the frame around an entry, the entry, the Merkle tree over events.
+//!
+//! ```text
+//! frame  = u32 LE length │ u32 LE CRC32C │ u8 format │ Entry (protobuf)       length counts format + Entry
+//! Entry  = {format, epoch, first_seq, prev_root, events…}                     CRC covers format + Entry
+//! leaf   = SHA-256(0x00 ‖ event bytes)                                        RFC 9162 §2.1
+//! ```
+//! raft/ stores frames verbatim; `cvlanctl log verify FILE` needs only this module.
+
+pub mod entry;
+pub mod merkle;
+
+pub use entry::{EntryError, MAX_FRAME_BYTES, entry_decode, entry_encode};
+pub use merkle::{CompactRange, leaf_hash};

@@ -1,0 +1,161 @@
+//! The state: everything that the log says, as persistent maps, so that a copy is O(1).
+//!
+//! ```text
+//! State ─ tenants ─► TenantState ─ cvlans ─► CvlanState (record, address pools, scope index)
+//!       │                        ├ nodes  ─► Node
+//!       │                        └ tokens ─► Token
+//!       ├ users
+//!       └ indexes: slugs, user names, WireGuard keys, node → tenant (derived, rebuilt on load)
+//! ```
+//! Only `apply` changes it. Maps are ordered: two replicas walk them alike.
+
+use crate::address::Pool;
+use crate::id::{CvlanId, NodeId, TenantId, TokenId, UserId};
+use crate::scope::Scope;
+use crate::system::SystemState;
+use crate::tenant::Tenant;
+use crate::token::Token;
+use crate::user::User;
+use crate::{cvlan::Cvlan, node::Node};
+use imbl::OrdMap;
+use ipnet::{Ipv4Net, Ipv6Net};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+/// An X25519 public key.
+pub type WgKey = [u8; 32];
+
+/// Everything.
+#[derive(Clone, Default)]
+pub struct State {
+    /// What belongs to the cluster.
+    pub system: Arc<SystemState>,
+    /// By id.
+    pub tenants: OrdMap<TenantId, Arc<TenantState>>,
+    /// By id, global ones and every tenant's.
+    pub users: OrdMap<UserId, Arc<User>>,
+    /// slug → tenant.
+    pub slugs: OrdMap<Arc<str>, TenantId>,
+    /// (tenant or nil, login name) → user.
+    pub user_names: OrdMap<(TenantId, Arc<str>), UserId>,
+    /// WireGuard keys are unique in the whole cluster.
+    pub wg_keys: OrdMap<WgKey, NodeId>,
+    /// A certificate names only the node.
+    pub node_tenants: OrdMap<NodeId, TenantId>,
+}
+
+/// One tenant and all it has.
+#[derive(Clone)]
+pub struct TenantState {
+    /// The tenant itself.
+    pub record: Tenant,
+    /// The tenant's own running number: events so far.
+    pub events: u64,
+    /// By id.
+    pub cvlans: OrdMap<CvlanId, Arc<CvlanState>>,
+    /// name → CVLAN.
+    pub cvlan_names: OrdMap<Arc<str>, CvlanId>,
+    /// Network address → range; sorted and free of overlaps.
+    pub ranges4: OrdMap<Ipv4Addr, Ipv4Net>,
+    /// Network address → range; sorted and free of overlaps.
+    pub ranges6: OrdMap<Ipv6Addr, Ipv6Net>,
+    /// By id.
+    pub nodes: OrdMap<NodeId, Arc<Node>>,
+    /// By id.
+    pub tokens: OrdMap<TokenId, Arc<Token>>,
+    /// Nonces of registrations, while their token lives: a nonce belongs to one (token, key, CSR key).
+    pub nonces: OrdMap<(TokenId, [u8; 16]), NodeId>,
+}
+
+impl TenantState {
+    pub(crate) fn new(record: Tenant) -> Self {
+        Self {
+            record,
+            events: 0,
+            cvlans: OrdMap::new(),
+            cvlan_names: OrdMap::new(),
+            ranges4: OrdMap::new(),
+            ranges6: OrdMap::new(),
+            nodes: OrdMap::new(),
+            tokens: OrdMap::new(),
+            nonces: OrdMap::new(),
+        }
+    }
+}
+
+/// One CVLAN, its addresses and what changed in it.
+#[derive(Clone)]
+pub struct CvlanState {
+    /// The CVLAN itself.
+    pub record: Cvlan,
+    /// IPv4 addresses.
+    pub pool4: Pool,
+    /// IPv6 addresses; empty where the CVLAN has no IPv6.
+    pub pool6: Pool,
+    /// Node name → node.
+    pub names: OrdMap<Arc<str>, NodeId>,
+    /// What changed when: the class "all in the CVLAN".
+    pub scope: Scope,
+}
+
+impl State {
+    /// A tenant by id or exact slug.
+    pub fn tenant_find(&self, text: &str) -> Option<&Arc<TenantState>> {
+        let by_id = text.parse().ok().and_then(|id: TenantId| self.tenants.get(&id));
+        by_id.or_else(|| self.tenants.get(self.slugs.get(text)?))
+    }
+
+    /// The tenant and node that a certificate's id names.
+    pub fn node_find(&self, id: NodeId) -> Option<(&Arc<TenantState>, &Arc<Node>)> {
+        let tenant = self.tenants.get(self.node_tenants.get(&id)?)?;
+        Some((tenant, tenant.nodes.get(&id)?))
+    }
+
+    /// The tenant and node that have this WireGuard key.
+    pub fn node_by_key(&self, key: &WgKey) -> Option<(&Arc<TenantState>, &Arc<Node>)> {
+        self.node_find(*self.wg_keys.get(key)?)
+    }
+
+    /// The user that logs in under this name in this tenant (nil = global).
+    pub fn user_find(&self, tenant: TenantId, name: &str) -> Option<&Arc<User>> {
+        self.users.get(self.user_names.get(&(tenant, Arc::from(name)))?)
+    }
+
+    /// Nodes in all tenants.
+    pub fn node_count(&self) -> usize {
+        self.node_tenants.len()
+    }
+
+    pub(crate) fn tenant_mut(&mut self, id: TenantId) -> Option<&mut TenantState> {
+        self.tenants.get_mut(&id).map(Arc::make_mut)
+    }
+}
+
+impl TenantState {
+    /// A CVLAN by id or exact name.
+    pub fn cvlan_find(&self, text: &str) -> Option<&Arc<CvlanState>> {
+        let by_id = text.parse().ok().and_then(|id: CvlanId| self.cvlans.get(&id));
+        by_id.or_else(|| self.cvlans.get(self.cvlan_names.get(text)?))
+    }
+
+    /// A node by id, or by its exact name where only one CVLAN of the tenant has it; `Err` = several have.
+    pub fn node_find(&self, text: &str) -> Result<Option<&Arc<Node>>, Ambiguous> {
+        if let Some(node) = text.parse().ok().and_then(|id: NodeId| self.nodes.get(&id)) {
+            return Ok(Some(node));
+        }
+        let mut found = self.cvlans.values().filter_map(|c| c.names.get(text));
+        match (found.next(), found.next()) {
+            (Some(_), Some(_)) => Err(Ambiguous),
+            (Some(id), None) => Ok(self.nodes.get(id)),
+            (None, _) => Ok(None),
+        }
+    }
+
+    pub(crate) fn cvlan_mut(&mut self, id: CvlanId) -> Option<&mut CvlanState> {
+        self.cvlans.get_mut(&id).map(Arc::make_mut)
+    }
+}
+
+/// A name that several CVLANs of the tenant have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ambiguous;

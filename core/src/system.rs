@@ -1,0 +1,156 @@
+//! The cluster itself: its bootstrap, where its doors are, its checkpoints.
+
+use crate::access::{Permission, permit};
+use crate::command::Meta;
+use crate::id::{Epoch, Seq, TenantId, UserId};
+use crate::machine::{Context, SystemFact};
+use crate::rejection::Rejection;
+use crate::rules::{Fact, Key};
+use crate::state::State;
+use crate::user;
+use cvlan_proto::v1::{self, JwtKey, Sealed, event::Body, system_event::Kind};
+use std::sync::Arc;
+
+/// URLs that may be advertised.
+pub const URLS_MAX: usize = 16;
+/// Checkpoints the state remembers.
+pub const CHECKPOINTS_MAX: usize = 64;
+
+/// What belongs to the cluster.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SystemState {
+    /// DER of the embedded CA's certificate; empty before the bootstrap.
+    pub ca_certificate: Vec<u8>,
+    /// X25519 key that machines prove their WireGuard key against.
+    pub challenge_public_key: [u8; 32],
+    /// Its private half.
+    pub challenge_key: Sealed,
+    /// HMAC keys of people's sessions, newest last.
+    pub jwt_keys: Vec<JwtKey>,
+    /// Node doors.
+    pub node_urls: Vec<String>,
+    /// REST doors.
+    pub api_urls: Vec<String>,
+    /// The last [`CHECKPOINTS_MAX`] completed checkpoints, oldest first.
+    pub checkpoints: Vec<v1::CheckpointRecord>,
+}
+
+/// Wishes about the cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SystemCommand {
+    /// The first of a log.
+    Bootstrap(Box<Bootstrap>),
+    /// Where the doors are; the member itself asks for it at its start.
+    Advertise {
+        /// Node doors.
+        node_urls: Vec<String>,
+        /// REST doors.
+        api_urls: Vec<String>,
+    },
+    /// From the log itself.
+    Fact(SystemFact),
+}
+
+/// Everything that a new log starts with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bootstrap {
+    /// The log's incarnation.
+    pub epoch: Epoch,
+    /// DER.
+    pub ca_certificate: Vec<u8>,
+    /// X25519.
+    pub challenge_public_key: [u8; 32],
+    /// Sealed private half.
+    pub challenge_key: Sealed,
+    /// The first HMAC key.
+    pub jwt_key: JwtKey,
+    /// The first superadmin.
+    pub admin_id: UserId,
+    /// Its login name.
+    pub admin_name: String,
+    /// PHC string, argon2id.
+    pub admin_password_hash: String,
+}
+
+pub(crate) fn decide(state: &State, _: &Context, meta: &Meta, command: &SystemCommand) -> Result<Vec<Fact>, Rejection> {
+    permit(state, &meta.actor, Permission::ClusterWrite, TenantId::default())?;
+    let kind = match command {
+        SystemCommand::Bootstrap(b) => {
+            if !state.system.ca_certificate.is_empty() {
+                return Err(Rejection::conflict("already_bootstrapped", "this log has its first entry already"));
+            }
+            let bootstrapped = Kind::Bootstrapped(v1::Bootstrapped {
+                epoch: b.epoch.to_string(),
+                ca_certificate: b.ca_certificate.clone(),
+                challenge_public_key: b.challenge_public_key.to_vec(),
+                challenge_key: Some(b.challenge_key.clone()),
+                jwt_key: Some(b.jwt_key.clone()),
+            });
+            let admin = user::created_superadmin(b.admin_id, &b.admin_name, &b.admin_password_hash);
+            return Ok(vec![fact(bootstrapped), admin]);
+        }
+        SystemCommand::Advertise { node_urls, api_urls } => {
+            if state.system.node_urls == *node_urls && state.system.api_urls == *api_urls {
+                return Ok(Vec::new());
+            }
+            if node_urls.len().max(api_urls.len()) > URLS_MAX {
+                return Err(Rejection::invalid("too_many_urls", format!("at most {URLS_MAX} URLs can be advertised")));
+            }
+            Kind::AdvertisementChanged(v1::AdvertisementChanged {
+                node_urls: node_urls.clone(),
+                api_urls: api_urls.clone(),
+            })
+        }
+        SystemCommand::Fact(SystemFact::CheckpointOpened) => Kind::CheckpointOpened(v1::CheckpointOpened {}),
+        SystemCommand::Fact(SystemFact::Checkpointed { seq, root, digest }) => {
+            Kind::Checkpointed(v1::Checkpointed { seq: seq.0, root: root.to_vec(), digest: digest.to_vec() })
+        }
+    };
+    Ok(vec![fact(kind)])
+}
+
+fn fact(kind: Kind) -> Fact {
+    Fact { tenant: TenantId::default(), body: Body::System(v1::SystemEvent { kind: Some(kind) }) }
+}
+
+pub(crate) fn apply(state: &mut State, event: &v1::SystemEvent) {
+    let system = Arc::make_mut(&mut state.system);
+    match &event.kind {
+        Some(Kind::Bootstrapped(b)) => {
+            system.ca_certificate = b.ca_certificate.clone();
+            system.challenge_public_key = b.challenge_public_key.as_slice().try_into().unwrap_or_default();
+            system.challenge_key = b.challenge_key.clone().unwrap_or_default();
+            system.jwt_keys.extend(b.jwt_key.clone());
+        }
+        Some(Kind::CheckpointOpened(_)) | None => {}
+        Some(Kind::Checkpointed(c)) => {
+            if system.checkpoints.len() == CHECKPOINTS_MAX {
+                system.checkpoints.remove(0);
+            }
+            let record =
+                v1::CheckpointRecord { seq: c.seq, root: hex::encode(&c.root), digest: hex::encode(&c.digest) };
+            system.checkpoints.push(record);
+        }
+        Some(Kind::AdvertisementChanged(a)) => {
+            system.node_urls = a.node_urls.clone();
+            system.api_urls = a.api_urls.clone();
+        }
+    }
+}
+
+pub(crate) fn touched(_: &v1::SystemEvent) -> Vec<Key> {
+    Vec::new()
+}
+
+/// Reads a fact of the log's own back.
+pub(crate) fn fact_of(event: &v1::SystemEvent) -> Option<SystemFact> {
+    match &event.kind {
+        Some(Kind::CheckpointOpened(_)) => Some(SystemFact::CheckpointOpened),
+        Some(Kind::Checkpointed(c)) => Some(SystemFact::Checkpointed {
+            seq: Seq(c.seq),
+            root: c.root.as_slice().try_into().ok()?,
+            digest: c.digest.as_slice().try_into().ok()?,
+        }),
+        Some(Kind::Bootstrapped(_) | Kind::AdvertisementChanged(_)) | None => None,
+    }
+}

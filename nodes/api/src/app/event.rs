@@ -1,0 +1,194 @@
+//! Events as people may see them: only what they may audit, and never a secret.
+
+use super::list::Params;
+use super::{App, Caller, Output};
+use crate::problem::Problem;
+use cvlan_core::Rules;
+use cvlan_core::id::{Checkpoint, Seq};
+use cvlan_core::machine::Machine;
+use cvlan_core::rules::tenant_of;
+use cvlan_core::user::User;
+use cvlan_projections::AuditQuery;
+use cvlan_proto::v1::{
+    self, Event, Sealed, event::Body, system_event as system, tenant_event as tenant, user_event as user,
+};
+use uuid::Uuid;
+
+/// Events looked at for one page: one who may see few of them does not make the controller read the whole log.
+pub const SCAN_MAX: usize = 10_000;
+/// Events read at once.
+const BATCH: usize = 512;
+/// What stands where a secret's hash was.
+const REDACTED: &str = "redacted";
+
+/// What of the log is asked for.
+#[derive(Clone, Debug)]
+pub struct EventQuery {
+    /// First event.
+    pub from: Seq,
+    /// Last event.
+    pub to: Seq,
+    /// Events on the page.
+    pub limit: usize,
+    /// Only events about this noun; empty = all.
+    pub noun: String,
+    /// Only events about this thing.
+    pub id: Option<Uuid>,
+    /// The reader's own checkpoint.
+    pub at_least: Option<Checkpoint>,
+}
+
+/// A page, oldest first.
+#[derive(Debug, Default)]
+pub struct EventPage {
+    /// Redacted.
+    pub items: Vec<Event>,
+    /// Where to go on; 0 = at the end.
+    pub next: u64,
+    /// The first event that a filtered page knows of; 1 = all.
+    pub complete_from: u64,
+}
+
+impl EventQuery {
+    /// From a request's parameters.
+    pub fn read(params: &Params, at_least: Option<Checkpoint>) -> Result<Self, Problem> {
+        const NOUNS: [&str; 6] = ["system", "tenant", "cvlan", "node", "token", "user"];
+        let noun = params.get("noun").unwrap_or_default().to_owned();
+        if !noun.is_empty() && !NOUNS.contains(&noun.as_str()) {
+            return Err(Problem::invalid("query_invalid", format!("noun is one of {}", NOUNS.join(", "))));
+        }
+        let id = params.get("id").map(|id| {
+            Uuid::parse_str(id).map_err(|_| Problem::invalid("query_invalid", format!("id = {id:?} is no UUID")))
+        });
+        Ok(Self {
+            from: Seq(params.number("from", 1)?.max(1)),
+            to: Seq(params.number("to", u64::MAX)?),
+            limit: params.limit()?,
+            noun,
+            id: id.transpose()?,
+            at_least,
+        })
+    }
+
+    fn filtered(&self) -> bool {
+        !self.noun.is_empty() || self.id.is_some()
+    }
+}
+
+/// May this user audit this event? It has the permission in its own home; a tenant's user sees its tenant alone.
+pub fn visible(user: &User, event: &Event) -> bool {
+    user.tenant.is_nil() || tenant_of(event) == user.tenant
+}
+
+/// Takes every secret out, and every hash that could be guessed against.
+pub fn redact(event: &mut Event) {
+    let seal = |sealed: &mut Option<Sealed>| {
+        if let Some(sealed) = sealed {
+            sealed.ciphertext.clear();
+            sealed.nonce.clear();
+        }
+    };
+    match &mut event.body {
+        Some(Body::System(e)) => match &mut e.kind {
+            Some(system::Kind::Bootstrapped(b)) => {
+                seal(&mut b.challenge_key);
+                if let Some(key) = &mut b.jwt_key {
+                    seal(&mut key.secret);
+                }
+            }
+            Some(
+                system::Kind::CheckpointOpened(_)
+                | system::Kind::Checkpointed(_)
+                | system::Kind::AdvertisementChanged(_),
+            )
+            | None => {}
+        },
+        Some(Body::Tenant(e)) => match &mut e.kind {
+            Some(tenant::Kind::Created(c)) => seal(&mut c.signing_seed),
+            Some(tenant::Kind::Updated(_) | tenant::Kind::Deleted(_)) | None => {}
+        },
+        Some(Body::User(e)) => match &mut e.kind {
+            Some(user::Kind::Created(c)) => c.password_hash = REDACTED.to_owned(),
+            Some(user::Kind::PasswordChanged(c)) => c.password_hash = REDACTED.to_owned(),
+            Some(user::Kind::Deleted(_)) | None => {}
+        },
+        Some(Body::Cvlan(_) | Body::Node(_) | Body::Token(_)) | None => {}
+    }
+}
+
+/// A page of what the caller may audit.
+pub async fn page(app: &App, caller: &Caller, query: &EventQuery) -> Result<Output<EventPage>, Problem> {
+    let head = app.log.head();
+    let mut page = match query.filtered() {
+        true => filtered(app, caller, query).await?,
+        false => scanned(app, &caller.session.user, query, head.seq).await?,
+    };
+    page.items.iter_mut().for_each(redact);
+    Ok(Output::read(&head, page))
+}
+
+/// Reads the log from `query.from` on.
+pub async fn scanned(app: &App, user: &User, query: &EventQuery, head: Seq) -> Result<EventPage, Problem> {
+    let end = query.to.min(head);
+    let mut page = EventPage { complete_from: 1, ..EventPage::default() };
+    let (mut at, mut looked) = (query.from.0, 0);
+    while at <= end.0 && page.items.len() < query.limit && looked < SCAN_MAX {
+        let read = app.log.history(Seq(at), BATCH.min((end.0 - at + 1) as usize)).await?;
+        if read.is_empty() {
+            break;
+        }
+        for (seq, bytes) in read {
+            if seq > end || page.items.len() == query.limit {
+                break;
+            }
+            at = seq.0 + 1;
+            looked += 1;
+            let event = Rules::decode(&bytes).map_err(Problem::internal)?;
+            if visible(user, &event) {
+                page.items.push(event);
+            }
+        }
+    }
+    page.next = if at <= end.0 { at } else { 0 };
+    Ok(page)
+}
+
+/// Asks the audit view which events they are, and reads those.
+async fn filtered(app: &App, caller: &Caller, query: &EventQuery) -> Result<EventPage, Problem> {
+    if let Some(at_least) = query.at_least {
+        app.views.reach(at_least).await?;
+    }
+    let user = &caller.session.user;
+    let asked = AuditQuery {
+        tenant: (!user.tenant.is_nil()).then_some(user.tenant),
+        noun: query.noun.clone(),
+        id: query.id,
+        actor: None,
+        from: query.from,
+        oldest_first: true,
+        limit: query.limit,
+    };
+    let found = app.views.read(move |v| v.audit(&asked)).await?;
+    let mut page = EventPage { complete_from: found.complete_from.0, ..EventPage::default() };
+    for seq in found.seqs {
+        if seq > query.to {
+            return Ok(page);
+        }
+        for (_, bytes) in app.log.history(seq, 1).await? {
+            let event = Rules::decode(&bytes).map_err(Problem::internal)?;
+            // The view chose it; the door's own rule has the last word.
+            if visible(user, &event) {
+                page.items.push(event);
+            }
+        }
+    }
+    page.next = found.next.filter(|n| *n <= query.to).map_or(0, |n| n.0);
+    Ok(page)
+}
+
+impl EventPage {
+    /// As one JSON document.
+    pub fn to_proto(self) -> v1::EventList {
+        v1::EventList { items: self.items, next_seq: self.next }
+    }
+}

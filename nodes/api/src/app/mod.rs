@@ -1,0 +1,164 @@
+//! What the controller does, one file a noun, without a word of HTTP: `fn(&App, caller, input) -> Result<Output, Problem>`.
+//!
+//! ```text
+//!  write ─► command, complete with ids and secrets ─► log (decides) ─► answer from the state after it, never from a view
+//!  read by id ─► the state                            list ─► the SQL view, once it is where the reader wants it
+//! ```
+//! The door has checked the route's permission; `decide` checks again, against the head.
+
+pub mod cvlan;
+pub mod event;
+pub mod list;
+pub mod node;
+pub mod register;
+pub mod system;
+pub mod tenant;
+pub mod token;
+pub mod user;
+pub mod views;
+
+use crate::Log;
+use crate::auth::{Auth, Session};
+use crate::ca::Ca;
+use crate::doors::limit::Limits;
+use crate::keys::Keys;
+use crate::metrics::Metrics;
+use crate::problem::Problem;
+use crate::random::uuid;
+use crate::streams::Streams;
+use cvlan_core::id::{Checkpoint, CommandId};
+use cvlan_core::name::{TEXT_MAX, text_check};
+use cvlan_core::seal::ClusterKey;
+use cvlan_core::{Actor, Command, Meta, Rules, State, Wish};
+use cvlan_raft::{Answer, Head};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{Semaphore, watch};
+use views::ViewFeed;
+use x25519_dalek::StaticSecret;
+
+/// The controller of one member.
+pub struct App {
+    /// The log.
+    pub log: Log,
+    /// DATA/keys.
+    pub keys: Keys,
+    /// Seals the log's secrets.
+    pub cluster: ClusterKey,
+    /// The certificate authority.
+    pub ca: Ca,
+    /// Proves people.
+    pub auth: Auth,
+    /// Machines prove their WireGuard key against it.
+    pub challenge: StaticSecret,
+    /// Who is connected.
+    pub streams: Arc<Streams>,
+    /// The last applied event: whoever follows the log waits here.
+    pub applied: watch::Sender<u64>,
+    /// The SQL views.
+    pub views: Arc<ViewFeed>,
+    /// Rate limits of the doors that need no proof.
+    pub limits: Limits,
+    /// Turns of those who follow live events.
+    pub followers: Arc<Semaphore>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Since when this process is up.
+    pub started: Instant,
+    /// True once it stops: streams end.
+    pub draining: watch::Sender<bool>,
+}
+
+/// Who asks for something, and what comes along with the question.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Proven.
+    pub session: Session,
+    /// The door's name for the request.
+    pub request_id: String,
+    /// Why, in the caller's words.
+    pub reason: String,
+    /// Where from.
+    pub source: IpAddr,
+    /// `If-Match`.
+    pub if_revision: Option<u64>,
+}
+
+impl Caller {
+    fn actor(&self) -> Actor {
+        Actor::User(self.session.user.id, self.session.user.name.to_string())
+    }
+}
+
+/// What was done or found, and how fresh it is.
+#[derive(Clone, Debug)]
+pub struct Output<T> {
+    /// The answer.
+    pub body: T,
+    /// Up to where it has seen everything.
+    pub at: Checkpoint,
+    /// Event time there, milliseconds since 1970.
+    pub time_ms: u64,
+    /// The thing's last change: its ETag.
+    pub revision: Option<u64>,
+    /// Things on all pages of a list.
+    pub total: Option<u64>,
+}
+
+impl<T> Output<T> {
+    /// Read from a head.
+    pub fn read(head: &Head<State>, body: T) -> Self {
+        Self { body, at: head.checkpoint(), time_ms: head.time_ms, revision: None, total: None }
+    }
+
+    /// The same about something made of it.
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Output<U> {
+        let Self { body, at, time_ms, revision, total } = self;
+        Output { body: f(body), at, time_ms, revision, total }
+    }
+
+    /// With the thing's ETag.
+    pub fn revision(self, revision: u64) -> Self {
+        Self { revision: Some(revision), ..self }
+    }
+}
+
+/// Milliseconds since 1970 (UTC), of this machine's clock.
+pub fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+impl App {
+    /// Carries out a person's wish.
+    pub async fn write(&self, caller: &Caller, wish: Wish) -> Result<Answer<Rules>, Problem> {
+        if text_check("reason", &caller.reason).is_err() {
+            let detail = format!("the reason is over {TEXT_MAX} bytes or has control characters");
+            return Err(Problem::invalid("text_invalid", detail));
+        }
+        let meta = Meta {
+            actor: caller.actor(),
+            request_id: caller.request_id.clone(),
+            reason: caller.reason.clone(),
+            source: caller.source.to_string(),
+            if_revision: caller.if_revision,
+            ..Meta::default()
+        };
+        self.command(meta, wish).await
+    }
+
+    /// Carries out a wish; the command gets its random id here.
+    pub async fn command(&self, meta: Meta, wish: Wish) -> Result<Answer<Rules>, Problem> {
+        let command = Command { meta: Meta { id: CommandId(uuid()), ..meta }, wish };
+        let result = self.log.write(command).await;
+        self.metrics.write(&result);
+        Ok(result?)
+    }
+
+    /// The answer to a write, with the thing as it is after it.
+    pub fn written<T>(&self, answer: &Answer<Rules>, body: T) -> Output<T> {
+        use cvlan_core::machine::Machine;
+        let time_ms = answer.events.last().map_or_else(|| self.log.head().time_ms, Rules::time_ms);
+        Output { body, at: answer.checkpoint, time_ms, revision: None, total: None }
+    }
+}

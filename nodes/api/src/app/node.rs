@@ -1,0 +1,108 @@
+//! Nodes, as administrators see them; machines come by `register`.
+
+use super::list::Wanted;
+use super::{App, Caller, Output, now_ms};
+use crate::problem::Problem;
+use crate::random::uuid_sorted;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use cvlan_core::cvlan::cvlan_unknown;
+use cvlan_core::id::{NodeId, TenantId};
+use cvlan_core::node::{Node, NodeCommand, node_unknown};
+use cvlan_core::rules::timestamp;
+use cvlan_core::state::{TenantState, WgKey};
+use cvlan_core::{State, Wish};
+use cvlan_proto::v1;
+use cvlan_raft::Head;
+
+/// A page of the tenant's.
+pub async fn list(app: &App, home: &TenantState, wanted: &Wanted) -> Result<Output<v1::NodeList>, Problem> {
+    let (tenant, query) = (home.record.id, wanted.query(Some(home))?);
+    let mut page = app.page(wanted, move |v| v.nodes(tenant, &query)).await?;
+    page.body.items.iter_mut().for_each(|n| presence(app, n));
+    Ok(page.map(|p| v1::NodeList { items: p.items, next_cursor: p.next_cursor }))
+}
+
+/// Presence is in memory, not in the log.
+fn presence(app: &App, node: &mut v1::Node) {
+    let (online, seen) = app.streams.presence(NodeId::of(&node.id));
+    node.online = online;
+    node.last_seen_at = seen.map(timestamp);
+}
+
+fn proto(app: &App, node: &Node) -> v1::Node {
+    let mut proto = node.to_proto();
+    presence(app, &mut proto);
+    proto
+}
+
+fn find<'a>(home: &'a TenantState, name: &str) -> Result<&'a Node, Problem> {
+    let found = home.node_find(name).map_err(|_| {
+        let detail = format!("several CVLANs of this tenant have a node {name:?}; name it by its id");
+        Problem::new(http::StatusCode::CONFLICT, "name_ambiguous", detail)
+    })?;
+    Ok(found.ok_or_else(node_unknown)?)
+}
+
+/// One, by id or a name that only one CVLAN of the tenant has.
+pub fn get(app: &App, head: &Head<State>, home: &TenantState, name: &str) -> Result<Output<v1::Node>, Problem> {
+    let node = find(home, name)?;
+    Ok(Output::read(head, proto(app, node)).revision(node.revision.0))
+}
+
+/// A WireGuard key as people write it: base64 of 32 bytes.
+pub fn wg_key(text: &str) -> Result<WgKey, Problem> {
+    let key = BASE64.decode(text).ok().and_then(|k| WgKey::try_from(k).ok());
+    key.ok_or_else(|| {
+        Problem::invalid(
+            "wg_key_invalid",
+            "a WireGuard public key is 32 bytes, base64 (44 characters); `wg pubkey` prints it",
+        )
+    })
+}
+
+/// A plain WireGuard device.
+pub async fn create(
+    app: &App,
+    caller: &Caller,
+    home: &TenantState,
+    body: v1::NodeCreateRequest,
+) -> Result<Output<v1::Node>, Problem> {
+    let v1::NodeCreateRequest { cvlan, name, wg_public_key, tags, endpoints } = body;
+    let (tenant, id) = (home.record.id, NodeId(uuid_sorted(now_ms())));
+    let wg_key = wg_key(&wg_public_key)?;
+    let cvlan = home.cvlan_find(&cvlan).ok_or_else(cvlan_unknown)?.record.id;
+    after(app, caller, tenant, id, NodeCommand::Create { tenant, cvlan, id, name, wg_key, tags, endpoints }).await
+}
+
+/// Another name or status.
+pub async fn update(
+    app: &App,
+    caller: &Caller,
+    home: &TenantState,
+    name: &str,
+    body: v1::NodeUpdateRequest,
+) -> Result<Output<v1::Node>, Problem> {
+    let (tenant, id) = (home.record.id, find(home, name)?.id);
+    after(app, caller, tenant, id, NodeCommand::Update { tenant, id, name: body.name, status: body.status }).await
+}
+
+/// Gone: its stream ends, its peers forget it, its address rests.
+pub async fn delete(app: &App, caller: &Caller, home: &TenantState, name: &str) -> Result<Output<()>, Problem> {
+    let (tenant, id) = (home.record.id, find(home, name)?.id);
+    let answer = app.write(caller, Wish::Node(NodeCommand::Delete { tenant, id })).await?;
+    Ok(app.written(&answer, ()))
+}
+
+async fn after(
+    app: &App,
+    caller: &Caller,
+    tenant: TenantId,
+    id: NodeId,
+    wish: NodeCommand,
+) -> Result<Output<v1::Node>, Problem> {
+    let answer = app.write(caller, Wish::Node(wish)).await?;
+    let head = app.log.head();
+    let node = head.machine.tenants.get(&tenant).and_then(|t| t.nodes.get(&id)).ok_or_else(node_unknown)?;
+    Ok(app.written(&answer, proto(app, node)).revision(node.revision.0))
+}

@@ -1,0 +1,190 @@
+//! Sessions' tokens: JWT (RFC 7519), HS256, signed with a key of the log that `kid` names.
+
+use crate::bootstrap::purpose;
+use crate::problem::Problem;
+use cvlan_core::seal::ClusterKey;
+use cvlan_core::system::SystemState;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// `iss` of every token.
+pub const ISSUER: &str = "cvlan";
+/// Life of an access token, seconds.
+pub const ACCESS_S: u64 = 15 * 60;
+/// Life of a refresh token, seconds.
+pub const REFRESH_S: u64 = 7 * 24 * 3600;
+/// The longest token that is looked at, bytes.
+pub const JWT_MAX: usize = 4096;
+
+/// What a token is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenType {
+    /// Proves who asks.
+    Access,
+    /// Is changed for a new pair.
+    Refresh,
+}
+
+/// What a token says. Role, tenant and scopes are for whoever holds it; the controller asks its own state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Claims {
+    /// [`ISSUER`].
+    pub iss: String,
+    /// User id.
+    pub sub: String,
+    /// Its role when it was issued.
+    pub role: String,
+    /// Its tenant's id; empty = global.
+    pub tenant: String,
+    /// Empty = all that the role may do.
+    pub scopes: Vec<String>,
+    /// What it is for.
+    pub token_type: TokenType,
+    /// Seconds since 1970.
+    pub iat: u64,
+    /// Seconds since 1970.
+    pub exp: u64,
+    /// The session, random: logging out ends both of its tokens.
+    pub sid: String,
+    /// The user's `sessions_valid_from_ms` that it was issued under: another one now, and the session is over. An
+    /// equality, so no clock has a say.
+    pub pwv: u64,
+}
+
+struct Key {
+    kid: String,
+    encode: EncodingKey,
+    decode: DecodingKey,
+}
+
+/// Signs and checks.
+pub struct Jwt {
+    cluster: ClusterKey,
+    /// The log's keys, opened once; looked at again when the log has another number of them.
+    keys: RwLock<Arc<Vec<Key>>>,
+    validation: Validation,
+}
+
+fn expired() -> Problem {
+    Problem::unproven("session_invalid", "the session has ended or the token is not ours; log in again")
+}
+
+impl Jwt {
+    /// With the key that opens the log's secrets.
+    pub fn new(cluster: ClusterKey) -> Self {
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.set_issuer(&[ISSUER]);
+        validation.set_required_spec_claims(&["exp", "iss", "sub"]);
+        validation.leeway = 0;
+        Self { cluster, keys: RwLock::default(), validation }
+    }
+
+    fn keys(&self, system: &SystemState) -> Result<Arc<Vec<Key>>, Problem> {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if keys.len() == system.jwt_keys.len() {
+            return Ok(keys);
+        }
+        let mut opened = Vec::with_capacity(system.jwt_keys.len());
+        for key in &system.jwt_keys {
+            let sealed = key.secret.clone().unwrap_or_default();
+            let secret = self.cluster.open(purpose::JWT, &sealed).map_err(Problem::internal)?;
+            let (encode, decode) = (EncodingKey::from_secret(&secret), DecodingKey::from_secret(&secret));
+            opened.push(Key { kid: key.kid.clone(), encode, decode });
+        }
+        let opened = Arc::new(opened);
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = opened.clone();
+        Ok(opened)
+    }
+
+    /// Signs with the newest key.
+    pub fn sign(&self, system: &SystemState, claims: &Claims) -> Result<String, Problem> {
+        let keys = self.keys(system)?;
+        let key = keys.last().ok_or_else(|| Problem::internal("the log has no JWT key"))?;
+        let header = Header { kid: Some(key.kid.clone()), ..Header::new(Algorithm::HS256) };
+        jsonwebtoken::encode(&header, claims, &key.encode).map_err(Problem::internal)
+    }
+
+    /// Checks signature, algorithm, issuer and expiry; with a single key, without reading the header twice.
+    pub fn check(&self, system: &SystemState, token: &str, token_type: TokenType) -> Result<Claims, Problem> {
+        if token.len() > JWT_MAX {
+            return Err(expired());
+        }
+        let keys = self.keys(system)?;
+        let key = match keys.as_slice() {
+            [only] => only,
+            several => {
+                let kid = jsonwebtoken::decode_header(token).map_err(|_| expired())?.kid.ok_or_else(expired)?;
+                several.iter().find(|k| k.kid == kid).ok_or_else(expired)?
+            }
+        };
+        let data = jsonwebtoken::decode::<Claims>(token, &key.decode, &self.validation).map_err(|_| expired())?;
+        if data.claims.token_type != token_type || data.header.kid.as_deref() != Some(key.kid.as_str()) {
+            return Err(expired());
+        }
+        Ok(data.claims)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::bytes;
+    use cvlan_proto::v1::JwtKey;
+
+    fn system(cluster: &ClusterKey, kids: &[&str]) -> SystemState {
+        let key = |kid: &&str| JwtKey {
+            kid: (*kid).to_owned(),
+            secret: Some(cluster.seal(purpose::JWT, bytes(), kid.as_bytes()).unwrap()),
+        };
+        SystemState { jwt_keys: kids.iter().map(key).collect(), ..SystemState::default() }
+    }
+
+    fn claims(exp: u64) -> Claims {
+        Claims {
+            iss: ISSUER.into(),
+            sub: "u".into(),
+            role: "member".into(),
+            tenant: String::new(),
+            scopes: vec![],
+            token_type: TokenType::Access,
+            iat: 0,
+            exp,
+            sid: "s".into(),
+            pwv: 1,
+        }
+    }
+
+    #[test]
+    fn only_a_sound_token_passes() {
+        let cluster = ClusterKey { id: "k".into(), key: [1; 32] };
+        let state = system(&cluster, &["one"]);
+        let jwt = Jwt::new(cluster.clone());
+        let later = jsonwebtoken::get_current_timestamp() + 60;
+        let good = jwt.sign(&state, &claims(later)).unwrap();
+        assert_eq!(jwt.check(&state, &good, TokenType::Access).unwrap().sub, "u");
+        let rotated = system(&cluster, &["one", "two"]);
+        assert!(jwt.check(&rotated, &good, TokenType::Access).is_ok(), "the older key still counts");
+
+        let other = Claims { iss: "other".into(), ..claims(later) };
+        let none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.eyJzdWIiOiJ1In0.";
+        for (bad, what) in [
+            (jwt.sign(&state, &claims(1)).unwrap(), "expired"),
+            (jwt.sign(&state, &other).unwrap(), "issuer"),
+            (jwt.sign(&system(&cluster, &["three"]), &claims(later)).unwrap(), "another key"),
+            (format!("{}x", &good[..good.len() - 1]), "altered"),
+            (none.into(), "alg none"),
+            ("x".repeat(JWT_MAX + 1), "long"),
+            (String::new(), "empty"),
+        ] {
+            let fresh = Jwt::new(cluster.clone());
+            assert_eq!(
+                fresh.check(&state, &bad, TokenType::Access).err().map(|p| p.code),
+                Some("session_invalid"),
+                "{what}"
+            );
+        }
+        assert!(jwt.check(&state, &good, TokenType::Refresh).is_err(), "an access token does not refresh");
+    }
+}

@@ -1,0 +1,179 @@
+//! Settings: flags, environment (`CVLAN_…`), YAML file (`--config`), in that order of strength; then defaults.
+
+use crate::server::Options;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// URLs of one kind that may be advertised.
+pub const URLS_MAX: usize = cvlan_core::system::URLS_MAX;
+
+/// What can be set. `None` = not set here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Settings {
+    /// Folder of the log, snapshots, views and keys [default: ./cvlan-data]
+    #[arg(long, env = "CVLAN_DATA_DIR", value_name = "DIR", global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+    /// REST API and web UI, TLS [default: 127.0.0.1:8443]
+    #[arg(long, env = "CVLAN_LISTEN", value_name = "ADDRESS:PORT", global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Machines' door, TLS [default: 127.0.0.1:8444]
+    #[arg(long, env = "CVLAN_NODE_LISTEN", value_name = "ADDRESS:PORT", global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_listen: Option<SocketAddr>,
+    /// /metrics, /livez, /readyz, plain HTTP [default: 127.0.0.1:9443]
+    #[arg(long, env = "CVLAN_METRICS_LISTEN", value_name = "ADDRESS:PORT", global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// Where people reach the API [default: https:// + what --listen says]
+    #[arg(long, env = "CVLAN_ADVERTISE_API", value_name = "URL", value_delimiter = ',', global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise_api: Option<Vec<String>>,
+    /// Where machines reach their door; tokens carry it [default: https:// + what --node-listen says]
+    #[arg(long, env = "CVLAN_ADVERTISE_NODE", value_name = "URL", value_delimiter = ',', global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise_node: Option<Vec<String>>,
+}
+
+/// Settings that do not go.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{file}: {source}")]
+    File {
+        /// Its path.
+        file: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The file is no YAML of ours.
+    #[error("{file}: {detail}")]
+    Yaml {
+        /// Its path.
+        file: String,
+        /// What is wrong, and where.
+        detail: String,
+    },
+    /// A URL that nobody could use.
+    #[error("{flag} {url:?} is not https://HOST:PORT")]
+    Url {
+        /// Which flag.
+        flag: &'static str,
+        /// What was given.
+        url: String,
+    },
+    /// More URLs than can be advertised.
+    #[error("{flag} has {count} URLs, of at most {URLS_MAX}")]
+    TooManyUrls {
+        /// Which flag.
+        flag: &'static str,
+        /// How many.
+        count: usize,
+    },
+}
+
+impl Settings {
+    /// Reads a YAML file; an unknown name in it is an error.
+    pub fn file_read(path: &std::path::Path) -> Result<Self, ConfigError> {
+        let file = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::File { file: file.clone(), source })?;
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        // One line: the position is in it.
+        serde_saphyr::from_str(&text).map_err(|e| ConfigError::Yaml { file, detail: one_line(&e.to_string()) })
+    }
+
+    /// What is not set here is taken from `weaker`.
+    pub fn or(self, weaker: Self) -> Self {
+        Self {
+            data_dir: self.data_dir.or(weaker.data_dir),
+            listen: self.listen.or(weaker.listen),
+            node_listen: self.node_listen.or(weaker.node_listen),
+            metrics_listen: self.metrics_listen.or(weaker.metrics_listen),
+            advertise_api: self.advertise_api.or(weaker.advertise_api),
+            advertise_node: self.advertise_node.or(weaker.advertise_node),
+        }
+    }
+
+    /// Checked, with defaults where nothing is set.
+    pub fn options(self) -> Result<Options, ConfigError> {
+        let d = Options::default();
+        Ok(Options {
+            data_dir: self.data_dir.unwrap_or(d.data_dir),
+            listen: self.listen.unwrap_or(d.listen),
+            node_listen: self.node_listen.unwrap_or(d.node_listen),
+            metrics_listen: self.metrics_listen.unwrap_or(d.metrics_listen),
+            advertise_api: urls("--advertise-api", self.advertise_api.unwrap_or_default())?,
+            advertise_node: urls("--advertise-node", self.advertise_node.unwrap_or_default())?,
+            ..d
+        })
+    }
+}
+
+fn urls(flag: &'static str, urls: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    if urls.len() > URLS_MAX {
+        return Err(ConfigError::TooManyUrls { flag, count: urls.len() });
+    }
+    let fits = |url: &String| {
+        let uri: Option<http::Uri> = url.parse().ok();
+        uri.is_some_and(|u| {
+            u.scheme_str() == Some("https")
+                && u.host().is_some_and(|h| !h.is_empty())
+                && u.path_and_query().is_none_or(|p| p.as_str() == "/")
+        })
+    };
+    match urls.iter().find(|u| !fits(u)) {
+        Some(bad) => Err(ConfigError::Url { flag, url: bad.clone() }),
+        None => Ok(urls.into_iter().map(|u| u.trim_end_matches('/').to_owned()).collect()),
+    }
+}
+
+/// A message on one line.
+pub fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Result<Settings, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cvlan.yaml");
+        std::fs::write(&path, text).unwrap();
+        Settings::file_read(&path)
+    }
+
+    #[test]
+    fn the_stronger_wins_and_the_rest_is_default() {
+        let yaml = file("data-dir: /srv/cvlan\nlisten: 127.0.0.1:1\nadvertise-node: [https://a:8444/]\n").unwrap();
+        let flags = Settings { listen: Some(([127, 0, 0, 1], 2).into()), ..Settings::default() };
+        let options = flags.or(yaml).options().unwrap();
+        assert_eq!(options.data_dir, PathBuf::from("/srv/cvlan"));
+        assert_eq!(options.listen.port(), 2);
+        assert_eq!(options.node_listen, Options::default().node_listen);
+        assert_eq!(options.advertise_node, ["https://a:8444"]);
+        assert_eq!(file("").unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn what_does_not_go_is_said_on_one_line() {
+        let url = |u: &str| Settings { advertise_node: Some(vec![u.into()]), ..Settings::default() }.options().err();
+        for (error, what) in [
+            (file("data_dir: x").err(), "data_dir"),
+            (file("listen: nowhere").err(), "cvlan.yaml"),
+            (file("- a").err(), "cvlan.yaml"),
+            (Settings::file_read("/none/such".as_ref()).err(), "/none/such"),
+            (url("http://a:1"), "https://HOST:PORT"),
+            (url("https://"), "https://HOST:PORT"),
+            (url("https://a/b"), "https://HOST:PORT"),
+        ] {
+            let text = error.map(|e| e.to_string()).unwrap_or_default();
+            assert!(text.contains(what) && !text.contains('\n'), "{what}: {text}");
+        }
+    }
+}

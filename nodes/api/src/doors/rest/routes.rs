@@ -1,0 +1,192 @@
+//! ROUTES: every route of the API, one line each. Router, metrics and the tests of access come from it.
+
+use super::call::Call;
+use super::{BASE, events, reply};
+use crate::app::{self, Output};
+use crate::doors::body::Body;
+use crate::problem::Problem;
+use cvlan_core::access::Permission;
+use cvlan_core::id::TenantId;
+use cvlan_proto::v1;
+use http::{Method, Response};
+use std::pin::Pin;
+
+/// Who may come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Anyone, rate-limited.
+    Public,
+    /// Anyone with a session.
+    Session,
+    /// A session whose user has this permission there.
+    May(Permission, Whose),
+}
+
+/// Where a permission is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// In the tenant `{t}` of the path.
+    Tenant,
+    /// In the cluster.
+    Cluster,
+    /// In the caller's own home: the answer is what that shows.
+    Own,
+}
+
+/// The answer of a handler.
+pub type Answered = Pin<Box<dyn Future<Output = Result<Response<Body>, Problem>> + Send>>;
+
+/// One route.
+pub struct Route {
+    /// GET, POST, PATCH, DELETE.
+    pub method: Method,
+    /// Below [`BASE`].
+    pub path: &'static str,
+    /// Who may.
+    pub access: Access,
+    /// Query parameters it knows.
+    pub query: &'static [&'static str],
+    /// Message of the body in proto/; empty = none.
+    pub request: &'static str,
+    /// Message of the answer in proto/; empty = none.
+    pub answer: &'static str,
+    /// The event it leaves in the log; empty = none.
+    pub audit: &'static str,
+    /// What it does.
+    pub run: fn(Call) -> Answered,
+}
+
+impl Route {
+    /// With [`BASE`].
+    pub fn full_path(&self) -> String {
+        format!("{BASE}{}", self.path)
+    }
+}
+
+use Access::{May, Public, Session};
+use Permission as P;
+use Whose::{Cluster, Own, Tenant};
+
+const GET: Method = Method::GET;
+const POST: Method = Method::POST;
+const PATCH: Method = Method::PATCH;
+const DELETE: Method = Method::DELETE;
+
+const LIST: &[&str] = &["limit", "cursor", "q", "sort"];
+const LIST_STATUS: &[&str] = &["limit", "cursor", "q", "sort", "cvlan", "status"];
+const EVENTS: &[&str] = &["from", "to", "limit", "noun", "id", "follow"];
+
+/// `METHOD path access (query) request -> answer, audit; |call| what it does`
+macro_rules! routes {
+    ($($method:ident $path:literal $access:expr, $query:expr, $request:literal => $answer:literal $audit:literal $c:ident $run:expr;)*) => {
+        &[$(Route {
+            method: $method,
+            path: $path,
+            access: $access,
+            query: $query,
+            request: $request,
+            answer: $answer,
+            audit: $audit,
+            run: |$c: Call| Box::pin(async move { $run }),
+        }),*]
+    };
+}
+
+/// Every route.
+#[rustfmt::skip]
+pub static ROUTES: &[Route] = routes! {
+    POST "/auth/login" Public, &[], "LoginRequest" => "LoginResponse" "" c login(&c).await;
+    POST "/auth/refresh" Public, &[], "RefreshRequest" => "LoginResponse" "" c refresh(&c);
+    POST "/auth/logout" Public, &[], "RefreshRequest" => "" "" c logout(&c);
+    GET "/me" Session, &[], "" => "User" "" c reply::ok(app::user::me(&c.head, c.caller()?));
+    POST "/me/password" Session, &[], "PasswordChangeRequest" => "" "user.password_changed" c password(&c).await;
+
+    GET "/tenants" May(P::NetworkRead, Own), LIST, "" => "TenantList" "" c reply::ok(app::tenant::list(&c.app, c.caller()?, &c.wanted()).await?);
+    POST "/tenants" May(P::ClusterWrite, Cluster), &[], "TenantCreateRequest" => "Tenant" "tenant.created" c {
+        let made = app::tenant::create(&c.app, c.caller()?, c.json()?).await?;
+        reply::created(format!("{BASE}/tenants/{}", made.body.id), made)
+    };
+    GET "/tenants/{t}" May(P::NetworkRead, Tenant), &[], "" => "Tenant" "" c reply::ok(app::tenant::get(&c.head, c.home()?));
+    PATCH "/tenants/{t}" May(P::ClusterWrite, Tenant), &[], "TenantUpdateRequest" => "Tenant" "tenant.updated" c reply::ok(app::tenant::update(&c.app, c.caller()?, c.home()?, c.json()?).await?);
+    DELETE "/tenants/{t}" May(P::ClusterWrite, Tenant), &[], "" => "" "tenant.deleted" c reply::none(app::tenant::delete(&c.app, c.caller()?, c.home()?).await?);
+
+    GET "/tenants/{t}/cvlans" May(P::NetworkRead, Tenant), LIST, "" => "CvlanList" "" c reply::ok(app::cvlan::list(&c.app, c.home()?, &c.wanted()).await?);
+    POST "/tenants/{t}/cvlans" May(P::NetworkWrite, Tenant), &[], "CvlanCreateRequest" => "Cvlan" "cvlan.created" c {
+        let made = app::cvlan::create(&c.app, c.caller()?, c.home()?, c.json()?).await?;
+        reply::created(below(&c, "cvlans", &made.body.id), made)
+    };
+    GET "/tenants/{t}/cvlans/{cvlan}" May(P::NetworkRead, Tenant), &[], "" => "Cvlan" "" c reply::ok(app::cvlan::get(&c.head, c.home()?, c.param("cvlan"))?);
+    PATCH "/tenants/{t}/cvlans/{cvlan}" May(P::NetworkWrite, Tenant), &[], "CvlanUpdateRequest" => "Cvlan" "cvlan.updated" c reply::ok(app::cvlan::update(&c.app, c.caller()?, c.home()?, c.param("cvlan"), c.json()?).await?);
+    DELETE "/tenants/{t}/cvlans/{cvlan}" May(P::NetworkWrite, Tenant), &[], "" => "" "cvlan.deleted" c reply::none(app::cvlan::delete(&c.app, c.caller()?, c.home()?, c.param("cvlan")).await?);
+
+    GET "/tenants/{t}/nodes" May(P::NetworkRead, Tenant), LIST_STATUS, "" => "NodeList" "" c reply::ok(app::node::list(&c.app, c.home()?, &c.wanted()).await?);
+    POST "/tenants/{t}/nodes" May(P::NetworkWrite, Tenant), &[], "NodeCreateRequest" => "Node" "node.created" c {
+        let made = app::node::create(&c.app, c.caller()?, c.home()?, c.json()?).await?;
+        reply::created(below(&c, "nodes", &made.body.id), made)
+    };
+    GET "/tenants/{t}/nodes/{node}" May(P::NetworkRead, Tenant), &[], "" => "Node" "" c reply::ok(app::node::get(&c.app, &c.head, c.home()?, c.param("node"))?);
+    PATCH "/tenants/{t}/nodes/{node}" May(P::NetworkWrite, Tenant), &[], "NodeUpdateRequest" => "Node" "node.updated" c reply::ok(app::node::update(&c.app, c.caller()?, c.home()?, c.param("node"), c.json()?).await?);
+    DELETE "/tenants/{t}/nodes/{node}" May(P::NetworkWrite, Tenant), &[], "" => "" "node.deleted" c reply::none(app::node::delete(&c.app, c.caller()?, c.home()?, c.param("node")).await?);
+
+    GET "/tenants/{t}/tokens" May(P::NetworkRead, Tenant), LIST_STATUS, "" => "TokenList" "" c reply::ok(app::token::list(&c.app, c.home()?, &c.wanted()).await?);
+    POST "/tenants/{t}/tokens" May(P::NetworkWrite, Tenant), &[], "TokenCreateRequest" => "TokenCreateResponse" "token.created" c {
+        let made = app::token::create(&c.app, c.caller()?, c.home()?, c.json()?).await?;
+        let id = made.body.token.as_ref().map(|t| t.id.clone()).unwrap_or_default();
+        reply::created(below(&c, "tokens", &id), made)
+    };
+    GET "/tenants/{t}/tokens/{token}" May(P::NetworkRead, Tenant), &[], "" => "Token" "" c reply::ok(app::token::get(&c.head, c.home()?, c.param("token"))?);
+    DELETE "/tenants/{t}/tokens/{token}" May(P::NetworkWrite, Tenant), &[], "" => "" "token.deleted" c reply::none(app::token::delete(&c.app, c.caller()?, c.home()?, c.param("token")).await?);
+
+    GET "/tenants/{t}/users" May(P::PeopleRead, Tenant), LIST, "" => "UserList" "" c reply::ok(app::user::list(&c.app, c.home()?.record.id, &c.wanted()).await?);
+    POST "/tenants/{t}/users" May(P::PeopleWrite, Tenant), &[], "UserCreateRequest" => "User" "user.created" c {
+        let made = app::user::create(&c.app, c.caller()?, c.home()?.record.id, c.json()?).await?;
+        reply::created(below(&c, "users", &made.body.id), made)
+    };
+    GET "/tenants/{t}/users/{user}" May(P::PeopleRead, Tenant), &[], "" => "User" "" c reply::ok(app::user::get(&c.head, c.home()?.record.id, c.param("user"))?);
+    DELETE "/tenants/{t}/users/{user}" May(P::PeopleWrite, Tenant), &[], "" => "" "user.deleted" c reply::none(app::user::delete(&c.app, c.caller()?, &c.head, c.home()?.record.id, c.param("user")).await?);
+
+    GET "/users" May(P::PeopleRead, Cluster), LIST, "" => "UserList" "" c reply::ok(app::user::list(&c.app, TenantId::default(), &c.wanted()).await?);
+    POST "/users" May(P::PeopleWrite, Cluster), &[], "UserCreateRequest" => "User" "user.created" c {
+        let made = app::user::create(&c.app, c.caller()?, TenantId::default(), c.json()?).await?;
+        reply::created(format!("{BASE}/users/{}", made.body.id), made)
+    };
+    GET "/users/{user}" May(P::PeopleRead, Cluster), &[], "" => "User" "" c reply::ok(app::user::get(&c.head, TenantId::default(), c.param("user"))?);
+    DELETE "/users/{user}" May(P::PeopleWrite, Cluster), &[], "" => "" "user.deleted" c reply::none(app::user::delete(&c.app, c.caller()?, &c.head, TenantId::default(), c.param("user")).await?);
+
+    GET "/cluster" May(P::ClusterRead, Cluster), &[], "" => "ClusterStatus" "" c reply::ok(app::system::status(&c.app, &c.head));
+    GET "/log/events" May(P::AuditRead, Own), EVENTS, "" => "EventList" "" c events::answer(c).await;
+    GET "/log/checkpoints" May(P::AuditRead, Own), &[], "" => "CheckpointList" "" c reply::ok(app::system::checkpoints(&c.head));
+    POST "/log/checkpoint" May(P::ClusterWrite, Cluster), &[], "" => "CheckpointRecord" "system.checkpoint_opened" c reply::ok(app::system::checkpoint(&c.app).await?);
+    POST "/log/verify" May(P::AuditRead, Cluster), &[], "" => "LogVerification" "" c reply::ok(app::system::verify(&c.app).await?);
+};
+
+fn below(c: &Call, noun: &str, id: &str) -> String {
+    let tenant = c.home().map(|h| h.record.id).unwrap_or_default();
+    format!("{BASE}/tenants/{tenant}/{noun}/{id}")
+}
+
+async fn login(c: &Call) -> Result<Response<Body>, Problem> {
+    c.limited(&c.app.limits.login)?;
+    let request: v1::LoginRequest = c.json()?;
+    let log = &c.app.log;
+    let state = || log.head().machine.clone();
+    let answer = c.app.auth.login(state, request, c.source, app::now_ms()).await?;
+    reply::ok(Output::read(&log.head(), answer))
+}
+
+fn refresh(c: &Call) -> Result<Response<Body>, Problem> {
+    let request: v1::RefreshRequest = c.json()?;
+    let answer = c.app.auth.refresh(&c.head.machine, &request.refresh_token, app::now_ms())?;
+    reply::ok(Output::read(&c.head, answer))
+}
+
+fn logout(c: &Call) -> Result<Response<Body>, Problem> {
+    let request: v1::RefreshRequest = c.json()?;
+    c.app.auth.logout(&c.head.machine, &request.refresh_token, app::now_ms())?;
+    reply::none(Output::read(&c.head, ()))
+}
+
+async fn password(c: &Call) -> Result<Response<Body>, Problem> {
+    c.limited(&c.app.limits.login)?;
+    reply::none(app::user::password(&c.app, c.caller()?, c.json()?).await?)
+}

@@ -1,0 +1,166 @@
+//! `cvlan-api`: starts the controller, or works on its folder while it does not run.
+#![allow(missing_docs)]
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use cvlan_api::config::{Settings, one_line};
+use cvlan_api::server::{Options, Running, StartError, start};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+mod offline;
+
+/// The CVLAN controller. Without arguments: a one-member cluster in ./cvlan-data with everything on.
+#[derive(Parser)]
+#[command(name = "cvlan-api", version, args_conflicts_with_subcommands = false)]
+struct Cli {
+    /// YAML file with the same settings (data-dir: …); flags and environment are stronger
+    #[arg(long, env = "CVLAN_CONFIG", value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Option<Sub>,
+}
+
+#[derive(Subcommand)]
+enum Sub {
+    /// Look at the settings
+    Config {
+        #[command(subcommand)]
+        what: ConfigSub,
+    },
+    /// Look at the log while the controller does not run
+    Log {
+        #[command(subcommand)]
+        what: LogSub,
+    },
+    /// The SQL views while the controller does not run
+    Views {
+        #[command(subcommand)]
+        what: ViewsSub,
+    },
+    /// Get back in while the controller does not run
+    Admin {
+        #[command(subcommand)]
+        what: AdminSub,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigSub {
+    /// Validate flags, environment and file, and print what comes out
+    Check,
+}
+
+#[derive(Subcommand)]
+enum LogSub {
+    /// Replay the log from its first event and compare it with every checkpoint in it
+    Verify,
+    /// How many events, entries and bytes
+    Stats,
+}
+
+#[derive(Subcommand)]
+enum ViewsSub {
+    /// Throw views.db away and build it from the log
+    Rebuild,
+}
+
+#[derive(Subcommand)]
+enum AdminSub {
+    /// Give a global user a new password, and print it
+    ResetPassword {
+        /// Its login name
+        #[arg(long, default_value = cvlan_api::bootstrap::ADMIN)]
+        name: String,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // The log holds hashes and sealed secrets: what this process makes is its user's alone.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("cvlan-api: {}", one_line(&format!("{error:#}")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let file = match &cli.config {
+        Some(path) => Settings::file_read(path).context("--config")?,
+        None => Settings::default(),
+    };
+    let settings = cli.settings.or(file);
+    let options = settings.clone().options()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting threads")?;
+    runtime.block_on(async {
+        match cli.command {
+            None => controller(options).await.map_err(with_hint),
+            Some(Sub::Config { what: ConfigSub::Check }) => config_check(&options),
+            Some(Sub::Log { what: LogSub::Verify }) => offline::log_verify(&options).await,
+            Some(Sub::Log { what: LogSub::Stats }) => offline::log_stats(&options).await,
+            Some(Sub::Views { what: ViewsSub::Rebuild }) => offline::views_rebuild(&options).await,
+            Some(Sub::Admin { what: AdminSub::ResetPassword { name } }) => {
+                offline::reset_password(&options, &name).await
+            }
+        }
+    })
+}
+
+fn with_hint(error: StartError) -> anyhow::Error {
+    anyhow::anyhow!("{error} (hint: {})", error.hint())
+}
+
+fn config_check(options: &Options) -> anyhow::Result<ExitCode> {
+    let settings = Settings {
+        data_dir: Some(options.data_dir.clone()),
+        listen: Some(options.listen),
+        node_listen: Some(options.node_listen),
+        metrics_listen: Some(options.metrics_listen),
+        advertise_api: (!options.advertise_api.is_empty()).then(|| options.advertise_api.clone()),
+        advertise_node: (!options.advertise_node.is_empty()).then(|| options.advertise_node.clone()),
+    };
+    print!("{}", serde_saphyr::to_string(&settings)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn controller(options: Options) -> Result<ExitCode, StartError> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .map_err(|e| StartError::Setup(e.to_string()))?;
+    let running = start(options).await?;
+    announce(&running);
+    let failed = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = tokio::signal::ctrl_c() => None,
+        why = running.failed() => Some(why),
+    };
+    if let Some(why) = &failed {
+        tracing::error!("the member stopped: {why}");
+    }
+    running.stop().await;
+    Ok(if failed.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// On stdout, so that it is there whatever the log's level is.
+fn announce(running: &Running) {
+    let head = running.app().log.head();
+    let system = &head.machine.system;
+    let ui = system.api_urls.first().map(String::as_str).unwrap_or_default();
+    println!("CVLAN {} at event {}", env!("CARGO_PKG_VERSION"), head.seq);
+    println!("  UI and API     {ui}");
+    if let Some(password) = running.password() {
+        println!("  superadmin     {}  {password}", cvlan_api::bootstrap::ADMIN);
+        println!("                 shown once; also in keys/bootstrap until it is changed");
+        println!("  log in with    cvlanctl login {ui} --ca-pin {}", running.ca_pin());
+    }
+    println!("  machines       {}", system.node_urls.join(", "));
+    println!("  metrics        http://{}/metrics", running.metrics_address());
+}

@@ -1,0 +1,239 @@
+//! Counters, and their Prometheus text (exposition format 0.0.4). Each costs an atomic; nothing is looked up by name.
+
+use crate::app::App;
+use crate::doors::rest::routes::ROUTES;
+use cvlan_core::{Rejection, Rules};
+use cvlan_raft::status::Histogram;
+use cvlan_raft::{Answer, Counts, WriteError};
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+const OUTCOMES: [&str; 9] =
+    ["applied", "unchanged", "rejected", "busy", "no_leader", "outcome_unknown", "too_large", "disk_full", "stopped"];
+
+/// Requests that no line of ROUTES takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Other {
+    /// GET /client/discover
+    Discover,
+    /// POST /client/register
+    Register,
+    /// GET /client/sync
+    Sync,
+    /// The UI and its files.
+    Ui,
+    /// No route.
+    None,
+}
+
+const OTHERS: [(Other, &str, &str); 5] = [
+    (Other::Discover, "GET", "/client/discover"),
+    (Other::Register, "POST", "/client/register"),
+    (Other::Sync, "GET", "/client/sync"),
+    (Other::Ui, "GET", "/"),
+    (Other::None, "", "none"),
+];
+
+/// What a sync stream was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// A part of a full map.
+    Map,
+    /// A part of a delta.
+    Delta,
+    /// A heartbeat.
+    Heartbeat,
+}
+
+#[derive(Default)]
+struct Requests {
+    by_class: [AtomicU64; CLASSES.len()],
+    micros: Histogram,
+}
+
+/// The counters of one process.
+#[derive(Default)]
+pub struct Metrics {
+    routes: Vec<Requests>,
+    others: [Requests; OTHERS.len()],
+    writes: [AtomicU64; OUTCOMES.len()],
+    sent: [AtomicU64; 3],
+    /// Connections whose TLS handshake failed.
+    pub handshakes_failed: AtomicU64,
+    /// Requests refused by a rate limit.
+    pub rate_limited: AtomicU64,
+}
+
+impl Metrics {
+    /// One set of counters a route.
+    pub fn new() -> Self {
+        Self { routes: ROUTES.iter().map(|_| Requests::default()).collect(), ..Self::default() }
+    }
+
+    /// A request was answered: by which line of ROUTES.
+    pub fn route(&self, route: usize, status: u16, micros: u64) {
+        count(self.routes.get(route), status, micros);
+    }
+
+    /// A request was answered that no line of ROUTES takes.
+    pub fn other(&self, other: Other, status: u16, micros: u64) {
+        let at = OTHERS.iter().position(|(o, ..)| *o == other);
+        count(at.and_then(|i| self.others.get(i)), status, micros);
+    }
+
+    /// A command was answered.
+    pub fn write(&self, result: &Result<Answer<Rules>, WriteError<Rejection>>) {
+        let outcome = match result {
+            Ok(answer) if answer.events.is_empty() => "unchanged",
+            Ok(_) => "applied",
+            Err(WriteError::Rejected(_)) => "rejected",
+            Err(WriteError::Busy) => "busy",
+            Err(WriteError::NoLeader) => "no_leader",
+            Err(WriteError::OutcomeUnknown) => "outcome_unknown",
+            Err(WriteError::TooLarge { .. }) => "too_large",
+            Err(WriteError::DiskFull) => "disk_full",
+            Err(
+                WriteError::Stopped
+                | WriteError::Diverged
+                | WriteError::NotBootstrapped
+                | WriteError::AlreadyBootstrapped,
+            ) => "stopped",
+        };
+        let at = OUTCOMES.iter().position(|o| *o == outcome);
+        if let Some(counter) = at.and_then(|i| self.writes.get(i)) {
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// A sync stream was sent a frame.
+    pub fn sent(&self, what: Sent) {
+        let [map, delta, heartbeat] = &self.sent;
+        let counter = match what {
+            Sent::Map => map,
+            Sent::Delta => delta,
+            Sent::Heartbeat => heartbeat,
+        };
+        counter.fetch_add(1, Relaxed);
+    }
+
+    /// Frames sent of a kind.
+    pub fn sent_count(&self, what: Sent) -> u64 {
+        let [map, delta, heartbeat] = &self.sent;
+        match what {
+            Sent::Map => map,
+            Sent::Delta => delta,
+            Sent::Heartbeat => heartbeat,
+        }
+        .load(Relaxed)
+    }
+
+    /// The text.
+    pub fn render(&self, app: &App) -> String {
+        let mut out = String::with_capacity(16 << 10);
+        let (head, raft) = (app.log.head(), app.log.status());
+        let view = app.views.checkpoint();
+        let lag = if view.epoch == head.epoch { head.seq.0.saturating_sub(view.seq.0) } else { head.seq.0 };
+        gauge(&mut out, "cvlan_applied_seq", "Last applied event.", head.seq.0);
+        gauge(&mut out, "cvlan_view_lag_events", "Events that the SQL view is behind.", lag);
+        gauge(&mut out, "cvlan_nodes", "Nodes in the log.", head.machine.node_count() as u64);
+        gauge(
+            &mut out,
+            "cvlan_nodes_online",
+            "Nodes with an open sync stream here.",
+            app.streams.online_count() as u64,
+        );
+        gauge(&mut out, "cvlan_writable", "1 where this member takes writes.", u64::from(raft.writable));
+        gauge(&mut out, "cvlan_raft_term", "Raft's term.", raft.term);
+        gauge(&mut out, "cvlan_write_queue", "Commands that wait.", raft.queue as u64);
+        gauge(&mut out, "cvlan_log_bytes", "Bytes of all log segments.", raft.log_bytes);
+        gauge(&mut out, "cvlan_disk_full", "1 where the log has no room to grow.", u64::from(raft.disk_full));
+        gauge(&mut out, "cvlan_uptime_seconds", "Since the start.", app.started.elapsed().as_secs());
+
+        let writes = OUTCOMES.iter().zip(&self.writes).map(|(o, c)| (format!("outcome=\"{o}\""), c.load(Relaxed)));
+        counters(&mut out, "cvlan_writes_total", "Commands by outcome.", writes);
+        let sent = ["map", "delta", "heartbeat"].iter().zip(&self.sent);
+        let sent = sent.map(|(k, c)| (format!("kind=\"{k}\""), c.load(Relaxed)));
+        counters(&mut out, "cvlan_sync_frames_total", "Frames sent to agents.", sent);
+        let one = |c: &AtomicU64| std::iter::once((String::new(), c.load(Relaxed)));
+        let (failed, limited) = (one(&self.handshakes_failed), one(&self.rate_limited));
+        counters(&mut out, "cvlan_tls_handshakes_failed_total", "TLS handshakes that failed.", failed);
+        counters(&mut out, "cvlan_rate_limited_total", "Requests refused by a rate limit.", limited);
+
+        self.requests(&mut out);
+        header(&mut out, "cvlan_wal_sync_seconds", "Group commits of the log: write and sync.", "histogram");
+        histogram(&mut out, "cvlan_wal_sync_seconds", "", &raft.sync_us);
+        out
+    }
+
+    fn all(&self) -> impl Iterator<Item = (String, &Requests)> {
+        let routes = ROUTES.iter().zip(&self.routes).map(|(r, c)| (labels(r.method.as_str(), &r.full_path()), c));
+        let others = OTHERS.iter().zip(&self.others).map(|((_, method, path), c)| (labels(method, path), c));
+        routes.chain(others)
+    }
+
+    fn requests(&self, out: &mut String) {
+        let by_class = self.all().flat_map(|(labels, c)| {
+            CLASSES.iter().zip(&c.by_class).filter_map(move |(class, n)| {
+                let n = n.load(Relaxed);
+                (n > 0).then(|| (format!("{labels},status=\"{class}\""), n))
+            })
+        });
+        counters(out, "cvlan_http_requests_total", "Requests by route and status.", by_class);
+        header(out, "cvlan_http_request_seconds", "Time to the answer's head.", "histogram");
+        for (labels, c) in self.all() {
+            let counts = c.micros.counts();
+            if counts.count() > 0 {
+                histogram(out, "cvlan_http_request_seconds", &labels, &counts);
+            }
+        }
+    }
+}
+
+fn labels(method: &str, path: &str) -> String {
+    format!("method=\"{method}\",route=\"{path}\"")
+}
+
+fn count(requests: Option<&Requests>, status: u16, micros: u64) {
+    let Some(requests) = requests else { return };
+    if let Some(class) = requests.by_class.get(usize::from(status / 100).saturating_sub(1)) {
+        class.fetch_add(1, Relaxed);
+    }
+    requests.micros.add(micros);
+}
+
+// Writing into a String cannot fail.
+fn header(out: &mut String, name: &str, help: &str, kind: &str) {
+    let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+}
+
+fn gauge(out: &mut String, name: &str, help: &str, value: u64) {
+    header(out, name, help, "gauge");
+    let _ = writeln!(out, "{name} {value}");
+}
+
+fn counters(out: &mut String, name: &str, help: &str, values: impl Iterator<Item = (String, u64)>) {
+    header(out, name, help, "counter");
+    for (labels, value) in values {
+        let _ = match labels.is_empty() {
+            true => writeln!(out, "{name} {value}"),
+            false => writeln!(out, "{name}{{{labels}}} {value}"),
+        };
+    }
+}
+
+/// Bucket `n` of the counts holds values below 2^n microseconds.
+fn histogram(out: &mut String, name: &str, labels: &str, counts: &Counts) {
+    let comma = if labels.is_empty() { "" } else { "," };
+    let (mut sum, total) = (0, counts.count());
+    let last = counts.buckets.iter().rposition(|n| *n > 0).unwrap_or_default();
+    for (n, count) in counts.buckets.iter().enumerate().take(last + 1) {
+        sum += count;
+        let le = ((1u64 << n) - 1) as f64 / 1e6;
+        let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{le}\"}} {sum}");
+    }
+    let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {total}");
+    let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+    let _ = writeln!(out, "{name}_sum{braces} {}", counts.sum as f64 / 1e6);
+    let _ = writeln!(out, "{name}_count{braces} {total}");
+}

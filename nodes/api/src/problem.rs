@@ -1,0 +1,147 @@
+//! Errors as everyone outside sees them: RFC 9457 `application/problem+json` with a stable code, and what to do.
+
+use cvlan_core::Rejection;
+use cvlan_core::map::Refusal;
+use cvlan_core::rejection::Kind;
+use cvlan_proto::v1;
+use cvlan_raft::{HistoryError, VerifyError, WriteError};
+use http::StatusCode;
+use std::borrow::Cow;
+
+/// An answer that is not success.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// Stable, snake_case.
+    pub code: &'static str,
+    /// What happened and what to do.
+    pub detail: Cow<'static, str>,
+    /// Seconds after which to try again.
+    pub retry_after: Option<u64>,
+    /// Methods that the path takes (405).
+    pub allow: Option<String>,
+}
+
+impl Problem {
+    /// A problem.
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, code, detail: detail.into(), retry_after: None, allow: None }
+    }
+
+    /// 400.
+    pub fn invalid(code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, detail)
+    }
+
+    /// 401.
+    pub fn unproven(code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, code, detail)
+    }
+
+    /// 404.
+    pub fn not_found(code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, detail)
+    }
+
+    /// 429 or 503: later.
+    pub fn later(status: StatusCode, code: &'static str, detail: impl Into<Cow<'static, str>>, seconds: u64) -> Self {
+        Self { retry_after: Some(seconds), ..Self::new(status, code, detail) }
+    }
+
+    /// 500: a fault of ours. What it was goes to the log, not to the caller.
+    pub fn internal(what: impl std::fmt::Display) -> Self {
+        tracing::error!("internal error: {what}");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the controller failed; its log says why")
+    }
+
+    /// The body.
+    pub fn to_proto(&self) -> v1::Problem {
+        v1::Problem {
+            r#type: "about:blank".to_owned(),
+            title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
+            status: u32::from(self.status.as_u16()),
+            detail: self.detail.to_string(),
+            code: self.code.to_owned(),
+        }
+    }
+}
+
+impl From<Rejection> for Problem {
+    fn from(r: Rejection) -> Self {
+        let status = match r.kind {
+            Kind::Invalid => StatusCode::BAD_REQUEST,
+            Kind::Unproven => StatusCode::UNAUTHORIZED,
+            Kind::Forbidden => StatusCode::FORBIDDEN,
+            Kind::NotFound => StatusCode::NOT_FOUND,
+            Kind::Conflict => StatusCode::CONFLICT,
+            Kind::Stale => StatusCode::PRECONDITION_FAILED,
+        };
+        Self::new(status, r.code, r.detail)
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(r: Refusal) -> Self {
+        let status = match r {
+            Refusal::Deleted => StatusCode::UNAUTHORIZED,
+            Refusal::Disabled => StatusCode::FORBIDDEN,
+        };
+        Self::new(status, r.code(), r.detail())
+    }
+}
+
+impl From<WriteError<Rejection>> for Problem {
+    fn from(e: WriteError<Rejection>) -> Self {
+        let unavailable = |code, detail: &'static str| Self::later(StatusCode::SERVICE_UNAVAILABLE, code, detail, 1);
+        match e {
+            WriteError::Rejected(r) => r.into(),
+            WriteError::Busy => unavailable("busy", "too many writes are waiting; try again"),
+            WriteError::NoLeader => {
+                unavailable("no_leader", "the cluster has no leader now; nothing was written, try again")
+            }
+            WriteError::OutcomeUnknown => unavailable(
+                "outcome_unknown",
+                "whether this was carried out is not known any more; look before you repeat it",
+            ),
+            WriteError::TooLarge { bytes, limit } => Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_large",
+                format!("this makes {bytes} bytes of events, of at most {limit}; split it"),
+            ),
+            WriteError::DiskFull => {
+                unavailable("disk_full", "the controller's disk is full; nothing was written, make room and try again")
+            }
+            WriteError::Diverged => {
+                unavailable("diverged", "this member's state differs from the leader's; ask another member")
+            }
+            WriteError::NotBootstrapped | WriteError::AlreadyBootstrapped => Self::internal(e),
+            WriteError::Stopped => {
+                unavailable("stopping", "this member stops; ask again, and look whether it was carried out")
+            }
+        }
+    }
+}
+
+impl From<HistoryError> for Problem {
+    fn from(e: HistoryError) -> Self {
+        match e {
+            HistoryError::Gone { first } => Self::new(
+                StatusCode::GONE,
+                "history_gone",
+                format!("the history here starts at event {first}; ask from there on"),
+            ),
+            HistoryError::Damaged(_) => Self::internal(e),
+            HistoryError::Stopped => WriteError::<Rejection>::Stopped.into(),
+        }
+    }
+}
+
+impl From<VerifyError> for Problem {
+    fn from(e: VerifyError) -> Self {
+        match e {
+            VerifyError::History(e) => e.into(),
+            VerifyError::Open(_) | VerifyError::Entry { .. } => Self::internal(e),
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The controller from outside: the real server on loopback, real TLS with the CA pinned, a data folder of its own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+mod access;
+mod bad_input;
+mod common;
+mod process;
+mod rest;
+mod sync;

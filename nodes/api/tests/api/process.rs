@@ -1,0 +1,305 @@
+//! The real binary: what it says when it cannot start, and what is there after kill -9.
+
+use crate::common::{http_client, send, wg_key};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+fn binary(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cvlan-api"));
+    command.env_clear().env("RUST_LOG", "error").current_dir(dir);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn with_ports(command: &mut Command, ports: [u16; 3]) {
+    for (flag, port) in ["--listen", "--node-listen", "--metrics-listen"].iter().zip(ports) {
+        command.arg(flag).arg(format!("127.0.0.1:{port}"));
+    }
+}
+
+struct Process {
+    child: Child,
+    lines: Vec<String>,
+}
+
+impl Process {
+    /// Starts it and reads what it announces.
+    fn start(dir: &Path, ports: [u16; 3]) -> Self {
+        let mut command = binary(dir);
+        with_ports(&mut command, ports);
+        let mut child = command.spawn().unwrap();
+        let mut lines = Vec::new();
+        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+            let line = line.unwrap();
+            let last = line.contains("  metrics ");
+            lines.push(line);
+            if last {
+                break;
+            }
+        }
+        Self { child, lines }
+    }
+
+    /// kill -9.
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// Its one line on stderr, with exit code 1.
+fn refused(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(text.trim_end().lines().count(), 1, "{text}");
+    assert!(text.starts_with("cvlan-api: "), "{text}");
+    text
+}
+
+fn free_ports() -> [u16; 3] {
+    let listeners: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let ports: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap().port()).collect();
+    ports.try_into().unwrap()
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to.join(entry.file_name()));
+        } else {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_cannot_start_says_why_on_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("cvlan-data");
+    let ports = free_ports();
+    let running = Process::start(dir.path(), ports);
+    let text = running.lines.join("\n");
+    for part in
+        ["UI and API     https://127.0.0.1:", "superadmin     admin  ", "cvlanctl login https://", "--ca-pin sha256:"]
+    {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+
+    // Locked by another process: whatever else is wrong too.
+    let mut second = binary(dir.path());
+    with_ports(&mut second, ports);
+    let text = refused(second);
+    assert!(text.contains("is locked by another process") && text.contains("(hint: "), "{text}");
+    let mut verify = binary(dir.path());
+    verify.args(["log", "verify"]);
+    assert!(refused(verify).contains("locked"));
+
+    // A port that is taken; the folder is left as it was.
+    let other = tempfile::tempdir().unwrap();
+    for (at, flag) in ["--listen", "--node-listen", "--metrics-listen"].iter().enumerate() {
+        let mut taken = free_ports();
+        taken[at] = ports[at];
+        let mut third = binary(other.path());
+        with_ports(&mut third, taken);
+        let text = refused(third);
+        assert!(text.contains(flag) && text.contains("another cvlan-api"), "{text}");
+    }
+    assert!(!other.path().join("cvlan-data/keys").exists(), "nothing was begun");
+    running.kill();
+
+    // Started again: no password, the same UI line.
+    let again = Process::start(dir.path(), ports);
+    let text = again.lines.join("\n");
+    assert!(text.contains("UI and API") && !text.contains("superadmin"), "{text}");
+    again.kill();
+
+    // keys/ of one log, log/ of another.
+    let stranger = tempfile::tempdir().unwrap();
+    Process::start(stranger.path(), free_ports()).kill();
+    let mixed = tempfile::tempdir().unwrap();
+    copy(&data, &mixed.path().join("cvlan-data"));
+    std::fs::remove_dir_all(mixed.path().join("cvlan-data/log")).unwrap();
+    copy(&stranger.path().join("cvlan-data/log"), &mixed.path().join("cvlan-data/log"));
+    check_refused(mixed.path(), "keys/ belong to log");
+
+    // keys/ without its log: a half-restored backup is not started over.
+    let half = tempfile::tempdir().unwrap();
+    copy(&data.join("keys"), &half.path().join("cvlan-data/keys"));
+    check_refused(half.path(), "keys/ belong to log");
+    // A log without a key it needs.
+    let keyless = tempfile::tempdir().unwrap();
+    copy(&data, &keyless.path().join("cvlan-data"));
+    std::fs::remove_file(keyless.path().join("cvlan-data/keys/cluster")).unwrap();
+    check_refused(keyless.path(), "keys/cluster is missing");
+    // A key file that is half there.
+    std::fs::write(keyless.path().join("cvlan-data/keys/cluster"), "{\"id\"").unwrap();
+    check_refused(keyless.path(), "keys/cluster is damaged");
+    // A newer version's log.
+    let newer = tempfile::tempdir().unwrap();
+    copy(&data, &newer.path().join("cvlan-data"));
+    newer_format(&newer.path().join("cvlan-data/log"));
+    check_refused(newer.path(), "start the version that wrote it");
+
+    // The folder itself is as good as before.
+    let mut verify = binary(dir.path());
+    verify.args(["log", "verify"]);
+    let output = verify.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8(output.stdout).unwrap().starts_with("ok "));
+}
+
+/// Refused twice alike: the first refusal changed nothing.
+fn check_refused(dir: &Path, what: &str) {
+    let attempt = || {
+        let mut command = binary(dir);
+        with_ports(&mut command, free_ports());
+        refused(command)
+    };
+    let first = attempt();
+    assert!(first.contains(what) && first.contains("(hint: "), "{first}");
+    assert_eq!(first, attempt());
+}
+
+/// Raises the format number in the header of the first segment.
+fn newer_format(log: &Path) {
+    let mut names: Vec<_> = std::fs::read_dir(log).unwrap().map(|e| e.unwrap().path()).collect();
+    names.retain(|p| p.extension().is_some_and(|e| e == "seg"));
+    names.sort();
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options().read(true).write(true).open(&names[0]).unwrap();
+    let mut head = [0; 64];
+    file.read_exact_at(&mut head, 0).unwrap();
+    assert_eq!(head[8..12], cvlan_raft::store::segment::SEGMENT_FORMAT.to_le_bytes(), "after 8 bytes of magic");
+    head[8..12].copy_from_slice(&999u32.to_le_bytes());
+    file.write_all_at(&head, 0).unwrap();
+}
+
+#[test]
+fn settings_are_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("c.yaml"), "listen: 127.0.0.1:7\nadvertise-node: [https://c.example:8444]\n")
+        .unwrap();
+    let mut check = binary(dir.path());
+    check.args(["config", "check", "--config", "c.yaml", "--data-dir", "here"]).env("CVLAN_NODE_LISTEN", "127.0.0.1:8");
+    let output = check.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    for line in ["data-dir: here", "listen: 127.0.0.1:7", "node-listen: 127.0.0.1:8", "https://c.example:8444"] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    std::fs::write(dir.path().join("c.yaml"), "lissten: 127.0.0.1:7\n").unwrap();
+    let mut check = binary(dir.path());
+    check.args(["config", "check", "--config", "c.yaml"]);
+    assert!(refused(check).contains("lissten"));
+}
+
+/// The API of a process, as its superadmin.
+#[derive(Clone)]
+struct Api {
+    http: reqwest::Client,
+    base: String,
+    token: String,
+}
+
+impl Api {
+    async fn login(dir: &Path, port: u16, password: &str) -> Self {
+        let http = http_client(&std::fs::read_to_string(dir.join("cvlan-data/ca.pem")).unwrap());
+        let base = format!("https://127.0.0.1:{port}/api/v1");
+        let body = json!({"name": "admin", "password": password});
+        let answer = send(http.post(format!("{base}/auth/login")).json(&body)).await.expect(200).json();
+        Self { http, base, token: answer["accessToken"].as_str().unwrap().to_owned() }
+    }
+
+    async fn post(&self, path: &str, body: Value) -> reqwest::Result<u16> {
+        let request = self.http.post(format!("{}{path}", self.base)).bearer_auth(&self.token).json(&body);
+        Ok(request.send().await?.status().as_u16())
+    }
+
+    async fn names(&self) -> BTreeSet<String> {
+        let (mut names, mut cursor) = (BTreeSet::new(), String::new());
+        loop {
+            let url = format!("{}/tenants/acme/nodes?limit=1000&cursor={cursor}", self.base);
+            let page = send(self.http.get(url).bearer_auth(&self.token)).await.expect(200).json();
+            names.extend(page["items"].as_array().unwrap().iter().map(|n| n["name"].as_str().unwrap().to_owned()));
+            cursor = page["nextCursor"].as_str().unwrap().to_owned();
+            if cursor.is_empty() {
+                return names;
+            }
+        }
+    }
+}
+
+/// kill -9, 20 times, under write load: every acknowledged write is there; nothing is there that was never asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_acknowledged_write_survives_kill_9() {
+    const ROUNDS: usize = 20;
+    const WRITERS: usize = 8;
+    let dir = tempfile::tempdir().unwrap();
+    let ports = free_ports();
+    let mut process = Process::start(dir.path(), ports);
+    let file: Value =
+        serde_json::from_str(&std::fs::read_to_string(dir.path().join("cvlan-data/keys/bootstrap")).unwrap()).unwrap();
+    let password = file["password"].as_str().unwrap().to_owned();
+    let mut api = Api::login(dir.path(), ports[0], &password).await;
+    api.post("/tenants", json!({"slug": "acme"})).await.unwrap();
+    api.post("/tenants/acme/cvlans", json!({"name": "prod", "ipv4Cidr": "10.0.0.0/12"})).await.unwrap();
+
+    let mut acknowledged = BTreeSet::new();
+    let mut asked = BTreeSet::new();
+    for round in 0..ROUNDS {
+        let stop = Arc::new(AtomicBool::new(false));
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|w| {
+                let (api, stop) = (api.clone(), stop.clone());
+                tokio::spawn(async move {
+                    let (mut done, mut tried) = (Vec::new(), Vec::new());
+                    for i in 0.. {
+                        if stop.load(SeqCst) {
+                            break;
+                        }
+                        let name = format!("r{round}-w{w}-{i}");
+                        tried.push(name.clone());
+                        let body = json!({"cvlan": "prod", "name": name, "wgPublicKey": wg_key()});
+                        match api.post("/tenants/acme/nodes", body).await {
+                            Ok(201) => done.push(name),
+                            Ok(503) | Err(_) => break,
+                            Ok(other) => panic!("{other}"),
+                        }
+                    }
+                    (done, tried)
+                })
+            })
+            .collect();
+        // Somewhere in the middle of a write, never at the same place.
+        tokio::time::sleep(Duration::from_millis(40 + 13 * round as u64 % 70)).await;
+        process.kill();
+        stop.store(true, SeqCst);
+        for writer in writers {
+            let (done, tried) = writer.await.unwrap();
+            acknowledged.extend(done);
+            asked.extend(tried);
+        }
+        let started = Instant::now();
+        process = Process::start(dir.path(), ports);
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+        api = Api::login(dir.path(), ports[0], &password).await;
+    }
+    let there = api.names().await;
+    let lost: Vec<_> = acknowledged.difference(&there).collect();
+    let invented: Vec<_> = there.difference(&asked).collect();
+    assert!(lost.is_empty() && invented.is_empty(), "lost {lost:?}, invented {invented:?}");
+    assert!(acknowledged.len() > 20 * ROUNDS, "it was under load: {}", acknowledged.len());
+    let verified = send(api.http.post(format!("{}/log/verify", api.base)).bearer_auth(&api.token)).await.expect(200);
+    assert_eq!(verified.json()["ok"], true, "{}", verified.text);
+    process.kill();
+}

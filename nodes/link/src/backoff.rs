@@ -1,0 +1,73 @@
+//! How long to wait before trying again.
+
+use std::time::Duration;
+
+const FIRST: Duration = Duration::from_millis(200);
+const LAST: Duration = Duration::from_secs(10);
+
+/// Waits between tries at several doors: short ones while there is another door to try, and after each round over all
+/// of them one that doubles from 200 ms to 10 s. Each is drawn from the upper half, so that a fleet does not come back
+/// at once.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    doors: usize,
+    tries: usize,
+    next: Duration,
+}
+
+impl Backoff {
+    pub fn new(doors: usize) -> Self {
+        Self { doors: doors.max(1), tries: 0, next: FIRST }
+    }
+
+    /// It worked: start anew.
+    pub fn reset(&mut self) {
+        (self.tries, self.next) = (0, FIRST);
+    }
+
+    /// The next wait.
+    pub fn wait(&mut self) -> Duration {
+        self.tries += 1;
+        if !self.tries.is_multiple_of(self.doors) {
+            return jittered(FIRST);
+        }
+        let longest = self.next;
+        self.next = (longest * 2).min(LAST);
+        jittered(longest)
+    }
+
+    /// A wait where nothing will change soon.
+    pub fn wait_long() -> Duration {
+        jittered(LAST)
+    }
+}
+
+fn jittered(longest: Duration) -> Duration {
+    // Without randomness every wait is the longest.
+    let draw = getrandom::u32().unwrap_or(u32::MAX);
+    longest / 2 + (longest / 2).mul_f64(f64::from(draw) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_grows_with_each_round_to_its_cap_and_starts_anew() {
+        for doors in [0, 1, 3] {
+            let mut backoff = Backoff::new(doors);
+            let mut longest = FIRST;
+            for _ in 0..20 {
+                for _ in 1..doors {
+                    assert!(backoff.wait() <= FIRST);
+                }
+                let wait = backoff.wait();
+                assert!(wait >= longest / 2 && wait <= longest, "{wait:?} for {longest:?}");
+                longest = (longest * 2).min(LAST);
+            }
+            backoff.reset();
+            assert!(backoff.wait() <= FIRST);
+        }
+        assert!(Backoff::wait_long() >= LAST / 2);
+    }
+}

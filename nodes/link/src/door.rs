@@ -1,0 +1,278 @@
+//! A controller's node door: HTTP/1.1 over TLS, one request a connection, and the upgrade to a sync stream.
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+/// The longest answer: a registration with its first map.
+const BODY_MAX: usize = 4 << 20;
+/// How long connecting, with TLS, may take.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// How long an answer may take.
+const ANSWER_MAX: Duration = Duration::from_secs(15);
+/// The longest code or detail of a problem that is kept.
+const TEXT_MAX: usize = 512;
+
+/// Where a controller's node door is: `https://HOST[:PORT]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DoorUrl {
+    host: String,
+    port: u16,
+}
+
+impl FromStr for DoorUrl {
+    type Err = DoorError;
+
+    fn from_str(text: &str) -> Result<Self, DoorError> {
+        let bad = || DoorError::Url(text.chars().take(TEXT_MAX).collect());
+        let uri: http::Uri = text.parse().map_err(|_| bad())?;
+        let authority = uri.authority().ok_or_else(bad)?;
+        let plain = matches!(uri.path(), "" | "/") && uri.query().is_none() && !authority.as_str().contains('@');
+        if uri.scheme_str() != Some("https") || !plain {
+            return Err(bad());
+        }
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        ServerName::try_from(host.as_str()).map_err(|_| bad())?;
+        Ok(Self { host, port: authority.port_u16().unwrap_or(443) })
+    }
+}
+
+impl fmt::Display for DoorUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "https://{}", self.authority())
+    }
+}
+
+impl DoorUrl {
+    fn authority(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// What can go wrong at a door.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// No door there can be.
+    #[error("{0:?} is not a controller's URL: https://HOST[:PORT]")]
+    Url(String),
+    /// No connection, or it broke.
+    #[error("{url}: {source}")]
+    Io {
+        /// Which door.
+        url: String,
+        /// What happened.
+        source: std::io::Error,
+    },
+    /// Broken HTTP.
+    #[error("{url}: {source}")]
+    Http {
+        /// Which door.
+        url: String,
+        /// What happened.
+        source: hyper::Error,
+    },
+    /// Too slow.
+    #[error("{0}: no answer in time")]
+    Timeout(String),
+    /// An answer that makes no sense.
+    #[error("{url}: {what}")]
+    Answer {
+        /// Which door.
+        url: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The controller refused (RFC 9457).
+    #[error("{detail} ({code}, {status})")]
+    Problem {
+        /// HTTP status.
+        status: u16,
+        /// Stable, snake_case.
+        code: String,
+        /// What happened and what to do.
+        detail: String,
+    },
+}
+
+impl DoorError {
+    /// Stable name of the kind of error: the controller's own where it gave one.
+    pub fn code(&self) -> &str {
+        match self {
+            DoorError::Url(_) => "url_invalid",
+            DoorError::Io { .. } => "door_unreachable",
+            DoorError::Http { .. } => "door_http",
+            DoorError::Timeout(_) => "door_timeout",
+            DoorError::Answer { .. } => "door_answer",
+            DoorError::Problem { code, .. } => code,
+        }
+    }
+
+    /// True where asking again cannot help: the controller understood and refused.
+    pub fn is_final(&self) -> bool {
+        match self {
+            DoorError::Problem { status, .. } => (400..500).contains(status) && !matches!(status, 408 | 425 | 429),
+            DoorError::Url(_)
+            | DoorError::Io { .. }
+            | DoorError::Http { .. }
+            | DoorError::Timeout(_)
+            | DoorError::Answer { .. } => false,
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Problem {
+    code: String,
+    title: String,
+    detail: String,
+}
+
+/// Asks at doors with one TLS configuration.
+#[derive(Clone)]
+pub struct Door {
+    tls: TlsConnector,
+}
+
+/// A connection that has become a stream of bytes.
+pub type Stream = TokioIo<Upgraded>;
+
+impl Door {
+    /// With the trust and identity of `tls`.
+    pub fn new(tls: Arc<ClientConfig>) -> Self {
+        Self { tls: TlsConnector::from(tls) }
+    }
+
+    /// GET, JSON back.
+    pub async fn get<A: DeserializeOwned>(&self, url: &DoorUrl, path: &str) -> Result<A, DoorError> {
+        let response = self.send(url, request(url, Method::GET, path, Bytes::new())?).await?;
+        answer(url, response).await
+    }
+
+    /// POST of JSON, JSON back.
+    pub async fn post<A: DeserializeOwned>(&self, url: &DoorUrl, path: &str, body: Vec<u8>) -> Result<A, DoorError> {
+        let response = self.send(url, request(url, Method::POST, path, body.into())?).await?;
+        answer(url, response).await
+    }
+
+    /// GET with an upgrade to `protocol` (RFC 9110 §7.8).
+    pub async fn upgrade(&self, url: &DoorUrl, path: &str, protocol: &'static str) -> Result<Stream, DoorError> {
+        let mut request = request(url, Method::GET, path, Bytes::new())?;
+        request.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
+        request.headers_mut().insert(header::UPGRADE, header::HeaderValue::from_static(protocol));
+        let response = self.send(url, request).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return match answer::<serde::de::IgnoredAny>(url, response).await {
+                Ok(_) => Err(DoorError::Answer { url: url.to_string(), what: "no upgrade".to_owned() }),
+                Err(error) => Err(error),
+            };
+        }
+        let upgraded = hyper::upgrade::on(response).await;
+        upgraded.map(TokioIo::new).map_err(|source| DoorError::Http { url: url.to_string(), source })
+    }
+
+    async fn send(&self, url: &DoorUrl, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, DoorError> {
+        let io = |source| DoorError::Io { url: url.to_string(), source };
+        let http = |source| DoorError::Http { url: url.to_string(), source };
+        let name = ServerName::try_from(url.host.clone()).map_err(|_| DoorError::Url(url.to_string()))?;
+        let connect = async {
+            let tcp = TcpStream::connect((url.host.as_str(), url.port)).await?;
+            tcp.set_nodelay(true)?;
+            self.tls.connect(name, tcp).await
+        };
+        let tls = timeout(CONNECT_MAX, connect).await.map_err(|_| DoorError::Timeout(url.to_string()))?.map_err(io)?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(tls)).await.map_err(http)?;
+        // Ends with the request, the stream that it became, or the runtime.
+        tokio::spawn(connection.with_upgrades());
+        let response = timeout(ANSWER_MAX, sender.send_request(request)).await;
+        response.map_err(|_| DoorError::Timeout(url.to_string()))?.map_err(http)
+    }
+}
+
+fn request(url: &DoorUrl, method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, DoorError> {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, url.authority())
+        .header(header::USER_AGENT, concat!("cvlan/", env!("CARGO_PKG_VERSION")))
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::new(body))
+        .map_err(|error| DoorError::Answer { url: url.to_string(), what: error.to_string() })
+}
+
+async fn answer<A: DeserializeOwned>(url: &DoorUrl, response: Response<Incoming>) -> Result<A, DoorError> {
+    let status = response.status();
+    let body = timeout(ANSWER_MAX, Limited::new(response.into_body(), BODY_MAX).collect()).await;
+    let bad = |what: String| DoorError::Answer { url: url.to_string(), what };
+    let body =
+        body.map_err(|_| DoorError::Timeout(url.to_string()))?.map_err(|error| bad(error.to_string()))?.to_bytes();
+    if status.is_success() {
+        return serde_json::from_slice(&body).map_err(|error| bad(format!("{status}, but {error}")));
+    }
+    let problem: Problem = serde_json::from_slice(&body).unwrap_or_default();
+    let or = |text: String, other: &str| {
+        if text.is_empty() { other.to_owned() } else { text.chars().take(TEXT_MAX).collect() }
+    };
+    let reason = status.canonical_reason().unwrap_or("refused");
+    Err(DoorError::Problem {
+        status: status.as_u16(),
+        code: or(problem.code, "unexplained"),
+        detail: or(problem.detail, &or(problem.title, reason)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls() {
+        let check = |text: &str, expected: Option<&str>| {
+            assert_eq!(text.parse::<DoorUrl>().ok().map(|url| url.to_string()).as_deref(), expected, "{text}");
+        };
+        check("https://10.0.0.1:8444", Some("https://10.0.0.1:8444"));
+        check("https://c.example/", Some("https://c.example:443"));
+        check("https://[fd00::1]:8444", Some("https://[fd00::1]:8444"));
+        check("http://c.example", None);
+        check("https://c.example/x", None);
+        check("https://u:p@c.example", None);
+        check("https://c.example?x=1", None);
+        check("https://", None);
+        check("c.example:8444", None);
+        check("", None);
+    }
+
+    #[test]
+    fn a_refusal_is_final_and_a_busy_door_is_not() {
+        let check = |status: u16, expected: bool| {
+            let problem = DoorError::Problem { status, code: "x".into(), detail: "y".into() };
+            assert_eq!(problem.is_final(), expected, "{status}");
+        };
+        check(400, true);
+        check(401, true);
+        check(409, true);
+        check(429, false);
+        check(500, false);
+        check(503, false);
+        assert!(!DoorError::Timeout("u".into()).is_final());
+    }
+}

@@ -1,0 +1,270 @@
+//! Follows the sync stream: connects, hands frames to the [`Session`], effects to the [`Sink`], and finds another
+//! controller when one goes.
+//!
+//! ```text
+//!   ┌────────── wait (jittered, 200 ms … 10 s), next URL ◄─────────┐
+//!   ▼                                                              │ broken, silent for 75 s, Redirect, Bye
+//!  connect ─► Hello{what is durable} ─► frames ─► Sink ─► …running ─► Ack
+//! ```
+//! Tunnels go on whatever happens here: a controller that is away costs changes, never traffic.
+
+use super::codec::{self, Decoder};
+use super::session::{Effect, Session};
+use crate::URLS_MAX;
+use crate::backoff::Backoff;
+use crate::door::{Door, DoorError, DoorUrl, Stream};
+use crate::store::StoreError;
+use cvlan_core::id::Checkpoint;
+use cvlan_core::sync::{DEAD_MS, HEARTBEAT_MS};
+use cvlan_proto::v1::{self, SyncFrame, sync_frame::Frame};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+const PATH: &str = "/client/sync";
+const PROTOCOL: &str = "cvlan-sync/1";
+/// How long a frame may take to leave.
+const WRITE_MAX: Duration = Duration::from_secs(10);
+/// The longest wait that a redirect may ask for.
+const REDIRECT_MAX: Duration = Duration::from_secs(60);
+const READ_BYTES: usize = 16 << 10;
+
+/// Codes of a controller that end or suspend a node.
+const DELETED: &str = "node_deleted";
+const DISABLED: &str = "node_disabled";
+
+/// Where effects go. What it has taken is durable.
+pub trait Sink {
+    /// Up to where it has everything.
+    fn checkpoint(&self) -> Result<Option<Checkpoint>, StoreError>;
+    /// Takes a map, a delta or a step forward.
+    fn take(&self, effect: Effect) -> Result<(), StoreError>;
+    /// The node is disabled or deleted: no peers, no checkpoint.
+    fn wipe(&self) -> Result<(), StoreError>;
+}
+
+/// How the stream is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    /// A stream is open.
+    pub connected: bool,
+    /// The door it goes to, or that was tried last.
+    pub url: String,
+    /// Why the last one ended, or was not made.
+    pub error: Option<String>,
+}
+
+/// What following needs.
+pub struct Follow {
+    /// With this machine's certificate.
+    pub door: Door,
+    /// Node doors to try, in turn.
+    pub urls: Vec<DoorUrl>,
+    /// Where this machine can be reached, as it changes.
+    pub endpoints: watch::Receiver<Vec<String>>,
+    /// What is durable *and* running, as it changes; it is acknowledged.
+    pub running: watch::Receiver<Option<Checkpoint>>,
+    /// Told how it goes.
+    pub live: watch::Sender<Live>,
+}
+
+/// Why following ended for good.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// The controller has deleted this node.
+    #[error("{0}")]
+    Deleted(String),
+    /// The local state does not take what came.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+enum Ended {
+    Bye { code: String, detail: String },
+    Redirect { urls: Vec<DoorUrl>, after: Duration },
+    Broken { error: String, heard: bool },
+}
+
+/// Follows until the node is deleted or the local state fails; `sink` takes what comes.
+pub async fn follow(mut follow: Follow, sink: &impl Sink) -> End {
+    match follow.run(sink).await {
+        Ok(end) => end,
+        Err(error) => End::Store(error),
+    }
+}
+
+impl Follow {
+    async fn run(&mut self, sink: &impl Sink) -> Result<End, StoreError> {
+        let mut backoff = Backoff::new(self.urls.len());
+        let mut at = 0;
+        loop {
+            let Some(url) = self.urls.get(at % self.urls.len().max(1)).cloned() else {
+                return Err(StoreError::Damaged("no controller URL"));
+            };
+            let ended = self.stream(&url, sink).await?;
+            let (error, wait) = match ended {
+                Ended::Redirect { urls, after } => {
+                    let rest = std::mem::take(&mut self.urls).into_iter().filter(|url| !urls.contains(url));
+                    self.urls = urls.iter().cloned().chain(rest).take(URLS_MAX).collect();
+                    at = 0;
+                    backoff = Backoff::new(self.urls.len());
+                    self.live_set(&url, false, None);
+                    sleep(after).await;
+                    continue;
+                }
+                Ended::Bye { code, detail } if code == DELETED => {
+                    sink.wipe()?;
+                    self.live_set(&url, false, Some(detail.clone()));
+                    return Ok(End::Deleted(detail));
+                }
+                Ended::Bye { code, detail } => {
+                    if code == DISABLED {
+                        sink.wipe()?;
+                    }
+                    // The same door again: it is there, and nothing will change soon.
+                    (format!("{detail} ({code})"), Backoff::wait_long())
+                }
+                Ended::Broken { error, heard } => {
+                    if heard {
+                        backoff.reset();
+                    }
+                    at = at.wrapping_add(1);
+                    (error, backoff.wait())
+                }
+            };
+            tracing::warn!(%url, "sync: {error}");
+            self.live_set(&url, false, Some(error));
+            sleep(wait).await;
+        }
+    }
+
+    fn live_set(&self, url: &DoorUrl, connected: bool, error: Option<String>) {
+        self.live.send_replace(Live { connected, url: url.to_string(), error });
+    }
+
+    async fn stream(&mut self, url: &DoorUrl, sink: &impl Sink) -> Result<Ended, StoreError> {
+        let stream = match self.door.upgrade(url, PATH, PROTOCOL).await {
+            Ok(stream) => stream,
+            Err(DoorError::Problem { code, detail, .. }) if matches!(code.as_str(), DELETED | DISABLED) => {
+                return Ok(Ended::Bye { code, detail });
+            }
+            Err(error) => return Ok(Ended::Broken { error: error.to_string(), heard: false }),
+        };
+        let session = Session::new(sink.checkpoint()?);
+        let mut wire = Wire { stream, decoder: Decoder::default(), buffer: vec![0; READ_BYTES] };
+        let endpoints = self.endpoints.borrow_and_update().clone();
+        if let Err(error) = wire.send(session.hello(endpoints)).await {
+            return Ok(Ended::Broken { error, heard: false });
+        }
+        tracing::info!(%url, "sync: connected");
+        self.live_set(url, true, None);
+        self.frames(session, wire, sink).await
+    }
+
+    async fn frames(&mut self, mut session: Session, mut wire: Wire, sink: &impl Sink) -> Result<Ended, StoreError> {
+        let (mut heard, mut heard_at, mut said_at) = (false, Instant::now(), Instant::now());
+        let mut acked = None;
+        self.running.mark_changed();
+        loop {
+            let sent = tokio::select! {
+                read = wire.read() => {
+                    if let Err(error) = read {
+                        return Ok(Ended::Broken { error, heard });
+                    }
+                    heard_at = Instant::now();
+                    match frames_take(&mut session, &mut wire.decoder, &mut heard, sink)? {
+                        Some(ended) => return Ok(ended),
+                        None => continue,
+                    }
+                }
+                Ok(()) = self.endpoints.changed() => {
+                    let endpoints = self.endpoints.borrow_and_update().clone();
+                    wire.send(SyncFrame { frame: Some(Frame::Endpoints(v1::Endpoints { endpoints })) }).await
+                }
+                Ok(()) = self.running.changed() => {
+                    let running = *self.running.borrow_and_update();
+                    match running.filter(|running| acked != Some(*running)) {
+                        Some(running) => {
+                            acked = Some(running);
+                            let ack = v1::Ack { checkpoint: running.to_string() };
+                            wire.send(SyncFrame { frame: Some(Frame::Ack(ack)) }).await
+                        }
+                        None => continue,
+                    }
+                }
+                () = sleep_until(said_at + Duration::from_millis(HEARTBEAT_MS)) => {
+                    let checkpoint = sink.checkpoint()?.map(|have| have.to_string()).unwrap_or_default();
+                    wire.send(SyncFrame { frame: Some(Frame::Heartbeat(v1::Heartbeat { checkpoint })) }).await
+                }
+                () = sleep_until(heard_at + Duration::from_millis(DEAD_MS)) => Err("silent for too long".to_owned()),
+            };
+            said_at = Instant::now();
+            if let Err(error) = sent {
+                return Ok(Ended::Broken { error, heard });
+            }
+        }
+    }
+}
+
+fn frames_take(
+    session: &mut Session,
+    decoder: &mut Decoder,
+    heard: &mut bool,
+    sink: &impl Sink,
+) -> Result<Option<Ended>, StoreError> {
+    loop {
+        let frame = match decoder.next_frame() {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return Ok(None),
+            Err(error) => return Ok(Some(Ended::Broken { error: error.to_string(), heard: false })),
+        };
+        match session.handle(frame) {
+            Ok(None) => {}
+            Ok(Some(Effect::Bye { code, detail })) => return Ok(Some(Ended::Bye { code, detail })),
+            Ok(Some(Effect::Redirect { urls, after_ms })) => {
+                let urls = urls.iter().filter_map(|url| url.parse().ok()).take(URLS_MAX).collect();
+                let after = Duration::from_millis(after_ms.into()).min(REDIRECT_MAX);
+                return Ok(Some(Ended::Redirect { urls, after }));
+            }
+            Ok(Some(effect @ (Effect::Replace { .. } | Effect::Patch { .. } | Effect::Advance(_)))) => {
+                sink.take(effect)?;
+            }
+            // Not heard: a controller that keeps breaking the rules is asked ever more slowly.
+            Err(error) => return Ok(Some(Ended::Broken { error: error.to_string(), heard: false })),
+        }
+        *heard = true;
+    }
+}
+
+struct Wire {
+    stream: Stream,
+    decoder: Decoder,
+    buffer: Vec<u8>,
+}
+
+impl Wire {
+    /// Reads what there is into the decoder. Cancel-safe.
+    async fn read(&mut self) -> Result<(), String> {
+        match self.stream.read(&mut self.buffer).await {
+            Ok(0) => Err("the controller closed the stream".to_owned()),
+            Ok(length) => {
+                self.decoder.push(self.buffer.get(..length).unwrap_or_default());
+                Ok(())
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn send(&mut self, frame: SyncFrame) -> Result<(), String> {
+        let bytes = codec::encode(&frame).map_err(|error| error.to_string())?;
+        let write = async {
+            self.stream.write_all(&bytes).await?;
+            self.stream.flush().await
+        };
+        match timeout(WRITE_MAX, write).await {
+            Ok(written) => written.map_err(|error| error.to_string()),
+            Err(_) => Err("the controller reads too slowly".to_owned()),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What can go wrong with a view.
+
+use cvlan_core::id::Seq;
+
+/// Why a view could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database said no.
+    #[error("view: {0}")]
+    Sql(#[from] rusqlite::Error),
+    /// The file could not be replaced.
+    #[error("view file: {0}")]
+    File(#[from] std::io::Error),
+    /// All read connections were in use for too long.
+    #[error("the view is busy; try again")]
+    Busy,
+    /// The view moved under its writer: two processes write it.
+    #[error("the view was changed by another writer")]
+    Fenced,
+    /// Events are missing before the ones that were given.
+    #[error("the view needs event {needed} next, not {given}")]
+    Gap {
+        /// The event after the view's checkpoint.
+        needed: Seq,
+        /// The first event that was given.
+        given: Seq,
+    },
+    /// The log did not give the events that the view needs.
+    #[error("the log: {0}")]
+    Log(String),
+    /// The cursor is not one that this list has given.
+    #[error("the cursor is not one of this list; leave it out to start from the beginning")]
+    Cursor,
+    /// The list cannot be sorted by that.
+    #[error("this list cannot be sorted by {sort:?}; use one of {known}, with - in front for descending")]
+    Sort {
+        /// What was asked for.
+        sort: String,
+        /// What there is.
+        known: String,
+    },
+    /// The list has no such filter, or the filter no such value.
+    #[error("this list cannot be filtered by {filter} = {value:?}")]
+    Filter {
+        /// Name of the filter.
+        filter: &'static str,
+        /// What was asked for.
+        value: String,
+    },
+    /// The search text is too long.
+    #[error("the search text is longer than {0} bytes")]
+    Search(usize),
+}
+
+impl Error {
+    /// Stable name.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Sql(_) | Self::File(_) => "view_failed",
+            Self::Busy => "view_busy",
+            Self::Fenced => "view_fenced",
+            Self::Gap { .. } => "view_gap",
+            Self::Log(_) => "view_behind",
+            Self::Cursor => "cursor_invalid",
+            Self::Sort { .. } => "sort_invalid",
+            Self::Filter { .. } => "filter_invalid",
+            Self::Search(_) => "search_too_long",
+        }
+    }
+
+    /// True where the caller's request is at fault, not the view.
+    pub fn is_request(&self) -> bool {
+        match self {
+            Self::Cursor | Self::Sort { .. } | Self::Filter { .. } | Self::Search(_) => true,
+            Self::Sql(_) | Self::File(_) | Self::Busy | Self::Fenced | Self::Gap { .. } | Self::Log(_) => false,
+        }
+    }
+
+    /// True where the file itself is damaged: it is thrown away and rebuilt.
+    pub(crate) fn is_damage(&self) -> bool {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        match self {
+            Self::Sql(e) => matches!(e.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase)),
+            Self::File(_) | Self::Busy | Self::Fenced | Self::Gap { .. } | Self::Log(_) => false,
+            Self::Cursor | Self::Sort { .. } | Self::Filter { .. } | Self::Search(_) => false,
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Errors of the public handle, each with a stable `code()`.
+
+use cvlan_core::id::Seq;
+use cvlan_core::machine::Unreadable;
+use std::fmt::{Debug, Display};
+
+/// Why a data folder cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("the data folder {folder} is locked by another process")]
+    Locked {
+        /// Its path.
+        folder: String,
+    },
+    /// A newer version wrote it.
+    #[error("{what} has format {found}; this version knows formats up to {known}: start the newer version again")]
+    Newer {
+        /// File or record.
+        what: String,
+        /// Its format.
+        found: u32,
+        /// The newest format known here.
+        known: u32,
+    },
+    /// It belongs to another member.
+    #[error("the data folder belongs to member {found}, not to member {expected}")]
+    WrongMember {
+        /// Who wrote it.
+        found: u64,
+        /// Who opens it.
+        expected: u64,
+    },
+    /// A file that was written and synced cannot be read back as it was.
+    #[error("{record} is damaged: {detail}")]
+    Damaged {
+        /// File, offset and record.
+        record: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// Files are missing or do not belong together.
+    #[error("the data folder is not whole: {0}")]
+    Incomplete(String),
+    /// An event of a kind that this version does not know, or a state that it cannot read.
+    #[error("{record}: {source}")]
+    Unreadable {
+        /// Where it is.
+        record: String,
+        /// What it is.
+        source: Unreadable,
+    },
+    /// The disk.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// Raft did not start.
+    #[error("raft did not start: {0}")]
+    Raft(String),
+}
+
+impl OpenError {
+    /// Stable name.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Locked { .. } => "data_folder_locked",
+            Self::Newer { .. } => "data_folder_newer",
+            Self::WrongMember { .. } => "data_folder_other_member",
+            Self::Damaged { .. } => "data_folder_damaged",
+            Self::Incomplete(_) => "data_folder_incomplete",
+            Self::Unreadable { .. } => "data_folder_unreadable",
+            Self::Io { .. } => "data_folder_io",
+            Self::Raft(_) => "raft_not_started",
+        }
+    }
+
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// Why a command was not carried out, or is not known to have been.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError<R: Debug + Display> {
+    /// The machine refused it; nothing was appended.
+    #[error("{0}")]
+    Rejected(R),
+    /// The queue is full; nothing was appended.
+    #[error("too many commands are waiting")]
+    Busy,
+    /// Nobody leads, or another member does; nothing was appended.
+    #[error("there is no leader")]
+    NoLeader,
+    /// The command's number is older than what is remembered; it is not run again.
+    #[error("whether the command was carried out is not remembered any more")]
+    OutcomeUnknown,
+    /// Its events are longer than an entry may be; nothing was appended.
+    #[error("the command makes {bytes} bytes of events, of at most {limit}")]
+    TooLarge {
+        /// Bytes of its events.
+        bytes: usize,
+        /// The bound.
+        limit: usize,
+    },
+    /// The log has no room to grow; nothing was appended.
+    #[error("the disk is full")]
+    DiskFull,
+    /// This replica's state differs from the leader's: it serves no more.
+    #[error("the state of this member differs from the leader's")]
+    Diverged,
+    /// The first entry of a log brings its epoch; nothing was appended.
+    #[error("the log is not bootstrapped")]
+    NotBootstrapped,
+    /// The log has its first entry; nothing was appended.
+    #[error("the log is bootstrapped already")]
+    AlreadyBootstrapped,
+    /// The member stopped meanwhile; the command may have been carried out.
+    #[error("the member has stopped")]
+    Stopped,
+}
+
+impl<R: Debug + Display> WriteError<R> {
+    /// Stable name; a rejection has its own in the machine.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Rejected(_) => "rejected",
+            Self::Busy => "busy",
+            Self::NoLeader => "no_leader",
+            Self::OutcomeUnknown => "outcome_unknown",
+            Self::TooLarge { .. } => "too_large",
+            Self::DiskFull => "disk_full",
+            Self::Diverged => "diverged",
+            Self::NotBootstrapped => "not_bootstrapped",
+            Self::AlreadyBootstrapped => "already_bootstrapped",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// Why history cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum HistoryError {
+    /// Events before `first` are gone from this member.
+    #[error("history starts at event {first}")]
+    Gone {
+        /// The oldest event here.
+        first: Seq,
+    },
+    /// A record is damaged, or the disk failed.
+    #[error("{0}")]
+    Damaged(String),
+    /// The member stopped.
+    #[error("the member has stopped")]
+    Stopped,
+}
+
+impl HistoryError {
+    /// Stable name.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Gone { .. } => "history_gone",
+            Self::Damaged(_) => "history_damaged",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// What a replay of the log found wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The folder cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// History cannot be read.
+    #[error(transparent)]
+    History(#[from] HistoryError),
+    /// An entry is not what it should be.
+    #[error("entry {index} (event {seq}): {detail}")]
+    Entry {
+        /// Its place in the Raft log.
+        index: u64,
+        /// The event that was due.
+        seq: Seq,
+        /// What is wrong.
+        detail: String,
+    },
+}
+
+impl VerifyError {
+    /// Stable name.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Open(error) => error.code(),
+            Self::History(error) => error.code(),
+            Self::Entry { .. } => "entry_wrong",
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! The handle of a member: opens a folder, takes commands, reads history, stops in order.
+
+use crate::desk::Done;
+use crate::digests::Found;
+use crate::disk::{Lane, on_disk};
+use crate::error::{HistoryError, OpenError, VerifyError, WriteError};
+use crate::head::Head;
+use crate::options::{Events, Options, Timing};
+use crate::recovery::{self, recover};
+use crate::replica::{Parts, Raft, Replica, Shared};
+use crate::sessions::Outcome;
+use crate::status::{Role, Stats, Status};
+use crate::store::log::Log;
+use crate::store::wal::index;
+use crate::sync::lock;
+use crate::transport::{Network, Transport};
+use crate::types::{Cfg, Once};
+use crate::verify::{self, VerifyReport};
+use bytes::Bytes;
+use cvlan_core::id::{Checkpoint, Epoch, Seq};
+use cvlan_core::machine::{Machine, SystemFact};
+use openraft::async_runtime::{OneshotSender, Select2, WatchReceiver};
+use openraft::type_config::TypeConfigExt;
+use openraft::type_config::alias::OneshotReceiverOf;
+use openraft::{AsyncRuntime, BasicNode, Config, ServerState, SnapshotPolicy};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Between two rounds of housekeeping.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Raft purges so many entries at once, at least.
+const PURGE_BATCH: u64 = 10_000;
+
+/// A stop waits so long for what still uses the log.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a command came to.
+pub struct Answer<M: Machine> {
+    /// The last event of the command; where it changed nothing, the head that it was decided against.
+    pub checkpoint: Checkpoint,
+    /// Its first event; 0 where it changed nothing.
+    pub first_seq: Seq,
+    /// Its events.
+    pub events: Events<M::Event>,
+    /// True where it was carried out before, under the same number.
+    pub repeated: bool,
+}
+
+/// A checkpoint in the log with what this member found there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attested {
+    /// The `CheckpointOpened` event.
+    pub checkpoint: Checkpoint,
+    /// Merkle root after it.
+    pub root: [u8; 32],
+    /// SHA-256 of the canonical state after it.
+    pub digest: [u8; 32],
+}
+
+/// One entry of history, as stored.
+#[derive(Clone, Debug)]
+pub struct EntryFrame {
+    /// Number of its first event.
+    pub first_seq: Seq,
+    /// The frame, verbatim.
+    pub frame: Bytes,
+}
+
+struct Inner<M: Machine, RT: AsyncRuntime> {
+    shared: Arc<Shared<M, RT>>,
+    raft: Raft<M, RT>,
+    /// Ends the housekeeping.
+    stop: Mutex<Option<Once<RT, ()>>>,
+}
+
+/// Without the last handle nobody can use the member: its tasks end.
+impl<M: Machine, RT: AsyncRuntime> Drop for Inner<M, RT> {
+    fn drop(&mut self) {
+        self.shared.desk.stop();
+    }
+}
+
+/// A member of the cluster; cheap to clone.
+pub struct Member<M: Machine, RT: AsyncRuntime>(Arc<Inner<M, RT>>);
+
+impl<M: Machine, RT: AsyncRuntime> Clone for Member<M, RT> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
+    /// Recovers the state, starts Raft, the sequencer and the housekeeping.
+    pub async fn open<T: Transport<RT>>(options: Options<M>, transport: T) -> Result<Self, OpenError> {
+        let stats = Arc::new(Stats::default());
+        let from = recovery::From {
+            member: options.member,
+            disk: options.disk.clone(),
+            clock: options.clock.clone(),
+            stats: stats.clone(),
+            limits: options.limits.clone(),
+            plant: options.plant,
+        };
+        let recovered = on_disk::<RT, _>(&options.disk, Lane::Log, move |files| recover::<M>(files, from)).await;
+        let recovered = recovered.map_err(OpenError::io("recovering"))??;
+        let shared = Shared::new(Parts {
+            member: options.member,
+            limits: options.limits,
+            disk: options.disk,
+            clock: options.clock,
+            wal: recovered.wal,
+            stats,
+            observers: options.observers,
+            place: recovered.replay.place,
+            head: recovered.replay.head,
+            kept: recovered.kept,
+            grown: recovered.grown,
+        });
+        let raft = start(&shared, options.timing, transport).await?;
+        if options.initialize {
+            lead(&shared, &raft, options.address).await?;
+        }
+        let _sequencer = Cfg::<RT>::spawn(crate::sequencer::run(shared.clone(), raft.clone()));
+        let (stop, stopped) = Cfg::<RT>::oneshot();
+        let _housekeeping = Cfg::<RT>::spawn(keep_house(shared.clone(), raft.clone(), stopped));
+        Ok(Self(Arc::new(Inner { shared, raft, stop: Mutex::new(Some(stop)) })))
+    }
+
+    /// Carries out a command, once it is durable on a majority.
+    pub async fn write(&self, command: M::Command) -> Result<Answer<M>, WriteError<M::Rejection>> {
+        self.submit(command, None).await
+    }
+
+    /// The first command of a log; its entry brings the epoch.
+    pub async fn bootstrap(&self, epoch: Epoch, command: M::Command) -> Result<Answer<M>, WriteError<M::Rejection>> {
+        self.submit(command, Some(epoch)).await
+    }
+
+    async fn submit(&self, command: M::Command, epoch: Option<Epoch>) -> Result<Answer<M>, WriteError<M::Rejection>> {
+        let shared = &self.0.shared;
+        if shared.wal.full() {
+            return Err(WriteError::DiskFull);
+        }
+        if shared.digests.diverged().is_some() {
+            return Err(WriteError::Diverged);
+        }
+        let (tx, rx) = Cfg::<RT>::oneshot();
+        shared.desk.push(command, epoch, tx)?;
+        match rx.await {
+            Ok(Ok(Done::Answer(answer))) => Ok(answer),
+            Ok(Ok(Done::Before(outcome))) => self.before(outcome).await,
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(WriteError::Stopped),
+        }
+    }
+
+    /// The answer of the first time, from history.
+    async fn before(&self, outcome: Outcome) -> Result<Answer<M>, WriteError<M::Rejection>> {
+        let mut events = Vec::with_capacity(outcome.count as usize);
+        while events.len() < outcome.count as usize {
+            let from = Seq(outcome.first_seq.0 + events.len() as u64);
+            let page = self.history(from, outcome.count as usize - events.len()).await;
+            let page = page.map_err(|_| WriteError::OutcomeUnknown)?;
+            if page.is_empty() {
+                return Err(WriteError::OutcomeUnknown);
+            }
+            for (_, bytes) in page {
+                events.push(M::decode(&bytes).map_err(|_| WriteError::OutcomeUnknown)?);
+            }
+        }
+        let seq = Seq(outcome.first_seq.0 + u64::from(outcome.count) - 1);
+        let checkpoint = Checkpoint { epoch: self.head().epoch, seq };
+        Ok(Answer { checkpoint, first_seq: outcome.first_seq, events: Events::of(events), repeated: true })
+    }
+
+    /// The head as applied here.
+    pub fn head(&self) -> Arc<Head<M::State>> {
+        self.0.shared.head()
+    }
+
+    /// True once the log has its first entry.
+    pub fn is_bootstrapped(&self) -> bool {
+        self.head().seq.0 > 0
+    }
+
+    /// Waits until this member's term is open for commands; false after `limit`.
+    pub async fn writable(&self, limit: Duration) -> bool {
+        let wait = async {
+            while !self.0.shared.desk.writable() {
+                Cfg::<RT>::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        Cfg::<RT>::timeout(limit, wait).await.is_ok()
+    }
+
+    /// Opens a checkpoint, digests the state there, and attests it in the log.
+    pub async fn checkpoint(&self) -> Result<Attested, WriteError<M::Rejection>> {
+        let opened = self.write(M::system(SystemFact::CheckpointOpened, self.id("opened"))).await?;
+        let seq = opened.checkpoint.seq;
+        let Ok(Found { root, digest }) = self.0.shared.digests.wait(seq).await else { return Err(WriteError::Stopped) };
+        self.write(M::system(SystemFact::Checkpointed { seq, root, digest }, self.id("attested"))).await?;
+        Ok(Attested { checkpoint: opened.checkpoint, root, digest })
+    }
+
+    /// Id of a command of ours: unlike any other, and the same in a simulation that is run again.
+    fn id(&self, what: &str) -> [u8; 16] {
+        let head = self.head();
+        let hash = Sha256::new()
+            .chain_update(what)
+            .chain_update(head.epoch.0)
+            .chain_update(head.root)
+            .chain_update(self.0.shared.member.to_le_bytes())
+            .chain_update(self.0.shared.clock.monotonic_us().to_le_bytes())
+            .chain_update(self.0.shared.clock.wall_ms().to_le_bytes())
+            .finalize();
+        hash.first_chunk().copied().unwrap_or_default()
+    }
+
+    /// At most `limit` events from `from` on, with their bytes; fewer where a page's bytes are full.
+    pub async fn history(&self, from: Seq, limit: usize) -> Result<Vec<(Seq, Bytes)>, HistoryError> {
+        crate::reading::events(&self.0.shared, from, limit).await
+    }
+
+    /// At most `limit` entries, the first one the one that holds event `from`; fewer where a page's bytes are full.
+    pub async fn entries_from(&self, from: Seq, limit: usize) -> Result<Vec<EntryFrame>, HistoryError> {
+        crate::reading::frames(&self.0.shared, from, limit).await
+    }
+
+    /// The last event at or before a time (ms since 1970, UTC); 0 where there is none.
+    pub async fn seq_at_time(&self, time_ms: u64) -> Result<Seq, HistoryError> {
+        crate::reading::seq_at_time(&self.0.shared, time_ms).await
+    }
+
+    /// Replays the whole log from its first event into a fresh head, up to the entry that holds `to`, or to what is
+    /// applied now.
+    pub async fn log_verify(&self, to: Option<Seq>) -> Result<VerifyReport, VerifyError> {
+        verify::live(&self.0.shared, to).await
+    }
+
+    /// Makes a snapshot of at least what is applied now, unless there is one.
+    pub async fn snapshot(&self) -> Result<(), WriteError<M::Rejection>> {
+        let shared = &self.0.shared;
+        let wanted = lock(&shared.place).last;
+        while lock(&shared.kept).as_ref().is_none_or(|kept| kept.meta.last_log_id < wanted) {
+            // Dropped by Raft where one is being made already.
+            self.0.raft.trigger().snapshot().await.map_err(|_| WriteError::Stopped)?;
+            Cfg::<RT>::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    /// A summary, as of now.
+    pub fn status(&self) -> Status {
+        let shared = &self.0.shared;
+        let metrics = self.0.raft.metrics().borrow_watched().clone();
+        let (log_bytes, segments) = shared.wal.size();
+        let (queue, in_flight) = shared.desk.load();
+        let kept = lock(&shared.kept).clone();
+        let now_us = shared.clock.monotonic_us();
+        let stopped = metrics.running_state.as_ref().err().map(ToString::to_string);
+        let index = |id| index(id).unwrap_or_default();
+        Status {
+            role: match metrics.state {
+                _ if stopped.is_some() => Role::Stopped,
+                ServerState::Leader => Role::Leader,
+                ServerState::Follower => Role::Follower,
+                ServerState::Candidate => Role::Candidate,
+                ServerState::Learner => Role::Learner,
+                ServerState::Shutdown => Role::Stopped,
+            },
+            member: shared.member,
+            term: metrics.current_term,
+            leader: metrics.current_leader,
+            writable: shared.desk.writable(),
+            last_index: metrics.last_log_index.unwrap_or_default(),
+            committed_index: index(&shared.wal.marks().committed),
+            applied_index: index(&lock(&shared.place).last),
+            purged_index: index(&metrics.purged),
+            log_bytes,
+            segments,
+            snapshot_index: kept.as_ref().map(|kept| index(&kept.meta.last_log_id)),
+            snapshot_seq: kept.as_ref().map(|kept| kept.head.seq.0),
+            snapshot_age_ms: kept.and_then(|kept| kept.made_us).map(|made| now_us.saturating_sub(made) / 1000),
+            snapshot_error: lock(&shared.stats.snapshot_error).clone(),
+            queue,
+            in_flight,
+            disk_full: shared.wal.full(),
+            diverged: shared.digests.diverged().map(|seq| seq.0),
+            fatal: shared.fatal().or(shared.wal.closed()).or(stopped),
+            sync_us: shared.stats.sync_us.counts(),
+            sync_bytes: shared.stats.sync_bytes.counts(),
+            entry_events: shared.stats.entry_events.counts(),
+            entries: shared.stats.entries.load(Relaxed),
+            commands: shared.stats.commands.load(Relaxed),
+            skipped: shared.stats.skipped.load(Relaxed),
+        }
+    }
+
+    /// Stops: commands that wait are answered as stopped, the log is synced and closed. The folder is free once the
+    /// last handle is dropped.
+    pub async fn shutdown(&self) {
+        let shared = &self.0.shared;
+        shared.desk.stop();
+        let _ = self.0.raft.shutdown().await;
+        drop(lock(&self.0.stop).take());
+        let (tx, rx) = Cfg::<RT>::oneshot();
+        shared.wal.close(Box::new(move |result| {
+            let _ = tx.send(result);
+        }));
+        let wait = async {
+            let _ = rx.await;
+            while Arc::strong_count(&shared.wal) > 1 || Arc::strong_count(shared) > 1 {
+                Cfg::<RT>::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let _ = Cfg::<RT>::timeout(STOP_LIMIT, wait).await;
+    }
+}
+
+/// Starts Raft on what was recovered.
+async fn start<M: Machine, RT: AsyncRuntime, T: Transport<RT>>(
+    shared: &Arc<Shared<M, RT>>,
+    timing: Timing,
+    transport: T,
+) -> Result<Raft<M, RT>, OpenError> {
+    let config = Config {
+        cluster_name: "cvlan".into(),
+        heartbeat_interval: timing.heartbeat_ms,
+        election_timeout_min: timing.election_min_ms,
+        election_timeout_max: timing.election_max_ms,
+        enable_pre_vote: Some(true),
+        // A leader that crashed may have lost entries that it had sent: it must not lead again without an election.
+        enable_leader_restore: Some(false),
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: shared.limits.purge_behind,
+        purge_batch_size: PURGE_BATCH.min(shared.limits.purge_behind.max(1)),
+        ..Config::default()
+    };
+    let config = config.validate().map_err(|error| OpenError::Raft(error.to_string()))?;
+    let replica = Replica { shared: shared.clone() };
+    let network = Network(transport, PhantomData::<fn() -> Arc<Head<M::State>>>);
+    let log = Log::<RT>(shared.wal.clone(), PhantomData);
+    let raft = openraft::Raft::new(shared.member, Arc::new(config), network, log, replica).await;
+    raft.map_err(|error| OpenError::Raft(error.to_string()))
+}
+
+/// Makes this member the only voter of a new log; the only voter of an old one need not wait for a silent leader.
+async fn lead<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    raft: &Raft<M, RT>,
+    address: String,
+) -> Result<(), OpenError> {
+    let failed = |error: &dyn ToString| OpenError::Raft(error.to_string());
+    if !raft.is_initialized().await.map_err(|error| failed(&error))? {
+        let members = BTreeMap::from([(shared.member, BasicNode::new(address))]);
+        return raft.initialize(members).await.map_err(|error| failed(&error));
+    }
+    let alone = {
+        let metrics = raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.voter_ids().eq([shared.member])
+    };
+    if alone {
+        raft.trigger().elect(false).await.map_err(|error| failed(&error))?;
+    }
+    Ok(())
+}
+
+/// What has to be looked after from time to time.
+async fn keep_house<M: Machine, RT: AsyncRuntime>(
+    shared: Arc<Shared<M, RT>>,
+    raft: Raft<M, RT>,
+    mut stop: OneshotReceiverOf<Cfg<RT>, ()>,
+) {
+    let metrics = raft.metrics();
+    loop {
+        if let Select2::First(_) = Cfg::<RT>::select2(&mut stop, Cfg::<RT>::sleep(TICK)).await {
+            return;
+        }
+        let (leads, fatal) = {
+            let metrics = metrics.borrow_watched();
+            let fatal = metrics.running_state.as_ref().err().map(ToString::to_string);
+            (metrics.state == ServerState::Leader, fatal)
+        };
+        if let Some(why) = fatal {
+            shared.fail(shared.wal.closed().unwrap_or(format!("raft has stopped: {why}")));
+            continue;
+        }
+        if !leads && shared.desk.writable() {
+            shared.desk.close();
+        }
+        shared.wal.tick();
+        shared.desk.tick(&shared.head());
+        if shared.snapshot_due() && raft.trigger().snapshot().await.is_err() {
+            tracing::warn!("raft has stopped: no snapshot");
+        }
+    }
+}

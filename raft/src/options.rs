@@ -1,0 +1,173 @@
+//! What a member is opened with.
+
+use crate::clock::{Clock, SystemClock};
+use crate::disk::Disk;
+use crate::head::Head;
+use bytes::Bytes;
+use cvlan_core::machine::Machine;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+/// Bounds, each with its default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Length of a segment of the log, bytes: 64 MiB.
+    pub segment_bytes: u64,
+    /// Newest entries that are kept in memory, bytes: 16 MiB (more while they are not durable).
+    pub tail_bytes: usize,
+    /// Commands that wait to be decided; further ones are refused as busy: 16,384.
+    pub queue: usize,
+    /// Commands decided together into one entry: 512.
+    pub entry_commands: usize,
+    /// An entry takes no further command beyond this many bytes of events: 1 MiB.
+    pub entry_bytes: usize,
+    /// Bytes of events of one command: 4 MiB.
+    pub command_bytes: usize,
+    /// Entries on their way at once: 4.
+    pub in_flight: usize,
+    /// How long a command waits for a leader, ms: 2,000.
+    pub leader_wait_ms: u64,
+    /// A snapshot is made after this many bytes of log: 64 MiB …
+    pub snapshot_bytes: u64,
+    /// … or this many events, whichever is first: 200,000.
+    pub snapshot_events: u64,
+    /// Snapshots kept, at least 2: 3.
+    pub snapshots_kept: usize,
+    /// Entries that the purge marker stays behind the snapshot, so that a short absence never costs one: 1,000,000.
+    pub purge_behind: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+            tail_bytes: 16 << 20,
+            queue: 16_384,
+            entry_commands: 512,
+            entry_bytes: 1 << 20,
+            command_bytes: 4 << 20,
+            in_flight: 4,
+            leader_wait_ms: 2_000,
+            snapshot_bytes: 64 << 20,
+            snapshot_events: 200_000,
+            snapshots_kept: 3,
+            purge_behind: 1_000_000,
+        }
+    }
+}
+
+/// Raft's clocks, milliseconds. A leader is missed after `election_max_ms` + a random time between the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Between heartbeats: 150.
+    pub heartbeat_ms: u64,
+    /// Shortest election timeout: 400.
+    pub election_min_ms: u64,
+    /// Longest election timeout: 700.
+    pub election_max_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { heartbeat_ms: 150, election_min_ms: 400, election_max_ms: 700 }
+    }
+}
+
+/// Bugs planted on purpose, for the simulation to find. All off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Plant {
+    /// The log is written but never synced.
+    pub skip_fsync: bool,
+    /// The log says "durable" before it has written.
+    pub early_ack: bool,
+}
+
+/// An entry that was applied, as observers see it.
+pub struct Applied<M: Machine> {
+    /// The head after it.
+    pub head: Arc<Head<M::State>>,
+    /// Its events, in order.
+    pub events: Events<M::Event>,
+    /// Their bytes, in order.
+    pub raw: Arc<[Bytes]>,
+    /// Its place in the Raft log.
+    pub index: u64,
+}
+
+/// Called after each applied entry, in order, before the writers get their answers: must be quick and must not block.
+pub type Observer<M> = Arc<dyn Fn(&Applied<M>) + Send + Sync>;
+
+/// Events of one command or entry; cheap to clone, reads as a slice.
+pub struct Events<E> {
+    all: Arc<Vec<E>>,
+    range: Range<usize>,
+}
+
+impl<E> Events<E> {
+    pub(crate) fn new(all: Arc<Vec<E>>, range: Range<usize>) -> Self {
+        Self { all, range }
+    }
+
+    pub(crate) fn of(all: Vec<E>) -> Self {
+        let range = 0..all.len();
+        Self { all: Arc::new(all), range }
+    }
+}
+
+impl<E> Clone for Events<E> {
+    fn clone(&self) -> Self {
+        Self { all: self.all.clone(), range: self.range.clone() }
+    }
+}
+
+impl<E> Deref for Events<E> {
+    type Target = [E];
+    fn deref(&self) -> &[E] {
+        self.all.get(self.range.clone()).unwrap_or_default()
+    }
+}
+
+impl<E: std::fmt::Debug> std::fmt::Debug for Events<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.deref().fmt(f)
+    }
+}
+
+/// What a member is opened with.
+pub struct Options<M: Machine> {
+    /// Id of this member; never used for another one.
+    pub member: u64,
+    /// Where other members reach it.
+    pub address: String,
+    /// Its storage.
+    pub disk: Arc<dyn Disk>,
+    /// Its clocks.
+    pub clock: Arc<dyn Clock>,
+    /// Makes it the only voter of a new cluster if the folder is empty.
+    pub initialize: bool,
+    /// Called for every entry that is applied after the recovery.
+    pub observers: Vec<Observer<M>>,
+    /// Bounds.
+    pub limits: Limits,
+    /// Raft's clocks.
+    pub timing: Timing,
+    /// Planted bugs.
+    pub plant: Plant,
+}
+
+impl<M: Machine> Options<M> {
+    /// The only member of a new or existing log on `disk`, with the machine's clocks and the default bounds.
+    pub fn single(disk: Arc<dyn Disk>) -> Self {
+        Self {
+            member: 1,
+            address: String::new(),
+            disk,
+            clock: Arc::new(SystemClock::default()),
+            initialize: true,
+            observers: Vec::new(),
+            limits: Limits::default(),
+            timing: Timing::default(),
+            plant: Plant::default(),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! History as readers want it: events from a number on, the frames they are in, the number at a time. Only what is applied
+//! here is shown; entries that were skipped are not part of history.
+
+use crate::disk::{Lane, on_disk};
+use crate::error::HistoryError;
+use crate::member::EntryFrame;
+use crate::replica::Shared;
+use crate::store::history::Sought;
+use crate::store::wal::index;
+use crate::sync::lock;
+use crate::types::{Entry, Frame};
+use bytes::Bytes;
+use cvlan_core::id::Seq;
+use cvlan_core::log::entry_decode;
+use cvlan_core::machine::Machine;
+use openraft::{AsyncRuntime, EntryPayload};
+use std::sync::Arc;
+
+/// Bytes of a page, beyond which it takes no further entry.
+pub const PAGE_BYTES: usize = 1 << 20;
+
+/// Entries looked at in one step.
+const STEP: u64 = 1024;
+
+/// Entries from `from` on, up to `end`, at least one; [`PAGE_BYTES`] or [`STEP`] at most.
+pub(crate) async fn page<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    from: u64,
+    end: u64,
+) -> Result<Vec<Entry>, HistoryError> {
+    let plan = shared.wal.plan(from..end.min(from.saturating_add(STEP)));
+    if plan.in_memory() {
+        return Ok(plan.memory());
+    }
+    let read = on_disk::<RT, _>(&shared.disk, Lane::Read, move |files| plan.read(files, PAGE_BYTES)).await;
+    read.map_err(|_| HistoryError::Stopped)?.map_err(|error| HistoryError::Damaged(error.to_string()))
+}
+
+/// Calls `each` with the frames of applied entries from index `from` on, until it returns false.
+async fn walk<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    mut from: u64,
+    mut each: impl FnMut(&Frame) -> Result<bool, HistoryError>,
+) -> Result<(), HistoryError> {
+    loop {
+        let place = lock(&shared.place).clone();
+        let end = index(&place.last).map_or(0, |last| last + 1);
+        let entries = page(shared, from, end).await?;
+        let Some(last) = entries.last() else { return Ok(()) };
+        from = last.log_id.index + 1;
+        for entry in &entries {
+            if let EntryPayload::Normal(frame) = &entry.payload
+                && place.skipped.binary_search(&entry.log_id.index).is_err()
+                && !each(frame)?
+            {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// See [`crate::Member::history`].
+pub(crate) async fn events<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    from: Seq,
+    limit: usize,
+) -> Result<Vec<(Seq, Bytes)>, HistoryError> {
+    let mut found = Vec::new();
+    let mut room = PAGE_BYTES;
+    each_entry(shared, from, &mut |first_seq, events, _| {
+        for (event, seq) in events.into_iter().zip(first_seq.0..) {
+            if seq >= from.0 && found.len() < limit && room > 0 {
+                room = room.saturating_sub(event.len());
+                found.push((Seq(seq), event));
+            }
+        }
+        found.len() < limit && room > 0
+    })
+    .await?;
+    Ok(found)
+}
+
+/// See [`crate::Member::entries_from`].
+pub(crate) async fn frames<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    from: Seq,
+    limit: usize,
+) -> Result<Vec<EntryFrame>, HistoryError> {
+    let mut found = Vec::new();
+    let mut room = PAGE_BYTES;
+    each_entry(shared, from, &mut |first_seq, _, frame| {
+        if found.len() < limit {
+            room = room.saturating_sub(frame.0.len());
+            found.push(EntryFrame { first_seq, frame: frame.0.clone() });
+        }
+        found.len() < limit && room > 0
+    })
+    .await?;
+    Ok(found)
+}
+
+/// Entries from the one that holds event `from` on, until `each` returns false.
+async fn each_entry<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    from: Seq,
+    each: &mut (dyn FnMut(Seq, Vec<Bytes>, &Frame) -> bool + Send),
+) -> Result<(), HistoryError> {
+    if from > shared.head().seq {
+        return Ok(());
+    }
+    let mut first = None;
+    walk(shared, shared.wal.locate(Sought::Seq(from)), |frame| {
+        let entry = entry_decode(&frame.0).map_err(|error| HistoryError::Damaged(error.to_string()))?;
+        let oldest = *first.get_or_insert(Seq(entry.first_seq));
+        if oldest > from.max(Seq(1)) {
+            return Err(HistoryError::Gone { first: oldest });
+        }
+        if entry.first_seq + entry.events.len() as u64 <= from.0 {
+            return Ok(true);
+        }
+        Ok(each(Seq(entry.first_seq), entry.events, frame))
+    })
+    .await
+}
+
+/// See [`crate::Member::seq_at_time`].
+pub(crate) async fn seq_at_time<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    time_ms: u64,
+) -> Result<Seq, HistoryError> {
+    let head = shared.head();
+    if head.time_ms <= time_ms {
+        return Ok(head.seq);
+    }
+    let mut found = Seq(0);
+    walk(shared, shared.wal.locate(Sought::Time(time_ms)), |frame| {
+        let damaged = |error: &dyn ToString| HistoryError::Damaged(error.to_string());
+        for bytes in entry_decode(&frame.0).map_err(|error| damaged(&error))?.events {
+            let event = M::decode(&bytes).map_err(|error| damaged(&error))?;
+            if M::time_ms(&event) > time_ms {
+                return Ok(false);
+            }
+            found = M::seq(&event);
+        }
+        Ok(true)
+    })
+    .await?;
+    Ok(found)
+}

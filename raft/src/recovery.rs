@@ -1,0 +1,106 @@
+//! Recovery: the state is rebuilt here, from any good snapshot and the history after it, before openraft starts.
+//!
+//! ```text
+//! log/ scanned, torn tail cut ─► newest usable snapshot ─► entries after it up to what is known to be committed ─► openraft
+//! ```
+//! What lies above is applied once Raft says that it is committed.
+
+use crate::clock::Clock;
+use crate::disk::{Disk, Files};
+use crate::error::OpenError;
+use crate::options::{Limits, Plant};
+use crate::replay::{Done, Fault, Replay, probe};
+use crate::replica::Kept;
+use crate::status::Stats;
+use crate::store::wal::{Setup, Wal, index, size};
+use crate::store::{open, snapshot};
+use crate::types::Entry;
+use cvlan_core::machine::Machine;
+use std::sync::Arc;
+
+/// What a folder came to.
+pub(crate) struct Recovered<M: Machine> {
+    pub(crate) wal: Arc<Wal>,
+    pub(crate) replay: Replay<M>,
+    pub(crate) kept: Option<Kept<M::State>>,
+    /// Bytes and events after the snapshot.
+    pub(crate) grown: [u64; 2],
+}
+
+/// What recovery needs besides the files.
+pub(crate) struct From {
+    pub(crate) member: u64,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) limits: Limits,
+    pub(crate) plant: Plant,
+}
+
+/// Opens a folder; on the disk's lane.
+pub(crate) fn recover<M: Machine>(files: &dyn Files, from: From) -> Result<Recovered<M>, OpenError> {
+    let setup = Setup {
+        member: Some(from.member),
+        segment_bytes: from.limits.segment_bytes,
+        tail_bytes: from.limits.tail_bytes,
+        plant: from.plant,
+        probe: Arc::new(probe::<M>),
+    };
+    let state = open::open(files, &setup)?;
+    let wal = Wal::new(from.disk, from.clock, from.stats, setup, state);
+    let oldest = wal.oldest();
+    let usable = |next: u64| next >= oldest;
+    let found = snapshot::newest::<M>(files, |snapshot| usable(next(&snapshot.meta.last_log_id)))?;
+    let mut replay = Replay::<M>::default();
+    let kept = found.map(|snapshot| {
+        replay.place.last = snapshot.meta.last_log_id;
+        replay.place.membership = snapshot.meta.last_membership.clone();
+        replay.place.skipped = snapshot.skipped;
+        replay.head = snapshot.head.clone();
+        Kept { meta: snapshot.meta, head: Arc::new(snapshot.head), made_us: None }
+    });
+    let start = next(&replay.place.last);
+    if !usable(start) {
+        return Err(OpenError::Incomplete(format!("the log begins with entry {oldest} and there is no snapshot of it")));
+    }
+    let marks = wal.marks();
+    if marks.committed < replay.place.last {
+        wal.committed(replay.place.last);
+    }
+    let end = next(&marks.committed);
+    let mut grown = [0; 2];
+    let mut failed = None;
+    wal.visit(start..end, &mut |entry| {
+        let result = step(&mut replay, &entry, &mut grown);
+        failed = result.err();
+        failed.is_none()
+    })
+    .map_err(OpenError::io("reading history"))?;
+    match failed {
+        Some(error) => Err(error),
+        None => {
+            wal.prepare();
+            Ok(Recovered { wal, replay, kept, grown })
+        }
+    }
+}
+
+fn step<M: Machine>(replay: &mut Replay<M>, entry: &Entry, grown: &mut [u64; 2]) -> Result<(), OpenError> {
+    let record = || format!("entry {}", entry.log_id);
+    let done = replay.entry(entry).map_err(|fault| match fault {
+        Fault::Event { source, .. } => OpenError::Unreadable { record: record(), source },
+        Fault::Frame(_) | Fault::Epoch | Fault::Number { .. } => {
+            OpenError::Damaged { record: record(), detail: fault.to_string() }
+        }
+    })?;
+    if let Done::Folded { events, .. } = done {
+        let [bytes, count] = grown;
+        *bytes += size(entry) as u64;
+        *count += events as u64;
+    }
+    Ok(())
+}
+
+fn next(id: &Option<crate::types::LogId>) -> u64 {
+    index(id).map_or(0, |index| index + 1)
+}

@@ -1,0 +1,122 @@
+//! Applies entries to a head that nobody else holds: recovery, and the check of a log. The rule by which an entry is
+//! skipped is [`Head::fits`], the same as everywhere.
+
+use crate::head::{Head, Members, Noted};
+use crate::types::{Entry, Frame, LogId, Membership};
+use bytes::Bytes;
+use cvlan_core::id::{Epoch, Seq};
+use cvlan_core::log::{EntryError, entry_decode};
+use cvlan_core::machine::{Machine, Unreadable};
+use openraft::{EntryPayload, StoredMembership};
+use std::sync::Arc;
+
+/// Where a head is in the Raft log.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Place {
+    pub(crate) last: Option<LogId>,
+    pub(crate) membership: Membership,
+    /// Entries skipped.
+    pub(crate) skipped: Vec<u64>,
+}
+
+/// Why an entry cannot be applied: the member must stop.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    /// Its frame is not what was written.
+    #[error("{0}")]
+    Frame(EntryError),
+    /// Its epoch is not 16 bytes.
+    #[error("its epoch is not 16 bytes")]
+    Epoch,
+    /// An event of a kind that this version does not know.
+    #[error("event {seq}: {source}")]
+    Event { seq: u64, source: Unreadable },
+    /// An event is numbered otherwise than its entry says.
+    #[error("event {seq} has number {found}")]
+    Number { seq: u64, found: Seq },
+}
+
+/// An entry's frame, read.
+pub(crate) struct Read<E> {
+    pub(crate) epoch: Epoch,
+    pub(crate) first_seq: Seq,
+    pub(crate) prev_root: Vec<u8>,
+    pub(crate) events: Vec<E>,
+    pub(crate) raw: Vec<Bytes>,
+}
+
+/// Reads an entry's frame.
+pub(crate) fn read<M: Machine>(frame: &Frame) -> Result<Read<M::Event>, Fault> {
+    let entry = entry_decode(&frame.0).map_err(Fault::Frame)?;
+    let epoch = entry.epoch.as_slice().try_into().map_err(|_| Fault::Epoch)?;
+    let raw = entry.events;
+    let mut events = Vec::with_capacity(raw.len());
+    for (bytes, seq) in raw.iter().zip(entry.first_seq..) {
+        let event = M::decode(bytes).map_err(|source| Fault::Event { seq, source })?;
+        if M::seq(&event).0 != seq {
+            return Err(Fault::Number { seq, found: M::seq(&event) });
+        }
+        events.push(event);
+    }
+    Ok(Read { epoch: Epoch(epoch), first_seq: Seq(entry.first_seq), prev_root: entry.prev_root, events, raw })
+}
+
+/// Number and time of a frame's first event.
+pub(crate) fn probe<M: Machine>(frame: &Frame) -> Option<(Seq, u64)> {
+    let entry = entry_decode(&frame.0).ok()?;
+    let event = M::decode(entry.events.first()?).ok()?;
+    Some((Seq(entry.first_seq), M::time_ms(&event)))
+}
+
+/// What an entry did to a head.
+pub(crate) enum Done<M: Machine> {
+    /// It carries no events.
+    Nothing,
+    /// It continues another history.
+    Skipped,
+    /// Its events were folded.
+    Folded { events: usize, noted: Vec<Noted<M::State>> },
+}
+
+/// A head that is being folded in place.
+pub(crate) struct Replay<M: Machine> {
+    pub(crate) head: Head<M::State>,
+    pub(crate) place: Place,
+}
+
+impl<M: Machine> Default for Replay<M> {
+    fn default() -> Self {
+        Self { head: Head::default(), place: Place::default() }
+    }
+}
+
+impl<M: Machine> Replay<M> {
+    /// Applies the next entry.
+    pub(crate) fn entry(&mut self, entry: &Entry) -> Result<Done<M>, Fault> {
+        let done = match &entry.payload {
+            EntryPayload::Blank => Done::Nothing,
+            EntryPayload::Membership(membership) => {
+                self.place.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                self.head.members = Arc::new(Members::from(&self.place.membership));
+                Done::Nothing
+            }
+            EntryPayload::Normal(frame) => self.frame(frame)?,
+        };
+        if let Done::Skipped = done {
+            tracing::warn!(entry = %entry.log_id, "skipped: it continues another history");
+            self.place.skipped.push(entry.log_id.index);
+        }
+        self.place.last = Some(entry.log_id);
+        Ok(done)
+    }
+
+    fn frame(&mut self, frame: &Frame) -> Result<Done<M>, Fault> {
+        let read = read::<M>(frame)?;
+        if !self.head.fits(read.epoch, read.first_seq, &read.prev_root) {
+            return Ok(Done::Skipped);
+        }
+        let pairs = read.events.iter().zip(&read.raw).map(|(event, raw)| (event, raw.as_ref()));
+        let noted = self.head.fold_entry::<M>(read.epoch, pairs);
+        Ok(Done::Folded { events: read.events.len(), noted })
+    }
+}

@@ -1,0 +1,180 @@
+//! The sequencer: decides whatever has arrived against the head after everything in flight, and proposes it as one entry,
+//! fenced to its own leadership. One task; no timer: a single caller waits for one sync, many share one.
+
+use crate::desk::{Decided, Flight, Item, Turn, Verdict};
+use crate::error::WriteError;
+use crate::head::{Head, Noted};
+use crate::options::Limits;
+use crate::replica::{Raft, Shared};
+use crate::sessions::Seen;
+use crate::types::{Frame, Hook};
+use bytes::Bytes;
+use cvlan_core::id::{Epoch, Seq};
+use cvlan_core::log::entry_encode;
+use cvlan_core::machine::{Context, Machine};
+use openraft::AsyncRuntime;
+use openraft::errors::{ClientWriteError, ForwardReason};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Runs until the desk is closed.
+pub(crate) async fn run<M: Machine, RT: AsyncRuntime>(shared: Arc<Shared<M, RT>>, raft: Raft<M, RT>) {
+    while let Some(turn) = std::future::poll_fn(|context| shared.desk.poll_turn(context)).await {
+        let (term, leader) = (turn.term, turn.leader);
+        let batch = decide(turn, &shared.limits);
+        if batch.events.is_empty() {
+            shared.desk.quiet(term, batch.head, batch.rest, batch.decided);
+            continue;
+        }
+        shared.stats.entry_events.add(batch.events.len() as u64);
+        shared.stats.entries.fetch_add(1, Relaxed);
+        let (first_seq, prev_root) = (batch.first_seq, batch.prev_root);
+        let frame = Frame(entry_encode(batch.head.epoch, first_seq, prev_root, batch.raw.clone()).into());
+        let flight = Flight {
+            leader,
+            serial: 0,
+            frame: frame.clone(),
+            epoch: batch.head.epoch,
+            first_seq,
+            prev_root,
+            head: batch.head,
+            noted: batch.noted,
+            events: Arc::new(batch.events),
+            raw: batch.raw,
+            decided: batch.decided,
+            refused: false,
+        };
+        let Some(serial) = shared.desk.launch(term, batch.rest, flight) else { continue };
+        let told = shared.clone();
+        let hook = Hook(Box::new(move |result: openraft::raft::ClientWriteResult<_>| {
+            if let Err(ClientWriteError::ForwardToLeader(forward)) = result {
+                let same_term = match forward.reason {
+                    ForwardReason::LeaseExpired | ForwardReason::LeadershipTransfer => true,
+                    ForwardReason::NotLeader => false,
+                };
+                told.desk.refused(serial, term, same_term);
+            }
+        }));
+        if let Err(fatal) = raft.write(frame).with_leader(leader).responder(hook).await {
+            shared.fail(format!("raft has stopped: {fatal}"));
+        }
+    }
+}
+
+/// What a turn came to.
+pub(crate) struct Batch<M: Machine, RT: AsyncRuntime> {
+    pub(crate) head: Head<M::State>,
+    pub(crate) first_seq: Seq,
+    pub(crate) prev_root: [u8; 32],
+    pub(crate) events: Vec<M::Event>,
+    pub(crate) raw: Vec<Bytes>,
+    pub(crate) noted: Vec<Noted<M::State>>,
+    pub(crate) decided: Decided<M, RT>,
+    /// Commands that did not fit.
+    pub(crate) rest: VecDeque<Item<M, RT>>,
+}
+
+/// Decides commands in order, each against the head after the ones before it.
+pub(crate) fn decide<M: Machine, RT: AsyncRuntime>(turn: Turn<M, RT>, limits: &Limits) -> Batch<M, RT> {
+    let mut rest = turn.items;
+    let mut work = Work::<M> {
+        first_seq: Seq(turn.head.seq.0 + 1),
+        prev_root: turn.head.root,
+        epoch: turn.head.epoch,
+        head: turn.head,
+        time_ms: turn.time_ms,
+        bytes: Vec::new(),
+        ranges: Vec::new(),
+        events: Vec::new(),
+        noted: Vec::new(),
+        last: None,
+    };
+    let mut decided = Vec::with_capacity(rest.len());
+    while work.bytes.len() < limits.entry_bytes
+        && let Some(item) = rest.pop_front()
+    {
+        let verdict = work.command(&item.command, item.epoch, limits.command_bytes);
+        let first = item.epoch.is_some();
+        decided.push((item, verdict));
+        if first {
+            break;
+        }
+    }
+    if !work.events.is_empty() {
+        work.head.epoch = work.epoch;
+        work.head.root = work.head.tree.root();
+    }
+    let bytes = Bytes::from(work.bytes);
+    let raw = work.ranges.into_iter().map(|range| bytes.slice(range)).collect();
+    let Work { head, first_seq, prev_root, events, noted, .. } = work;
+    Batch { head, first_seq, prev_root, events, raw, noted, decided, rest }
+}
+
+struct Work<M: Machine> {
+    head: Head<M::State>,
+    first_seq: Seq,
+    prev_root: [u8; 32],
+    epoch: Epoch,
+    time_ms: u64,
+    bytes: Vec<u8>,
+    ranges: Vec<Range<usize>>,
+    events: Vec<M::Event>,
+    noted: Vec<Noted<M::State>>,
+    last: Option<cvlan_core::machine::Once>,
+}
+
+impl<M: Machine> Work<M> {
+    fn command(&mut self, command: &M::Command, epoch: Option<Epoch>, command_bytes: usize) -> Verdict<M> {
+        match epoch {
+            Some(_) if self.head.seq.0 > 0 => return Verdict::Refused(WriteError::AlreadyBootstrapped),
+            None if self.head.seq.0 == 0 => return Verdict::Refused(WriteError::NotBootstrapped),
+            Some(epoch) => self.epoch = epoch,
+            None => {}
+        }
+        if let Some(once) = M::once(command) {
+            match self.head.sessions.look(once) {
+                Seen::No => {}
+                Seen::Done(outcome) => return Verdict::Before(outcome),
+                Seen::Forgotten => return Verdict::Refused(WriteError::OutcomeUnknown),
+            }
+        }
+        let next_seq = Seq(self.head.seq.0 + 1);
+        let context = Context { epoch: self.head.epoch, next_seq, time_ms: self.time_ms };
+        let events = match M::decide(&self.head.machine, &context, command) {
+            Ok(events) => events,
+            Err(rejection) => return Verdict::Refused(WriteError::Rejected(rejection)),
+        };
+        if events.is_empty() {
+            return Verdict::Nothing(self.head.checkpoint());
+        }
+        // Sized before anything is folded: what is too large leaves no trace.
+        let (from, mut ranges) = (self.bytes.len(), Vec::with_capacity(events.len()));
+        for event in &events {
+            let start = self.bytes.len();
+            M::encode(event, &mut self.bytes);
+            ranges.push(start..self.bytes.len());
+        }
+        let bytes = self.bytes.len() - from;
+        if bytes > command_bytes {
+            self.bytes.truncate(from);
+            return Verdict::Refused(WriteError::TooLarge { bytes, limit: command_bytes });
+        }
+        self.fold(events, ranges)
+    }
+
+    fn fold(&mut self, events: Vec<M::Event>, ranges: Vec<Range<usize>>) -> Verdict<M> {
+        let first = self.events.len();
+        for (event, range) in events.into_iter().zip(ranges) {
+            let due = Seq(self.head.seq.0 + 1);
+            assert_eq!(M::seq(&event), due, "decide numbers its events from next_seq on");
+            let raw = self.bytes.get(range.clone()).unwrap_or_default();
+            let before = self.events.last().map(|event| (event, self.last));
+            self.last = self.head.fold::<M>(&event, raw, before, &mut self.noted);
+            self.events.push(event);
+            self.ranges.push(range);
+        }
+        Verdict::Events(first..self.events.len())
+    }
+}

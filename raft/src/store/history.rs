@@ -1,0 +1,204 @@
+//! Reads entries back: the newest from memory, older ones from the segments, by a sparse index.
+//!
+//! ```text
+//! index ─► last point at or below it ─► blocks from there on ─► without what a truncation voided ─► entries, no gap
+//! ```
+
+use crate::disk::{File, Files};
+use crate::store::codec::{self, Record};
+use crate::store::segment::{Cursor, SEGMENT_HEADER, Step};
+use crate::store::wal::{Cut, Point, State, Wal, index};
+use crate::sync::lock;
+use crate::types::{Entry, LogId};
+use cvlan_core::id::Seq;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+const PIECE: usize = 256 << 10;
+
+/// A stretch of a segment.
+struct Leg {
+    segment: u64,
+    file: Arc<dyn File>,
+    from: u64,
+    end: u64,
+}
+
+/// What has to be read from disk, and what follows it from memory.
+pub(crate) struct Plan {
+    legs: Vec<Leg>,
+    cuts: Vec<Cut>,
+    disk: Range<u64>,
+    memory: Vec<Entry>,
+}
+
+/// Where to begin to look for something.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sought {
+    Seq(Seq),
+    Time(u64),
+}
+
+impl Wal {
+    /// How to read entries `range`, those below the purge marker too; ends at the last one.
+    pub(crate) fn plan(&self, range: Range<u64>) -> Plan {
+        let state = lock(&self.state);
+        let end = range.end.min(index(&state.marks.last).map_or(0, |last| last + 1));
+        let tail = &state.tail.entries;
+        let tail_from = tail.front().map_or(end, |entry| entry.log_id.index).min(end);
+        let (from, to) = (range.start.max(tail_from), end);
+        let memory = if from < to {
+            tail.range((from - tail_from) as usize..(to - tail_from) as usize).cloned().collect()
+        } else {
+            Vec::new()
+        };
+        let disk = range.start..tail_from.max(range.start);
+        let (legs, cuts) = if disk.is_empty() { Default::default() } else { (state.legs(disk.start), state.cuts.clone()) };
+        Plan { legs, cuts, disk, memory }
+    }
+
+    /// Calls `each` with every entry of `range`, in order, until it returns false; on the disk's lane.
+    pub(crate) fn visit(&self, range: Range<u64>, each: &mut dyn FnMut(Entry) -> bool) -> io::Result<()> {
+        let plan = self.plan(range);
+        let mut go_on = true;
+        if !plan.in_memory() {
+            plan.visit(&mut |entry, _| {
+                go_on = each(entry);
+                go_on
+            })?;
+        }
+        for entry in plan.memory {
+            if !go_on {
+                break;
+            }
+            go_on = each(entry);
+        }
+        Ok(())
+    }
+
+    /// Range that openraft may see: above the purge marker.
+    pub(crate) fn visible(&self, range: Range<u64>) -> Range<u64> {
+        let state = lock(&self.state);
+        let purged = index(&state.marks.purged).map_or(0, |purged| purged + 1);
+        range.start.max(purged).max(state.oldest())..range.end
+    }
+
+    /// The index from which on to look; the oldest here if the point lies before it.
+    pub(crate) fn locate(&self, sought: Sought) -> u64 {
+        let state = lock(&self.state);
+        let before = |point: &&Point| match sought {
+            Sought::Seq(seq) => point.seq.0 > 0 && point.seq <= seq,
+            Sought::Time(time_ms) => point.seq.0 > 0 && point.time_ms <= time_ms,
+        };
+        let points = state.segments.values().rev().find_map(|segment| segment.points.iter().rev().find(before));
+        points.map_or_else(|| state.oldest(), |point| point.index)
+    }
+
+    /// The oldest entry here.
+    pub(crate) fn oldest(&self) -> u64 {
+        lock(&self.state).oldest()
+    }
+
+    /// The last entry of each leader in a range.
+    pub(crate) fn leaders(&self, first: LogId, last: LogId) -> Vec<LogId> {
+        let state = lock(&self.state);
+        let within = |id: &&LogId| first.index <= id.index && id.leader_id != last.leader_id;
+        state.leaders.iter().filter(within).copied().chain([last]).collect()
+    }
+}
+
+impl State {
+    fn oldest(&self) -> u64 {
+        let point = self.segments.values().find_map(|segment| segment.points.first()).map(|point| point.index);
+        let tail = self.tail.entries.front().map(|entry| entry.log_id.index);
+        point.into_iter().chain(tail).min().unwrap_or_else(|| index(&self.marks.last).map_or(0, |last| last + 1))
+    }
+
+    /// Segments from the last point at or below `from` on; all of them if there is none.
+    fn legs(&self, from: u64) -> Vec<Leg> {
+        let start = self.segments.iter().rev().filter(|(_, s)| !s.points.is_empty() && s.lowest <= from).find_map(
+            |(number, segment)| segment.points.iter().rev().find(|p| p.index <= from).map(|p| (*number, p.at)),
+        );
+        let (first, at) = start.unwrap_or((0, SEGMENT_HEADER));
+        self.segments
+            .range(first..)
+            .map(|(number, segment)| Leg {
+                segment: *number,
+                file: segment.file.clone(),
+                from: if *number == first { at } else { SEGMENT_HEADER },
+                end: segment.end,
+            })
+            .collect()
+    }
+}
+
+impl Plan {
+    /// True where the disk is not needed.
+    pub(crate) fn in_memory(&self) -> bool {
+        self.disk.is_empty()
+    }
+
+    /// The entries, if they are all in memory.
+    pub(crate) fn memory(self) -> Vec<Entry> {
+        self.memory
+    }
+
+    /// Reads at least one entry, and then as long as they are fewer than `bytes`; on the disk's lane.
+    pub(crate) fn read(mut self, _files: &dyn Files, bytes: usize) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        let mut room = bytes;
+        let missing = self.disk.clone().count();
+        self.visit(&mut |entry, size| {
+            entries.push(entry);
+            room = room.saturating_sub(size);
+            room > 0
+        })?;
+        if entries.len() == missing {
+            entries.append(&mut self.memory);
+        }
+        Ok(entries)
+    }
+
+    /// Calls `each` with every entry of the disk's part, in order, until it returns false.
+    pub(crate) fn visit(&self, each: &mut dyn FnMut(Entry, usize) -> bool) -> io::Result<()> {
+        let mut due = self.disk.start;
+        for leg in &self.legs {
+            let mut cursor = Cursor::new(&*leg.file, leg.segment, leg.from, leg.end, PIECE);
+            loop {
+                let block = match cursor.step()? {
+                    Step::Block(block) => block,
+                    Step::End => break,
+                    Step::Bad(fault) => {
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{fault}: {}", fault.detail)));
+                    }
+                };
+                for (at, bytes) in block.records {
+                    let place = || format!("{} at byte {at}", super::segment::segment_name(leg.segment));
+                    let wrong = |detail: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {detail}", place()));
+                    let (record, rest) = codec::decode(&bytes).map_err(|error| wrong(error.to_string()))?;
+                    let Record::Entry(id, body) = record else { continue };
+                    if !self.disk.contains(&id.index) || self.void(leg.segment, at, id.index) {
+                        continue;
+                    }
+                    if id.index != due {
+                        return Err(wrong(format!("entry {} where entry {due} was due", id.index)));
+                    }
+                    let entry = codec::entry(id, body, rest).map_err(|error| wrong(error.to_string()))?;
+                    due += 1;
+                    if !each(entry, bytes.len()) || due >= self.disk.end {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        if due < self.disk.end {
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("entry {due} is not in the log")));
+        }
+        Ok(())
+    }
+
+    fn void(&self, segment: u64, at: u64, index: u64) -> bool {
+        self.cuts.iter().any(|cut| (cut.segment, cut.at) > (segment, at) && Some(index) > cut.after)
+    }
+}

@@ -1,0 +1,176 @@
+//! Replay of the log from its first event, to see that it is what it says: every checksum, every number, every root, and
+//! the digest at every attested checkpoint.
+
+use crate::disk::{Disk, Lane, on_disk};
+use crate::error::{HistoryError, OpenError, VerifyError};
+use crate::head::{Head, Noted};
+use crate::options::Plant;
+use crate::replay::{Done, Replay, probe};
+use crate::replica::Shared;
+use crate::status::Stats;
+use crate::store::open;
+use crate::store::wal::{Setup, Wal, index};
+use crate::sync::lock;
+use crate::types::Entry;
+use cvlan_core::id::{Epoch, Seq};
+use cvlan_core::machine::Machine;
+use openraft::AsyncRuntime;
+use std::sync::Arc;
+
+/// A `Checkpointed` in the log; the replay found the same at its seq.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckpointChecked {
+    /// The `CheckpointOpened` event.
+    pub seq: Seq,
+    /// Merkle root after it.
+    pub root: [u8; 32],
+    /// SHA-256 of the canonical state after it.
+    pub digest: [u8; 32],
+}
+
+/// What a replay found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// The log's incarnation.
+    pub epoch: Epoch,
+    /// Entries with events that were applied.
+    pub entries: u64,
+    /// Entries that were skipped, as apply does: they continue another history.
+    pub skipped: u64,
+    /// Events applied.
+    pub events: u64,
+    /// The last event.
+    pub seq: Seq,
+    /// Merkle root after it.
+    pub root: [u8; 32],
+    /// SHA-256 of the canonical state after it.
+    pub digest: [u8; 32],
+    /// Every attested checkpoint up to there.
+    pub checkpoints: Vec<CheckpointChecked>,
+}
+
+/// Replays what a member has applied, page by page, beside its writes; compares the end with its head where they meet.
+pub(crate) async fn live<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    to: Option<Seq>,
+) -> Result<VerifyReport, VerifyError> {
+    let end = index(&lock(&shared.place).last).map_or(0, |last| last + 1);
+    let mut check = Check::<M> { to, ..Check::default() };
+    let mut from = shared.wal.oldest();
+    while from < end && !check.reached() {
+        let entries = crate::reading::page(shared, from, end).await?;
+        let Some(last) = entries.last() else { break };
+        from = last.log_id.index + 1;
+        check = on_disk::<RT, _>(&shared.disk, Lane::Work, move |_| check.page(&entries))
+            .await
+            .map_err(|_| HistoryError::Stopped)??;
+    }
+    let report = on_disk::<RT, _>(&shared.disk, Lane::Work, move |_| check.report()).await;
+    Ok(report.map_err(|_| HistoryError::Stopped)?)
+}
+
+/// Replays the log of a folder that no member has open; changes nothing in it.
+pub async fn verify_dir<M: Machine, RT: AsyncRuntime>(disk: Arc<dyn Disk>) -> Result<VerifyReport, VerifyError> {
+    let jobs = disk.clone();
+    let report = on_disk::<RT, _>(&disk, Lane::Log, move |files| {
+        let setup = Setup {
+            member: None,
+            segment_bytes: crate::options::Limits::default().segment_bytes,
+            tail_bytes: 0,
+            plant: Plant::default(),
+            probe: Arc::new(probe::<M>),
+        };
+        let state = open::open(files, &setup)?;
+        let wal = Wal::new(jobs, Arc::new(crate::clock::SystemClock::default()), Arc::new(Stats::default()), setup, state);
+        let mut check = Check::<M>::default();
+        let mut failed = None;
+        wal.visit(wal.oldest()..u64::MAX, &mut |entry| {
+            failed = check.entry(&entry).err();
+            failed.is_none()
+        })
+        .map_err(OpenError::io("reading history"))?;
+        failed.map_or_else(|| Ok(check.report()), Err)
+    });
+    report.await.map_err(|_| HistoryError::Stopped)?
+}
+
+struct Check<M: Machine> {
+    replay: Replay<M>,
+    to: Option<Seq>,
+    entries: u64,
+    opened: Vec<CheckpointChecked>,
+    checkpoints: Vec<CheckpointChecked>,
+}
+
+impl<M: Machine> Default for Check<M> {
+    fn default() -> Self {
+        Self { replay: Replay::default(), to: None, entries: 0, opened: Vec::new(), checkpoints: Vec::new() }
+    }
+}
+
+impl<M: Machine> Check<M> {
+    fn reached(&self) -> bool {
+        self.to.is_some_and(|to| self.replay.head.seq >= to)
+    }
+
+    fn page(mut self, entries: &[Entry]) -> Result<Self, VerifyError> {
+        for entry in entries {
+            if self.reached() {
+                break;
+            }
+            self.entry(entry)?;
+        }
+        Ok(self)
+    }
+
+    fn entry(&mut self, entry: &Entry) -> Result<(), VerifyError> {
+        let wrong = |seq: Seq, detail: String| VerifyError::Entry { index: entry.log_id.index, seq, detail };
+        let due = Seq(self.replay.head.seq.0 + 1);
+        match self.replay.entry(entry).map_err(|fault| wrong(due, fault.to_string()))? {
+            Done::Nothing | Done::Skipped => {}
+            Done::Folded { noted, .. } => {
+                self.entries += 1;
+                for note in noted {
+                    self.note(note).map_err(|(seq, detail)| wrong(seq, detail))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, note: Noted<M::State>) -> Result<(), (Seq, String)> {
+        match note {
+            Noted::Opened(head) => {
+                let Head { seq, root, .. } = head;
+                self.opened.push(CheckpointChecked { seq, root, digest: head.digest::<M>() });
+            }
+            Noted::Checkpointed { seq, root, digest } => {
+                let attested = CheckpointChecked { seq, root, digest };
+                let Some(at) = self.opened.iter().position(|opened| opened.seq == seq) else {
+                    return Err((seq, "a checkpoint is attested that was not opened".into()));
+                };
+                let found = self.opened.swap_remove(at);
+                if found != attested {
+                    let hex = |c: &CheckpointChecked| format!("root {} digest {}", hex::encode(c.root), hex::encode(c.digest));
+                    return Err((seq, format!("attested {}, found {}", hex(&attested), hex(&found))));
+                }
+                self.checkpoints.push(found);
+            }
+        }
+        Ok(())
+    }
+
+    fn report(self) -> VerifyReport {
+        let Head { epoch, seq, root, .. } = self.replay.head;
+        VerifyReport {
+            epoch,
+            entries: self.entries,
+            skipped: self.replay.place.skipped.len() as u64,
+            events: seq.0,
+            seq,
+            root,
+            digest: self.replay.head.digest::<M>(),
+            checkpoints: self.checkpoints,
+        }
+    }
+}

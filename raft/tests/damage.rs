@@ -1,0 +1,349 @@
+//! Data folders that are locked, newer, another member's, cut, flipped, full: a clear error that names what is wrong, or the
+//! same state as before; never something in between.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use bytes::Bytes;
+use cvlan_core::id::Epoch;
+use cvlan_core::machine::{Machine, SystemFact};
+use cvlan_raft::counter::{Command, Counter};
+use cvlan_raft::{
+    Disk, File, FileDisk, Files, Job, Lane, Limits, Member, NoTransport, OpenError, Options, VerifyError, WriteError,
+    verify_dir,
+};
+use openraft_rt_tokio::TokioRuntime;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+
+type Counting = Member<Counter, TokioRuntime>;
+
+async fn open_with(disk: Arc<dyn Disk>, edit: impl FnOnce(&mut Options<Counter>)) -> Result<Counting, OpenError> {
+    let mut options = Options::single(disk);
+    options.limits = Limits { segment_bytes: 16 << 10, tail_bytes: 4 << 10, ..Limits::default() };
+    edit(&mut options);
+    let member = Counting::open(options, NoTransport).await?;
+    assert!(member.writable(Duration::from_secs(10)).await);
+    Ok(member)
+}
+
+async fn open(folder: &Path) -> Result<Counting, OpenError> {
+    open_with(FileDisk::open(folder)?, |_| {}).await
+}
+
+/// A folder with `n` commands in it, and the digest of its head.
+async fn filled(n: u64) -> (tempfile::TempDir, [u8; 32]) {
+    let folder = tempfile::tempdir().unwrap();
+    let member = open(folder.path()).await.unwrap();
+    member.bootstrap(Epoch([7; 16]), Command::add(1)).await.unwrap();
+    for by in 0..n {
+        let note = Bytes::from(vec![by as u8; 200]);
+        member.write(Command::Add { by, times: 1, note, once: None }).await.unwrap();
+    }
+    let digest = member.head().digest::<Counter>();
+    member.shutdown().await;
+    (folder, digest)
+}
+
+fn segments(folder: &Path) -> Vec<PathBuf> {
+    let mut names: Vec<PathBuf> = std::fs::read_dir(folder.join("log")).unwrap().map(|e| e.unwrap().path()).collect();
+    names.retain(|name| name.extension().is_some_and(|e| e == "seg"));
+    names.sort();
+    names
+}
+
+/// Behind the last byte that is not zero.
+fn end(bytes: &[u8]) -> usize {
+    bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= 0x10;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Opens as it is and expects `code`, and `words` in the message.
+async fn refuses(folder: &Path, code: &str, words: &str) {
+    let error = open(folder).await.err().expect("an error");
+    assert_eq!(error.code(), code, "{error}");
+    assert!(error.to_string().contains(words), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_in_use_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let held = FileDisk::open(folder.path()).unwrap();
+    refuses(folder.path(), "data_folder_locked", "is locked by another process").await;
+    drop(held);
+    assert!(open(folder.path()).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_members_or_a_newer_folder_is_refused() {
+    let (folder, _) = filled(3).await;
+    let other = open_with(FileDisk::open(folder.path()).unwrap(), |options| options.member = 2).await;
+    assert_eq!(other.err().unwrap().code(), "data_folder_other_member");
+    let segment = &segments(folder.path())[0];
+    let mut bytes = std::fs::read(segment).unwrap();
+    bytes[8] = 9;
+    std::fs::write(segment, &bytes).unwrap();
+    refuses(folder.path(), "data_folder_newer", "log/0000000001.seg has format 9").await;
+    bytes[8] = 1;
+    std::fs::write(segment, &bytes).unwrap();
+
+    std::fs::create_dir_all(folder.path().join("snapshots")).unwrap();
+    let snapshot = folder.path().join("snapshots/00000000000000000004.snap");
+    std::fs::write(&snapshot, b"CVLANSNP\x02\0\0\0\0\0\0\0").unwrap();
+    refuses(folder.path(), "data_folder_newer", "has format 2").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_torn_tail_is_cut_and_writing_goes_on() {
+    let (folder, digest) = filled(100).await;
+    let last = segments(folder.path()).pop().unwrap();
+    let whole = std::fs::read(&last).unwrap();
+    let whole_end = end(&whole);
+    // Half of a block that was never completed: any piece of an older one, or noise.
+    for (torn, what) in [(whole[100..400].to_vec(), "a piece"), (vec![0xff; 5], "noise"), (b"CVB1".to_vec(), "a header")] {
+        let mut bytes = whole.clone();
+        let at = (whole_end + 8).next_multiple_of(8);
+        bytes[at..at + torn.len()].copy_from_slice(&torn);
+        std::fs::write(&last, &bytes).unwrap();
+        let member = open(folder.path()).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!(member.head().digest::<Counter>(), digest, "{what}");
+        member.shutdown().await;
+        drop(member);
+        std::fs::write(&last, &whole).unwrap();
+    }
+    // The end itself torn: the marker of an orderly stop, and what was written with it, go.
+    let mut bytes = whole.clone();
+    bytes[whole_end - 1] ^= 1;
+    std::fs::write(&last, &bytes).unwrap();
+    let member = open(folder.path()).await.unwrap();
+    assert_eq!(member.head().digest::<Counter>(), digest);
+    member.write(Command::add(1)).await.unwrap();
+    let digest = member.head().digest::<Counter>();
+    member.shutdown().await;
+    drop(member);
+    assert_eq!(open(folder.path()).await.unwrap().head().digest::<Counter>(), digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit_before_the_end_is_an_error_that_names_the_record() {
+    let (folder, _) = filled(150).await;
+    let segments = segments(folder.path());
+    assert!(segments.len() >= 3, "{segments:?}");
+    for (nth, segment) in segments.iter().enumerate() {
+        let content = end(&std::fs::read(segment).unwrap());
+        let name = format!("log/{}", segment.file_name().unwrap().to_str().unwrap());
+        // Header, first block, middle; in the last segment not the very last block.
+        for at in [3, 70, 100, content / 2, content - 600] {
+            flip(segment, at);
+            let error = open(folder.path()).await.err().unwrap_or_else(|| panic!("{name} byte {at} was not noticed"));
+            assert_eq!(error.code(), "data_folder_damaged", "{error}");
+            assert!(error.to_string().contains(&name), "byte {at} of {name} ({nth}): {error}");
+            let closed = verify_dir::<Counter, TokioRuntime>(FileDisk::open(folder.path()).unwrap()).await;
+            assert!(closed.is_err(), "{name} byte {at}");
+            flip(segment, at);
+        }
+    }
+    open(folder.path()).await.expect("each was put right again").shutdown().await;
+    std::fs::remove_file(&segments[1]).unwrap();
+    refuses(folder.path(), "data_folder_incomplete", "log/0000000002.seg is missing").await;
+    std::fs::remove_file(&segments[0]).unwrap();
+    refuses(folder.path(), "data_folder_incomplete", "there is no snapshot").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_were_not_completed_are_swept_away() {
+    let (folder, digest) = filled(20).await;
+    std::fs::write(folder.path().join("log/next.tmp"), [1; 100]).unwrap();
+    std::fs::create_dir_all(folder.path().join("snapshots")).unwrap();
+    std::fs::write(folder.path().join("snapshots/making.tmp"), [1; 100]).unwrap();
+    std::fs::write(folder.path().join("snapshots/00000000000000000005.snap"), [1; 10]).unwrap();
+    let member = open(folder.path()).await.unwrap();
+    assert_eq!(member.head().digest::<Counter>(), digest);
+}
+
+/// A disk on which no file can be made while it is full.
+struct Narrow {
+    inner: Arc<FileDisk>,
+    full: Arc<AtomicBool>,
+}
+
+struct NarrowFiles<'a> {
+    inner: &'a dyn Files,
+    full: &'a AtomicBool,
+}
+
+impl Disk for Narrow {
+    fn run(&self, lane: Lane, job: Job) {
+        let full = self.full.clone();
+        self.inner.run(lane, Box::new(move |inner| job(&NarrowFiles { inner, full: &full })));
+    }
+}
+
+impl Files for NarrowFiles<'_> {
+    fn list(&self, folder: &str) -> io::Result<Vec<String>> {
+        self.inner.list(folder)
+    }
+    fn make_folder(&self, folder: &str) -> io::Result<()> {
+        self.inner.make_folder(folder)
+    }
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        self.inner.open(name)
+    }
+    fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
+        if self.full.load(SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { self.inner.create(name, len) }
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.inner.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.inner.remove(name)
+    }
+    fn sync_folder(&self, folder: &str) -> io::Result<()> {
+        self.inner.sync_folder(folder)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_writes_stays_readable_and_goes_on_once_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let full = Arc::new(AtomicBool::new(false));
+    let disk = Arc::new(Narrow { inner: FileDisk::open(folder.path()).unwrap(), full: full.clone() });
+    let member = open_with(disk.clone(), |_| {}).await.unwrap();
+    member.bootstrap(Epoch([7; 16]), Command::add(1)).await.unwrap();
+    full.store(true, SeqCst);
+    let mut written = 1;
+    let error = loop {
+        match member.write(Command::add(1)).await {
+            Ok(_) => written += 1,
+            Err(error) => break error,
+        }
+        assert!(written < 10_000);
+    };
+    assert_eq!((&error, error.code()), (&WriteError::DiskFull, "disk_full"));
+    assert_eq!((member.head().machine.sum, member.status().disk_full), (written, true));
+    member.snapshot().await.unwrap();
+    for _ in 0..100 {
+        if member.status().snapshot_error.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(member.status().snapshot_error.is_some(), "a snapshot without room is no reason to stop");
+    assert_eq!(member.history(cvlan_core::id::Seq(1), 5).await.unwrap().len(), 5);
+    full.store(false, SeqCst);
+    let mut tries = 0;
+    while let Err(error) = member.write(Command::add(1)).await {
+        assert_eq!(error, WriteError::DiskFull);
+        tries += 1;
+        assert!(tries < 500, "never went on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(member.head().machine.sum, written + 1);
+    member.shutdown().await;
+    drop((member, disk));
+    assert_eq!(open(folder.path()).await.unwrap().head().machine.sum, written + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_differs_from_what_was_attested_serves_no_more() {
+    let (folder, _) = filled(5).await;
+    let member = open(folder.path()).await.unwrap();
+    let opened = member.write(Command::System(SystemFact::CheckpointOpened)).await.unwrap();
+    let (seq, root) = (opened.checkpoint.seq, member.head().root);
+    let digest = member.head().digest::<Counter>();
+    member.write(Command::System(SystemFact::Checkpointed { seq, root, digest })).await.unwrap();
+    assert_eq!(member.status().diverged, None);
+    let opened = member.write(Command::System(SystemFact::CheckpointOpened)).await.unwrap();
+    let (seq, root) = (opened.checkpoint.seq, member.head().root);
+    member.write(Command::System(SystemFact::Checkpointed { seq, root, digest })).await.unwrap();
+    for _ in 0..100 {
+        if member.status().diverged.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(member.status().diverged, Some(seq.0));
+    assert_eq!(member.write(Command::add(1)).await.err(), Some(WriteError::Diverged));
+    let VerifyError::Entry { seq: at, detail, .. } = member.log_verify(None).await.unwrap_err() else { panic!() };
+    assert_eq!(at, seq);
+    assert!(detail.contains("attested"), "{detail}");
+}
+
+/// The counter of an older version, which does not know the events of a note of 13 bytes.
+struct Older;
+
+impl Machine for Older {
+    type State = <Counter as Machine>::State;
+    type Command = Command;
+    type Event = <Counter as Machine>::Event;
+    type Rejection = <Counter as Machine>::Rejection;
+    type Key = ();
+    fn decide(
+        state: &Self::State,
+        context: &cvlan_core::machine::Context,
+        command: &Command,
+    ) -> Result<Vec<Self::Event>, Self::Rejection> {
+        Counter::decide(state, context, command)
+    }
+    fn apply(state: &mut Self::State, event: &Self::Event) {
+        Counter::apply(state, event);
+    }
+    fn encode(event: &Self::Event, into: &mut Vec<u8>) {
+        Counter::encode(event, into);
+    }
+    fn decode(bytes: &[u8]) -> Result<Self::Event, cvlan_core::machine::Unreadable> {
+        if bytes.len() == 40 + 9 + 13 {
+            return Err(cvlan_core::machine::Unreadable { what: "event", detail: "kind 13 is not known".into() });
+        }
+        Counter::decode(bytes)
+    }
+    fn seq(event: &Self::Event) -> cvlan_core::id::Seq {
+        Counter::seq(event)
+    }
+    fn time_ms(event: &Self::Event) -> u64 {
+        Counter::time_ms(event)
+    }
+    fn once(command: &Command) -> Option<cvlan_core::machine::Once> {
+        Counter::once(command)
+    }
+    fn event_once(event: &Self::Event) -> Option<cvlan_core::machine::Once> {
+        Counter::event_once(event)
+    }
+    fn system(fact: SystemFact, id: [u8; 16]) -> Command {
+        Counter::system(fact, id)
+    }
+    fn event_fact(event: &Self::Event) -> Option<SystemFact> {
+        Counter::event_fact(event)
+    }
+    fn touched(event: &Self::Event) -> Vec<()> {
+        Counter::touched(event)
+    }
+    fn save(state: &Self::State, into: &mut Vec<u8>) {
+        Counter::save(state, into);
+    }
+    fn load(bytes: &[u8]) -> Result<Self::State, cvlan_core::machine::Unreadable> {
+        Counter::load(bytes)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_of_an_unknown_kind_stops_the_member() {
+    let (folder, _) = filled(5).await;
+    let member = open(folder.path()).await.unwrap();
+    let note = Bytes::from(vec![0; 13]);
+    member.write(Command::Add { by: 1, times: 1, note, once: None }).await.unwrap();
+    member.write(Command::add(1)).await.unwrap();
+    member.shutdown().await;
+    drop(member);
+    let options = Options::<Older>::single(FileDisk::open(folder.path()).unwrap());
+    let error = Member::<Older, TokioRuntime>::open(options, NoTransport).await.err().unwrap();
+    assert_eq!(error.code(), "data_folder_unreadable");
+    assert!(error.to_string().contains("kind 13 is not known"), "{error}");
+    assert!(open(folder.path()).await.is_ok(), "the newer version goes on");
+}

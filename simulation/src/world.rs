@@ -1,0 +1,756 @@
+//! One seed: a process that is started, used, ended and started again, its clients, and the checks.
+//!
+//! ```text
+//! life ─► boot on the platter ─► open ─► writable ─► check the recovery ─┬─► chores, until the life's end
+//!   ▲                                         clients ────────────────────┘             │
+//!   └── power cut or not, a damaged snapshot, some time ◄──────── at a call, by quota, in order, of itself
+//! ```
+//! Clients draw commands from core's grammar, number them, and send one again, under the same number, until its outcome
+//! is known. The last life has no faults: everything must come to its end in it.
+
+use crate::clock::SimClock;
+use crate::disk::{Faults, Platter, SimDisk};
+use crate::ledger::{Ledger, Violation, short};
+use crate::lock;
+use crate::runtime::{NodeRt, Process, now_us, sleep_us};
+use crate::trace::Trace;
+use cvlan_core::grammar::{Grammar, Rng};
+use cvlan_core::id::{Epoch, Seq};
+use cvlan_core::{Command, Rules, State};
+use cvlan_raft::types::Cfg;
+use cvlan_raft::{
+    Answer, Head, Limits, Member, NoTransport, Options, Plant, Role, Timing, VerifyReport, WriteError, verify_dir,
+};
+use futures_util::future::{Either, join, join_all, select};
+use openraft::AsyncRuntime;
+use openraft::async_runtime::OneshotSender;
+use openraft::type_config::TypeConfigExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// What a seed is run with.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Commands of all clients together.
+    pub commands: u64,
+    /// Ends of the process, at least.
+    pub crashes: u64,
+    /// Planted bugs.
+    pub plant: Plant,
+    /// Keep the trace's text.
+    pub text: bool,
+    /// Let every decision of the scheduler go into the digest; slow.
+    pub schedule: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { commands: 512, crashes: 10, plant: Plant::default(), text: false, schedule: false }
+    }
+}
+
+/// Clients at once.
+pub const CLIENTS: u64 = 8;
+
+/// Virtual time that a seed may take, seconds.
+const VIRTUAL_LIMIT_S: u64 = 300;
+
+/// Virtual time within which a member without faults must be writable, and a command must have an outcome, ms.
+const PATIENCE_MS: u64 = 20_000;
+
+/// What happened, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Ends of the process in the middle of what it did.
+    pub crashes: u64,
+    /// Those at a call of the disk.
+    pub at_call: u64,
+    /// Power cuts among them.
+    pub cuts: u64,
+    /// Ends in order.
+    pub stops: u64,
+    /// Ends while the recovery ran.
+    pub in_recovery: u64,
+    /// Snapshots that were damaged while the process was down.
+    pub damaged: u64,
+    /// Calls of the disk that failed.
+    pub failed: u64,
+    /// Times the disk was full.
+    pub full: u64,
+    /// Answers that said so.
+    pub full_answers: u64,
+    /// Commands that were sent again.
+    pub retries: u64,
+    /// Commands that were done.
+    pub done: u64,
+    /// Commands that were refused.
+    pub refused: u64,
+    /// Answers to a command that had been carried out before.
+    pub repeated: u64,
+    /// Checkpoints attested.
+    pub checkpoints: u64,
+    /// Calls of the disk.
+    pub calls: u64,
+    /// Segments of the log at the end.
+    pub segments: u64,
+    /// Events at the end.
+    pub events: u64,
+    /// Last entry that the purge marker covers at the end.
+    pub purged: u64,
+    /// Last event of the newest snapshot at the end.
+    pub snapshot: u64,
+}
+
+/// How a seed went.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Which.
+    pub seed: u64,
+    /// Over the trace and the final state.
+    pub digest: [u8; 32],
+    /// Lines of the trace.
+    pub lines: u64,
+    /// The trace, if it was kept.
+    pub text: Option<String>,
+    /// Virtual time, ms.
+    pub virtual_ms: u64,
+    /// The first broken promise.
+    pub violation: Option<Violation>,
+    /// What happened.
+    pub counts: Counts,
+}
+
+/// Runs one seed on this thread.
+pub fn run(seed: u64, setup: &Setup) -> Report {
+    crate::runner::watch_panics();
+    let trace = Trace::new(setup.text);
+    let mut rt = NodeRt::with_seed(seed);
+    rt.sim().record_trace(setup.schedule);
+    let world = Arc::new(World::new(seed, setup, trace.clone()));
+    let played = world.clone();
+    // A task's panic stays in its handle, and the hook has noted it; this one is for the executor's own.
+    let virtual_ms = catch_unwind(AssertUnwindSafe(|| rt.block_on(played.play()))).unwrap_or_default();
+    if setup.schedule {
+        for step in rt.sim().take_trace() {
+            trace.line(format_args!("{step}"));
+        }
+    }
+    drop(rt);
+    // What follows from a panic is of less interest than the panic.
+    let panic = crate::runner::take_panic().map(|panic| format!("panic: {panic}"));
+    let counts = *lock(&world.counts);
+    Report {
+        seed,
+        digest: trace.hash(),
+        lines: trace.count(),
+        text: trace.text(),
+        virtual_ms,
+        violation: panic.or(world.ledger.violation()),
+        counts,
+    }
+}
+
+struct World {
+    setup: Setup,
+    trace: Trace,
+    ledger: Arc<Ledger>,
+    platter: Arc<Mutex<Platter>>,
+    clock: Arc<SimClock>,
+    limits: Limits,
+    rng: Mutex<Rng>,
+    grammar: Mutex<Grammar>,
+    epoch: Epoch,
+    bootstrap: Command,
+    /// The member and its process, from open to end.
+    up: Mutex<Option<(Member<Rules, NodeRt>, Arc<Process>)>>,
+    counts: Mutex<Counts>,
+    /// The member is told to stop.
+    stopping: AtomicBool,
+}
+
+/// How a life ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// At a call of the disk.
+    AtCall,
+    /// By the world, in the middle of things.
+    Killed,
+    /// In order.
+    InOrder,
+    /// The member stopped, or could not start, after a failed call or on a full disk.
+    Failed,
+    /// All is done, in the last life.
+    Finished,
+}
+
+/// What is planned for a life.
+struct Plan {
+    faults: Faults,
+    /// The life ends once so many commands have an outcome.
+    quota: usize,
+    in_order: bool,
+    fill: bool,
+    last: bool,
+}
+
+impl World {
+    fn new(seed: u64, setup: &Setup, trace: Trace) -> Self {
+        let mut rng = Rng(seed);
+        let mut grammar = Grammar::new(rng.next());
+        let bootstrap = Grammar::numbered(grammar.bootstrap(), u64::MAX, 1);
+        let limits = limits(&mut rng);
+        trace.line(format_args!("seed {seed} {limits:?}"));
+        Self {
+            setup: setup.clone(),
+            ledger: Arc::new(Ledger::new(trace.clone())),
+            trace,
+            platter: Arc::default(),
+            clock: Arc::new(SimClock::new(rng.below(400) as i64 - 200)),
+            limits,
+            epoch: Epoch(rng.bytes()),
+            grammar: Mutex::new(grammar),
+            bootstrap,
+            up: Mutex::new(None),
+            counts: Mutex::default(),
+            stopping: AtomicBool::new(false),
+            rng: Mutex::new(rng),
+        }
+    }
+
+    fn draw(&self, n: u64) -> u64 {
+        lock(&self.rng).below(n)
+    }
+
+    fn one_in(&self, n: u64) -> bool {
+        lock(&self.rng).one_in(n)
+    }
+
+    fn count(&self, add: impl FnOnce(&mut Counts)) {
+        add(&mut lock(&self.counts));
+    }
+
+    /// The whole seed; virtual time, ms.
+    async fn play(self: Arc<Self>) -> u64 {
+        let lives = async {
+            let clients = (1..=CLIENTS).map(|session| self.client(session));
+            join(join_all(clients), self.lives()).await;
+        };
+        if NodeRt::timeout(Duration::from_secs(VIRTUAL_LIMIT_S), lives).await.is_err() {
+            self.ledger.broken(format!(
+                "stuck: {} of {} commands have an outcome",
+                self.ledger.answered(),
+                self.setup.commands
+            ));
+        }
+        now_us() / 1000
+    }
+
+    async fn lives(&self) {
+        let mut life = 0;
+        loop {
+            let crashes = lock(&self.counts).crashes;
+            let plan = self.plan(life, crashes);
+            let floor = self.ledger.floor();
+            let end = self.live(&plan, floor).await;
+            self.trace.line(format_args!("life {life} ended: {end:?}"));
+            if end == End::Finished || self.ledger.violation().is_some() {
+                return;
+            }
+            self.between(end).await;
+            life += 1;
+        }
+    }
+
+    /// The commands are spread over the planned lives, so that each one ends under load.
+    fn plan(&self, life: u64, crashes: u64) -> Plan {
+        let last = crashes >= self.setup.crashes || life >= 8 * self.setup.crashes;
+        if last {
+            return Plan { faults: Faults::default(), quota: usize::MAX, in_order: false, fill: false, last };
+        }
+        let rng = &mut *lock(&self.rng);
+        let calls = if rng.one_in(3) { 40 } else { 240 };
+        let die_at = (!rng.one_in(3)).then(|| 1 + rng.below(calls));
+        let fail_at = rng.one_in(8).then(|| 1 + rng.below(200));
+        let slow_until = if rng.one_in(6) { rng.below(100) } else { 0 };
+        let quota = (self.setup.commands * (crashes + 1) / (self.setup.crashes + 1)) as usize;
+        Plan {
+            faults: Faults { die_at, fail_at, slow_until },
+            quota,
+            in_order: rng.one_in(8),
+            fill: rng.one_in(6),
+            last,
+        }
+    }
+
+    /// From boot to end.
+    async fn live(&self, plan: &Plan, floor: u64) -> End {
+        let process = Arc::new(Process::default());
+        let rng = Rng(self.draw(u64::MAX));
+        let disk = SimDisk::start(self.platter.clone(), process.clone(), self.trace.clone(), rng, plan.faults);
+        let (tx, ended) = Cfg::<NodeRt>::oneshot::<()>();
+        disk.on_end(move || {
+            let _ = tx.send(());
+        });
+        self.ledger.starts();
+        self.stopping.store(false, Relaxed);
+        let life = pin!(self.life(plan, floor, &process, &disk));
+        let end = match select(ended, life).await {
+            Either::Left(_) => End::AtCall,
+            Either::Right((end, _)) => end,
+        };
+        let opened = lock(&self.up).take().is_some();
+        disk.end();
+        let crashed = end == End::AtCall || end == End::Killed || end == End::Failed;
+        self.count(|c| {
+            c.calls += disk.calls();
+            c.crashes += u64::from(crashed);
+            c.at_call += u64::from(end == End::AtCall);
+            c.in_recovery += u64::from(crashed && !opened);
+            c.stops += u64::from(end == End::InOrder);
+            c.failed += u64::from(disk.has_failed());
+        });
+        end
+    }
+
+    async fn life(&self, plan: &Plan, floor: u64, process: &Arc<Process>, disk: &Arc<SimDisk>) -> End {
+        let options = self.options(disk.clone(), plan.last);
+        let opened = process.spawn(Member::open(options, NoTransport)).await;
+        let member = match opened {
+            Ok(Ok(member)) => member,
+            Ok(Err(error)) if disk.has_failed() => {
+                self.trace.line(format_args!("not opened: {error}"));
+                return End::Failed;
+            }
+            Ok(Err(error)) => {
+                self.ledger.broken(format!("the log does not open: {}: {error}", error.code()));
+                return End::Failed;
+            }
+            // A panic; the hook has it.
+            Err(_) => return End::Failed,
+        };
+        *lock(&self.up) = Some((member.clone(), process.clone()));
+        let watch = pin!(self.watch(plan, &member, disk));
+        let work = pin!(self.work(plan, floor, &member));
+        match select(watch, work).await {
+            Either::Left((end, _)) => end,
+            Either::Right((end, _)) => end,
+        }
+    }
+
+    /// Ends the life by its plan, or where the member has stopped.
+    async fn watch(&self, plan: &Plan, member: &Member<Rules, NodeRt>, disk: &SimDisk) -> End {
+        loop {
+            sleep_us(500 + self.draw(3000)).await;
+            if self.ledger.violation().is_some() {
+                return End::Killed;
+            }
+            let status = member.status();
+            let stopped = status.fatal.is_some() || status.role == Role::Stopped;
+            if stopped && !self.stopping.load(Relaxed) {
+                if !disk.has_failed() {
+                    self.ledger.broken(format!("the member stopped: {:?}", status.fatal));
+                }
+                return End::Failed;
+            }
+            if self.ledger.answered() >= plan.quota {
+                if plan.in_order {
+                    self.stopping.store(true, Relaxed);
+                    member.shutdown().await;
+                    return End::InOrder;
+                }
+                return End::Killed;
+            }
+        }
+    }
+
+    /// What is done in a life beside its clients.
+    async fn work(&self, plan: &Plan, floor: u64, member: &Member<Rules, NodeRt>) -> End {
+        if let Err(violation) = self.recovered(floor, member).await {
+            self.ledger.broken(violation);
+        }
+        let fill = async {
+            if plan.fill {
+                self.fill_disk(member).await;
+            }
+        };
+        if plan.last {
+            let all = async {
+                while (self.ledger.answered() as u64) < self.setup.commands {
+                    sleep_us(2000).await;
+                }
+            };
+            join(all, self.chores(member, 3)).await;
+            if let Err(violation) = self.finish(member).await {
+                self.ledger.broken(violation);
+            }
+            return End::Finished;
+        }
+        join(fill, self.chores(member, 20)).await;
+        std::future::pending().await
+    }
+
+    /// Once the member is writable, everything that was shown or acknowledged must be there.
+    async fn recovered(&self, floor: u64, member: &Member<Rules, NodeRt>) -> Result<(), Violation> {
+        let before = self.ledger.head();
+        while !member.is_bootstrapped() {
+            match member.bootstrap(self.epoch, self.bootstrap.clone()).await {
+                Ok(_) | Err(WriteError::AlreadyBootstrapped) => {}
+                Err(WriteError::NoLeader | WriteError::DiskFull | WriteError::Stopped | WriteError::Busy) => {
+                    sleep_us(5000).await;
+                }
+                Err(error) => return Err(format!("bootstrap: {}", error.code())),
+            }
+        }
+        if !member.writable(Duration::from_millis(PATIENCE_MS)).await {
+            return Err(format!("not writable after {PATIENCE_MS} ms: {:?}", member.status()));
+        }
+        let head = member.head();
+        self.trace.line(format_args!("recovered to event {} {}, of at least {floor}", head.seq, short(&head.root)));
+        if head.seq.0 < floor {
+            return Err(format!(
+                "after the recovery there are {} events; {floor} had been shown or acknowledged",
+                head.seq
+            ));
+        }
+        self.read_back(member, head.seq.0).await;
+        self.ledger.check_head(&head);
+        self.replays(member, &head).await?;
+        match before {
+            Some(before) => self.replays(member, &before).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A fresh replay of the log up to this head leads to this head.
+    async fn replays(&self, member: &Member<Rules, NodeRt>, head: &Head<State>) -> Result<(), Violation> {
+        let digest = head.digest::<Rules>();
+        match member.log_verify(Some(head.seq)).await {
+            Ok(report) => self.same(head, digest, &report),
+            Err(error) if error.code() == "entry_wrong" || error.code() == "data_folder_damaged" => {
+                Err(format!("log verify: {error}"))
+            }
+            // The process may be about to stop.
+            Err(error) => {
+                self.trace.line(format_args!("log verify: {error}"));
+                Ok(())
+            }
+        }
+    }
+
+    fn same(&self, head: &Head<State>, digest: [u8; 32], report: &VerifyReport) -> Result<(), Violation> {
+        self.trace.line(format_args!("replayed to event {}: {}", report.seq, short(&report.digest)));
+        if (report.seq, report.root, report.epoch) != (head.seq, head.root, self.epoch) {
+            return Err(format!(
+                "a replay ends at event {} {}, the head is {} {}",
+                report.seq,
+                short(&report.root),
+                head.seq,
+                short(&head.root)
+            ));
+        }
+        if report.digest != digest {
+            return Err(format!(
+                "a replay to event {} has digest {}, the head {}",
+                head.seq,
+                short(&report.digest),
+                short(&digest)
+            ));
+        }
+        match report.checkpoints.iter().find(|c| self.ledger.root_at(c.seq.0) != Some(c.root)) {
+            Some(wrong) => Err(format!("the checkpoint at event {} has root {}", wrong.seq, short(&wrong.root))),
+            None => Ok(()),
+        }
+    }
+
+    /// The whole history against what is known of it.
+    async fn read_back(&self, member: &Member<Rules, NodeRt>, upto: u64) {
+        let mut from = 1;
+        while from <= upto {
+            let page = 1 + self.draw(200);
+            match member.history(Seq(from), page as usize).await {
+                Ok(events) if !events.is_empty() => {
+                    self.ledger.read_back(&events);
+                    from += events.len() as u64;
+                }
+                Ok(_) => return self.ledger.broken(format!("history has no event {from} of {upto}")),
+                Err(error) if error.code() == "history_gone" => return self.ledger.broken(error.to_string()),
+                Err(error) => return self.trace.line(format_args!("history: {error}")),
+            }
+        }
+    }
+
+    /// Checkpoints, snapshots, questions about the past, a wall clock that jumps.
+    async fn chores(&self, member: &Member<Rules, NodeRt>, most: u64) {
+        for _ in 0..most {
+            sleep_us(self.draw(25_000)).await;
+            match self.draw(8) {
+                0 | 1 => match member.checkpoint().await {
+                    Ok(attested) => {
+                        let seq = attested.checkpoint.seq.0;
+                        self.trace.line(format_args!("checkpoint {seq} {}", short(&attested.digest)));
+                        self.count(|c| c.checkpoints += 1);
+                        if self.ledger.root_at(seq).is_some_and(|root| root != attested.root) {
+                            self.ledger.broken(format!("the checkpoint at event {seq} has another root"));
+                        }
+                    }
+                    Err(error) => self.trace.line(format_args!("checkpoint: {}", error.code())),
+                },
+                2 => {
+                    let made = member.snapshot().await;
+                    self.trace.line(format_args!("snapshot: {}", made.err().map_or("made", |e| e.code())));
+                }
+                3 => self.ask_time(member).await,
+                4 => {
+                    let by_ms = self.draw(20_000_000) as i64 - 10_000_000;
+                    self.trace.line(format_args!("the wall clock jumps by {by_ms} ms"));
+                    self.clock.jump(by_ms);
+                }
+                _ => {
+                    let upto = self.ledger.len().min(member.head().seq.0);
+                    let from = 1 + self.draw(upto);
+                    if let Ok(events) = member.history(Seq(from), 20).await {
+                        self.ledger.read_back(&events);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Time → seq is the last event at or before it.
+    async fn ask_time(&self, member: &Member<Rules, NodeRt>) {
+        let seq = 1 + self.draw(self.ledger.len().min(member.head().seq.0));
+        let Some(time) = self.ledger.time_of(seq) else { return };
+        if let Ok(found) = member.seq_at_time(time).await {
+            let after = self.ledger.time_of(found.0 + 1);
+            if self.ledger.time_of(found.0) != Some(time) || after.is_some_and(|after| after <= time) {
+                self.ledger.broken(format!("event {found} is not the last one at {time} ms; {seq} is at that time"));
+            }
+        }
+    }
+
+    /// The disk is full for a while: nothing is lost, reads go on, and so do writes once there is room.
+    async fn fill_disk(&self, member: &Member<Rules, NodeRt>) {
+        sleep_us(self.draw(40_000)).await;
+        let room = self.draw(2 * self.limits.segment_bytes);
+        self.trace.line(format_args!("the disk is full but for {room} bytes"));
+        self.count(|c| c.full += 1);
+        lock(&self.platter).set_room(Some(room));
+        sleep_us(50_000 + self.draw(300_000)).await;
+        self.read_back(member, self.ledger.len().min(member.head().seq.0)).await;
+        lock(&self.platter).set_room(None);
+        self.trace.line(format_args!("the disk has room again"));
+    }
+
+    /// All is done: the last checks, a stop in order, a power cut, and a look at the folder from outside.
+    async fn finish(&self, member: &Member<Rules, NodeRt>) -> Result<(), Violation> {
+        let attested = member.checkpoint().await.map_err(|error| format!("the last checkpoint: {}", error.code()))?;
+        let head = self.quiet(member).await;
+        self.read_back(member, head.seq.0).await;
+        self.ledger.check_head(&head);
+        self.ledger.check_all(&head)?;
+        self.replays(member, &head).await?;
+        if self.ledger.len() != head.seq.0 {
+            return Err(format!("{} events are known, the head is at {}", self.ledger.len(), head.seq));
+        }
+        let status = member.status();
+        self.count(|c| {
+            c.segments = status.segments;
+            c.purged = status.purged_index;
+            c.events = head.seq.0;
+            c.snapshot = status.snapshot_seq.unwrap_or_default();
+            c.checkpoints += 1;
+        });
+        self.stopping.store(true, Relaxed);
+        member.shutdown().await;
+        *lock(&self.up) = None;
+        self.cut_power();
+        let process = Arc::new(Process::default());
+        let rng = Rng(self.draw(u64::MAX));
+        let disk = SimDisk::start(self.platter.clone(), process.clone(), self.trace.clone(), rng, Faults::default());
+        let report = verify_dir::<Rules, NodeRt>(disk.clone()).await.map_err(|error| format!("verify: {error}"))?;
+        disk.end();
+        let digest = head.digest::<Rules>();
+        self.same(&head, digest, &report)?;
+        let seq = attested.checkpoint.seq;
+        let checked =
+            report.checkpoints.iter().any(|c| (c.seq, c.root, c.digest) == (seq, attested.root, attested.digest));
+        if checked { Ok(()) } else { Err(format!("the replay does not know the checkpoint at event {seq}")) }
+    }
+
+    /// The head once nothing moves it any more.
+    async fn quiet(&self, member: &Member<Rules, NodeRt>) -> Arc<Head<State>> {
+        loop {
+            let head = member.head();
+            sleep_us(100_000).await;
+            if member.head().seq == head.seq {
+                return head;
+            }
+        }
+    }
+
+    fn cut_power(&self) {
+        let unsynced = lock(&self.platter).power_cut(&mut Rng(self.draw(u64::MAX)));
+        self.trace.line(format_args!("power cut: {unsynced} files and folders had something that was not synced"));
+        self.count(|c| c.cuts += 1);
+    }
+
+    /// While the process is down.
+    async fn between(&self, end: End) {
+        lock(&self.platter).set_room(None);
+        if end != End::InOrder && !self.one_in(3) || self.one_in(6) {
+            self.cut_power();
+        }
+        let newest = lock(&self.platter).list("snapshots").into_iter().rev().find(|name| name.ends_with(".snap"));
+        if let Some(name) = newest
+            && self.one_in(3)
+        {
+            let name = format!("snapshots/{name}");
+            self.trace.line(format_args!("damage {name}"));
+            let _ = lock(&self.platter).damage(&name, &mut Rng(self.draw(u64::MAX)));
+            self.count(|c| c.damaged += 1);
+        }
+        sleep_us(self.draw(60_000)).await;
+    }
+
+    async fn client(&self, session: u64) {
+        let share = self.setup.commands / CLIENTS + u64::from(session <= self.setup.commands % CLIENTS);
+        for n in 1..=share {
+            sleep_us(self.draw(12_000)).await;
+            let highest = self.ledger.highest();
+            let Some(command) = self.next_command(session, n).await else { return };
+            if !self.outcome(&command, highest).await {
+                return;
+            }
+        }
+    }
+
+    /// Drawn against the state of now; waits for the bootstrap.
+    async fn next_command(&self, session: u64, n: u64) -> Option<Command> {
+        loop {
+            let state = lock(&self.up).as_ref().map(|(member, _)| member.head()).or_else(|| self.ledger.head());
+            if let Some(head) = state.filter(|head| head.seq.0 > 0) {
+                let now_ms = cvlan_raft::Clock::wall_ms(&*self.clock);
+                let (kind, command) = lock(&self.grammar).next(&head.machine, now_ms);
+                self.trace.line(format_args!("client {session} sends {n}: {kind} {}", command.meta.id));
+                return Some(Grammar::numbered(command, session, n));
+            }
+            if self.ledger.violation().is_some() {
+                return None;
+            }
+            sleep_us(2000).await;
+        }
+    }
+
+    /// Sends a command until its outcome is known; false where the seed has failed.
+    async fn outcome(&self, command: &Command, highest: u64) -> bool {
+        let mut first = true;
+        loop {
+            if self.ledger.violation().is_some() {
+                return false;
+            }
+            let up = lock(&self.up).clone();
+            if let Some((member, process)) = up {
+                if !std::mem::take(&mut first) {
+                    self.count(|c| c.retries += 1);
+                }
+                if let Either::Left(((one, two), _)) =
+                    select(pin!(self.send(&member, command)), pin!(process.gone())).await
+                {
+                    let known = self.answered(command, one, highest);
+                    if known | two.is_some_and(|two| self.answered(command, two, highest)) {
+                        return true;
+                    }
+                }
+            }
+            sleep_us(500 + self.draw(6000)).await;
+        }
+    }
+
+    /// Now and then the same command twice at once: two doors that both think that they have to.
+    async fn send(&self, member: &Member<Rules, NodeRt>, command: &Command) -> (Sent, Option<Sent>) {
+        let patience = Duration::from_millis(PATIENCE_MS);
+        let write = || async { NodeRt::timeout(patience, member.write(command.clone())).await.ok() };
+        if self.one_in(12) {
+            let (one, two) = join(write(), write()).await;
+            return (one, Some(two));
+        }
+        (write().await, None)
+    }
+
+    fn answered(&self, command: &Command, sent: Sent, highest: u64) -> bool {
+        let Some(result) = sent else {
+            self.ledger.broken(format!("command {} had no answer for {PATIENCE_MS} ms", command.meta.id));
+            return false;
+        };
+        match result {
+            Ok(answer) => {
+                self.count(|c| {
+                    c.done += 1;
+                    c.repeated += u64::from(answer.repeated);
+                });
+                self.ledger.done(command, &answer, highest);
+                true
+            }
+            Err(WriteError::Rejected(rejection)) => {
+                self.count(|c| c.refused += 1);
+                self.ledger.refused(command, rejection.code);
+                true
+            }
+            Err(WriteError::Busy | WriteError::NoLeader | WriteError::Stopped) => false,
+            Err(WriteError::DiskFull) => {
+                self.count(|c| c.full_answers += 1);
+                false
+            }
+            Err(
+                error @ (WriteError::OutcomeUnknown
+                | WriteError::TooLarge { .. }
+                | WriteError::Diverged
+                | WriteError::NotBootstrapped
+                | WriteError::AlreadyBootstrapped),
+            ) => {
+                self.ledger.broken(format!("command {} was answered with {}", command.meta.id, error.code()));
+                false
+            }
+        }
+    }
+
+    fn options(&self, disk: Arc<SimDisk>, last: bool) -> Options<Rules> {
+        let ledger = self.ledger.clone();
+        Options {
+            member: 1,
+            address: "one:8445".to_owned(),
+            disk,
+            clock: self.clock.clone(),
+            initialize: true,
+            observers: vec![Arc::new(move |applied| ledger.observe(applied))],
+            limits: self.limits.clone(),
+            timing: Timing { heartbeat_ms: 15, election_min_ms: 40, election_max_ms: 70 },
+            plant: if last { Plant::default() } else { self.setup.plant },
+        }
+    }
+}
+
+/// What a write came to; `None` = nothing within the patience.
+type Sent = Option<Result<Answer<Rules>, WriteError<cvlan_core::Rejection>>>;
+
+/// Small bounds, so that a short history has many segments, snapshots and purges.
+fn limits(rng: &mut Rng) -> Limits {
+    let segment_bytes = 512 * (8 + rng.below(64));
+    Limits {
+        segment_bytes,
+        tail_bytes: 1 << (9 + rng.below(8)),
+        queue: 4 + rng.below(64) as usize,
+        entry_commands: 1 + rng.below(16) as usize,
+        entry_bytes: 256 << rng.below(6),
+        command_bytes: 64 << 10,
+        in_flight: 1 + rng.below(6) as usize,
+        leader_wait_ms: 50 + rng.below(300),
+        snapshot_bytes: 4096 << rng.below(5),
+        snapshot_events: 10 + rng.below(150),
+        snapshots_kept: 2 + rng.below(2) as usize,
+        purge_behind: rng.below(60),
+    }
+}

@@ -1,0 +1,323 @@
+/**
+ * The page in a real browser, against a real controller: `npm run e2e`.
+ *
+ * It starts target/debug/cvlan-api in a temporary folder, or takes the one of CVLAN_URL, CVLAN_PASSWORD and CVLAN_USER
+ * (admin). CHROMIUM is the browser (/usr/bin/chromium), CVLAN_SHOTS the folder for screenshots (test-results).
+ * The controller's CA is not in the browser's store; here, and only here, its certificate is taken as it is.
+ */
+import assert from "node:assert/strict";
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { chromium } from "playwright-core";
+import { controllerStart } from "./controller.mjs";
+
+const { CHROMIUM = "/usr/bin/chromium", CVLAN_SHOTS = "test-results" } = process.env;
+
+/** How soon a change must be on the page. */
+const LIVE_MS = 2_000;
+/** What the page may load: nothing but itself. */
+const POLICY = {
+  "default-src": "'none'",
+  "script-src": "'self'",
+  "style-src": "'self'",
+  "img-src": "'self' data:",
+  "connect-src": "'self'",
+  "font-src": "'self'",
+  "base-uri": "'none'",
+  "form-action": "'self'",
+  "frame-ancestors": "'none'",
+};
+
+const run = Date.now().toString(36);
+const slug = `e2e-${run}`;
+
+let controller;
+let origin;
+let browser;
+let page;
+/** Everything that must not happen. */
+const complaints = [];
+
+const shot = (name) => page.screenshot({ path: join(CVLAN_SHOTS, `${name}.png`) });
+const timeline = () => page.getByRole("region", { name: "Timeline" });
+const leaf = () =>
+  page
+    .getByRole("listitem")
+    .filter({ has: page.getByRole("link", { name: /^prod 10\.77\.0\.0/ }) })
+    .last();
+const said = (text) => timeline().getByRole("article").filter({ hasText: text }).first();
+
+/** One step of the story. After a failure the rest would only say the same again. */
+let failed = false;
+function step(name, action) {
+  test(name, async (context) => {
+    if (failed) return context.skip("an earlier step failed");
+    try {
+      await action();
+    } catch (error) {
+      failed = true;
+      await shot("failed").catch(() => undefined);
+      throw error;
+    }
+  });
+}
+
+function watch(target) {
+  target.on("console", (message) => {
+    if (["error", "warning"].includes(message.type())) complaints.push(`console: ${message.text()}`);
+  });
+  target.on("pageerror", (error) => complaints.push(`page: ${error.message}`));
+  target.on("request", (request) => {
+    const url = new URL(request.url());
+    if (url.protocol !== "data:" && url.origin !== origin) complaints.push(`request to ${url.origin}`);
+  });
+}
+
+/** An API call with the page's own login, as another administrator elsewhere would make it. */
+async function elsewhere(method, path, body) {
+  const login = await page.request.post(`${origin}/api/v1/auth/login`, {
+    data: { name: controller.user, password: controller.password },
+  });
+  const { accessToken } = await login.json();
+  const response = await page.request.fetch(`${origin}/api/v1${path}`, {
+    method,
+    data: body,
+    headers: { Authorization: `Bearer ${accessToken}` },
+  });
+  assert(response.ok(), `${method} ${path}: ${response.status()} ${await response.text()}`);
+  return response.status() === 204 ? undefined : response.json();
+}
+
+before(async () => {
+  mkdirSync(CVLAN_SHOTS, { recursive: true });
+  controller = await controllerStart();
+  origin = new URL(controller.url).origin;
+  browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
+  const context = await browser.newContext({
+    ignoreHTTPSErrors: true,
+    viewport: { width: 1440, height: 900 },
+    colorScheme: "dark",
+  });
+  page = await context.newPage();
+  page.setDefaultTimeout(10_000);
+  watch(page);
+});
+
+after(async () => {
+  await browser?.close();
+  await controller?.stop();
+});
+
+step("the page comes with a policy that lets nothing else in", async () => {
+  const response = await page.goto(controller.url);
+  assert.equal(response.status(), 200);
+  const policy = response.headers()["content-security-policy"] ?? "";
+  const directives = Object.fromEntries(
+    policy
+      .split(";")
+      .map((directive) => directive.trim())
+      .filter(Boolean)
+      .map((directive) => {
+        const [name, ...sources] = directive.split(/\s+/);
+        return [name, sources.join(" ")];
+      }),
+  );
+  assert.deepEqual(directives, POLICY);
+  assert.equal(await page.locator("style, script:not([src]), [style]").count(), 0, "nothing inline");
+});
+
+step("a wrong password is refused in the controller's words", async () => {
+  await page.getByLabel("Name").fill(controller.user);
+  await page.getByLabel("Password").fill("not the password");
+  await page.getByRole("button", { name: "Log in" }).click();
+  await page.getByRole("alert").waitFor();
+  // The browser itself reports a 401 on its console.
+  assert(
+    complaints.every((complaint) => complaint.includes("401")),
+    complaints.join("\n"),
+  );
+  complaints.length = 0;
+});
+
+step("log in", async () => {
+  await page.getByLabel("Password").fill(controller.password);
+  await page.keyboard.press("Enter");
+  await page.getByRole("navigation", { name: "Tenants and CVLANs" }).waitFor();
+  await page.getByRole("banner").getByText("Live", { exact: true }).waitFor();
+  await shot("overview");
+});
+
+step("a tenant created on the page is in the tree and in the timeline", async () => {
+  await page.getByRole("button", { name: "New tenant" }).first().click();
+  const dialog = page.getByRole("dialog", { name: "New tenant" });
+  await dialog.getByLabel("Slug").fill(slug);
+  await dialog.getByLabel("Name").fill("End to end");
+  await page.keyboard.press("Enter");
+  await page.getByRole("heading", { name: slug, level: 2 }).waitFor();
+  await page.getByRole("navigation").getByRole("link", { name: slug }).waitFor({ timeout: LIVE_MS });
+  await said(`created tenant ${slug}`).waitFor({ timeout: LIVE_MS });
+});
+
+step("a CVLAN created on the page is in the tree and in the timeline", async () => {
+  await page.getByRole("main").getByRole("button", { name: "New CVLAN" }).first().click();
+  const dialog = page.getByRole("dialog", { name: `New CVLAN in ${slug}` });
+  await dialog.getByLabel("Name").fill("prod");
+  await dialog.getByLabel("IPv4 range").fill("10.77.0.0/24");
+  await dialog.getByRole("button", { name: "Create CVLAN" }).click();
+  await page.getByRole("heading", { name: `${slug} / prod` }).waitFor();
+  await page
+    .getByRole("navigation")
+    .getByRole("link", { name: /prod.*10\.77\.0\.0\/24/ })
+    .waitFor({ timeout: LIVE_MS });
+  await said("created CVLAN prod, 10.77.0.0/24").waitFor({ timeout: LIVE_MS });
+  await page.getByText("No machine is in prod yet").waitFor();
+});
+
+step("a refusal keeps the dialog open and shows the problem", async () => {
+  await page.getByRole("button", { name: `New CVLAN in ${slug}` }).click({ force: true });
+  const dialog = page.getByRole("dialog", { name: `New CVLAN in ${slug}` });
+  await dialog.getByLabel("Name").fill("clash");
+  await dialog.getByLabel("IPv4 range").fill("10.77.0.0/25");
+  await dialog.getByRole("button", { name: "Create CVLAN" }).click();
+  const code = await dialog.getByRole("alert").locator("code").textContent();
+  assert.match(code, /^[a-z][a-z0-9_]+$/);
+  await page.keyboard.press("Escape");
+  assert(
+    complaints.every((complaint) => complaint.includes("409")),
+    complaints.join("\n"),
+  );
+  complaints.length = 0;
+});
+
+step("a token's text is shown once, with the machine's command", async () => {
+  await page.getByRole("button", { name: "Add machine" }).click();
+  await page.getByRole("dialog", { name: "Let machines in" }).getByLabel("Note").fill("end to end");
+  await page.getByRole("button", { name: "Make token" }).click();
+  const dialog = page.getByRole("dialog", { name: "A machine for prod" });
+  await dialog.getByText(/cvlan-ctrl --token cvj_[A-Za-z0-9_-]{100,}/).waitFor();
+  await shot("token");
+  await dialog.getByRole("button", { name: "Done" }).click();
+  await said("made a token for one machine in prod (end to end)").waitFor({ timeout: LIVE_MS });
+  await page.getByRole("region", { name: "About prod" }).getByText("end to end").waitFor();
+});
+
+step("a node made elsewhere appears by itself", async () => {
+  const wgPublicKey = Buffer.from(crypto.getRandomValues(new Uint8Array(32))).toString("base64");
+  await elsewhere("POST", `/tenants/${slug}/nodes`, { cvlan: "prod", name: "printer", wgPublicKey });
+  const row = page.getByRole("row").filter({ hasText: "printer" });
+  await row.waitFor({ timeout: LIVE_MS });
+  await said("added device printer to prod").waitFor({ timeout: LIVE_MS });
+  await page.getByRole("img", { name: "prod: 1 nodes, 0 online" }).waitFor();
+  await leaf().getByText("1", { exact: true }).waitFor({ timeout: LIVE_MS });
+});
+
+step("an event opens to its JSON", async () => {
+  const line = said("added device printer to prod");
+  await line.getByRole("button").first().click();
+  const event = JSON.parse(await line.locator("pre").textContent());
+  assert.equal(event.node.created.name, "printer");
+  assert.equal(event.actor.name, controller.user);
+  await line.getByRole("button").first().click();
+});
+
+step("the timeline is filtered by text", async () => {
+  const lines = timeline().getByRole("article");
+  const total = await lines.count();
+  await page.keyboard.press("e");
+  await page.keyboard.type("printer");
+  await page.waitForFunction(
+    (n) => document.querySelectorAll("section[aria-label=Timeline] article").length < n,
+    total,
+  );
+  assert.equal(await lines.count(), 1);
+  await page.keyboard.press("Escape");
+});
+
+step("a node is deleted by keyboard, after a question", async () => {
+  await page.getByRole("row").filter({ hasText: "printer" }).getByRole("link").focus();
+  await page.keyboard.press("Enter");
+  await page.getByRole("region", { name: "Node printer" }).waitFor();
+  await shot("node");
+  await page.getByRole("row").filter({ hasText: "printer" }).getByRole("link").focus();
+  await page.keyboard.press("Delete");
+  const dialog = page.getByRole("dialog", { name: "Delete printer?" });
+  await dialog.getByLabel("Reason").fill("retired: e2e – ä");
+  await dialog.getByRole("button", { name: "Delete node" }).click();
+  await page.getByText("No machine is in prod yet").waitFor({ timeout: LIVE_MS });
+  await said("deleted node printer").waitFor({ timeout: LIVE_MS });
+  await said("“retired: e2e – ä”").waitFor({ timeout: LIVE_MS });
+  await leaf().getByText("0", { exact: true }).waitFor({ timeout: LIVE_MS });
+});
+
+step("the controller dies and comes back; the page says so, and goes on where it was", async () => {
+  if (!controller.kill) return;
+  const banner = page.getByRole("banner");
+  await controller.kill();
+  await banner.getByText("Reconnecting", { exact: true }).waitFor();
+  await shot("reconnecting");
+  await page.getByRole("heading", { name: `${slug} / prod` }).waitFor();
+  await controller.start();
+  await banner.getByText("Live", { exact: true }).waitFor({ timeout: 15_000 });
+  // The browser itself reports requests that nobody answered.
+  assert(
+    complaints.every((complaint) => /ERR_(CONNECTION|INCOMPLETE|HTTP2|NETWORK|EMPTY)/.test(complaint)),
+    complaints.join("\n"),
+  );
+  complaints.length = 0;
+  await elsewhere("POST", `/tenants/${slug}/cvlans`, { name: "afterwards" });
+  await page
+    .getByRole("navigation")
+    .getByRole("link", { name: /^afterwards/ })
+    .waitFor({ timeout: LIVE_MS });
+  await said("created CVLAN afterwards").waitFor({ timeout: LIVE_MS });
+});
+
+step("who may only look is offered nothing else", async () => {
+  const password = "correct horse battery";
+  await elsewhere("POST", `/tenants/${slug}/users`, { name: "eve", role: "readonly", password });
+  const context = await browser.newContext({ ignoreHTTPSErrors: true, viewport: { width: 1440, height: 900 } });
+  const looking = await context.newPage();
+  await looking.goto(controller.url);
+  await looking.getByLabel("Name").fill("eve");
+  await looking.getByLabel("Password").fill(password);
+  await looking.getByLabel("Tenant").fill(slug);
+  await looking.keyboard.press("Enter");
+  await looking.getByRole("navigation").getByRole("link", { name: /^prod/ }).click();
+  await looking.getByText("No machine is in prod yet").waitFor();
+  await looking.getByText("Your role may not read the log").waitFor();
+  await looking.getByRole("banner").getByText("Polling", { exact: true }).waitFor();
+  assert.equal(await looking.getByRole("button", { name: /New|Add|Delete|Revoke|Make/ }).count(), 0);
+  await looking.screenshot({ path: join(CVLAN_SHOTS, "readonly.png") });
+  await context.close();
+});
+
+step("a reload keeps the session and the place", async () => {
+  await page.reload();
+  await page.getByRole("heading", { name: `${slug} / prod` }).waitFor();
+  await said("deleted node printer").waitFor();
+});
+
+step("light, and a small window", async () => {
+  for (const [scheme, width, height] of [
+    ["light", 1440, 900],
+    ["light", 1024, 700],
+    ["dark", 1024, 700],
+  ]) {
+    await page.emulateMedia({ colorScheme: scheme });
+    await page.setViewportSize({ width, height });
+    await shot(`cvlan-${scheme}-${width}`);
+    const wide = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth);
+    assert(!wide, `no sideways scrolling at ${width}`);
+  }
+});
+
+step("log out", async () => {
+  await page.getByRole("button", { name: "Log out" }).click();
+  await page.getByRole("heading", { name: "Log in to CVLAN" }).waitFor();
+  assert.equal(await page.evaluate(() => sessionStorage.length), 0);
+});
+
+step("nothing was blocked, and nobody complained", () => {
+  assert.deepEqual(complaints, []);
+});

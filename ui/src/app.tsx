@@ -1,0 +1,189 @@
+/**
+ * The page:
+ *
+ *   ┌──────────────────── header: the cluster, live or not, who ────────────────────┐
+ *   │ tenants  │  cluster, tenant or CVLAN: picture, facts, nodes   │   timeline     │
+ *   │ └ CVLANs │                                                    │  (below, where │
+ *   │          │                                                    │   it is narrow)│
+ *   └──────────┴────────────────────────────────────────────────────┴────────────────┘
+ *
+ * What is shown is in the address (lib/route); what is true is in React Query's lists, kept so by live/live.
+ */
+import { useQueryClient } from "@tanstack/react-query";
+import { type ReactNode, useEffect, useState } from "react";
+import { problemOf } from "./api/problem";
+import { renew, useSession } from "./api/session";
+import type { Cvlan, Node, Tenant, Token, User } from "./api/types";
+import { useCvlans } from "./features/cvlan/api";
+import { CvlanCreateDialog, CvlanDeleteDialog } from "./features/cvlan/dialogs";
+import { CvlanView } from "./features/cvlan/view";
+import { GoTo } from "./features/goto";
+import { Help } from "./features/help";
+import { Timeline } from "./features/log/timeline";
+import { NodeDeleteDialog } from "./features/node/delete";
+import { Header } from "./features/system/header";
+import { Overview } from "./features/system/overview";
+import { useTenants } from "./features/tenant/api";
+import { TenantCreateDialog, TenantDeleteDialog } from "./features/tenant/dialogs";
+import { TenantTree } from "./features/tenant/tree";
+import { TenantView } from "./features/tenant/view";
+import { TokenCreateDialog, TokenDeleteDialog } from "./features/token/dialogs";
+import { Login } from "./features/user/login";
+import { mayManageNetworks, mayManageTenants, mayReadCluster } from "./features/user/model";
+import { Empty, Waiting } from "./kit/panel";
+import { ProblemBox } from "./kit/problem";
+import { useShortcut } from "./lib/hooks";
+import { routeHref, useRoute } from "./lib/route";
+import { liveStart } from "./live/live";
+
+export function App() {
+  const session = useSession();
+  if (session.state === "restoring") return <Restoring />;
+  if (session.state === "out") return <Login why={session.why} />;
+  return <Page key={session.user.id} user={session.user} />;
+}
+
+/** A reload: the refresh token is tried before anyone is asked for a password. */
+function Restoring() {
+  const [error, setError] = useState<unknown>();
+  const [tries, setTries] = useState(0);
+  // biome-ignore lint/correctness/useExhaustiveDependencies: tries again by itself
+  useEffect(() => {
+    renew().catch((problem) => setError(problemOf(problem)));
+  }, [tries]);
+  if (!error) return null;
+  return (
+    <main className="grid h-full place-items-center p-6">
+      <ProblemBox
+        error={error}
+        onRetry={() => {
+          setError(undefined);
+          setTries((before) => before + 1);
+        }}
+      />
+    </main>
+  );
+}
+
+/** The one dialog that is open. */
+type Open =
+  | { dialog: "goto" | "help" | "tenant-create" }
+  | { dialog: "tenant-delete" | "cvlan-create"; tenant: Tenant }
+  | { dialog: "cvlan-delete" | "token-create"; tenant: Tenant; cvlan: Cvlan }
+  | { dialog: "token-delete"; token: Token }
+  | { dialog: "node-delete"; node: Node };
+
+function Page({ user }: { user: User }) {
+  const client = useQueryClient();
+  const route = useRoute();
+  const [open, setOpen] = useState<Open>();
+  useEffect(() => {
+    const stop = liveStart(client);
+    return () => {
+      stop();
+      // Another user may see less: nothing of this one stays.
+      client.clear();
+    };
+  }, [client]);
+  useShortcut("k", () => setOpen({ dialog: "goto" }), true);
+  useShortcut("?", () => setOpen({ dialog: "help" }));
+
+  const tenants = useTenants();
+  const tenant = tenants.data?.items.find(({ slug }) => slug === route.tenant);
+  const cvlans = useCvlans(tenant?.id ?? "");
+  const cvlan = cvlans.data?.items.find(({ name }) => name === route.cvlan);
+  const mayWrite = mayManageNetworks(user);
+  const mayTenants = mayManageTenants(user);
+
+  let view: ReactNode;
+  if (!route.tenant) {
+    view = (
+      <Overview
+        mayRead={mayReadCluster(user)}
+        mayCreate={mayTenants}
+        onTenantCreate={() => setOpen({ dialog: "tenant-create" })}
+      />
+    );
+  } else if (tenants.isPending || (tenant && route.cvlan && cvlans.isPending)) {
+    view = <Waiting />;
+  } else if (!tenant) {
+    view = <Gone what={`tenant ${route.tenant}`} href={routeHref()} />;
+  } else if (!route.cvlan) {
+    view = (
+      <TenantView
+        tenant={tenant}
+        mayWrite={mayWrite}
+        mayDelete={mayTenants}
+        onCvlanCreate={() => setOpen({ dialog: "cvlan-create", tenant })}
+        onTokenDelete={(token) => setOpen({ dialog: "token-delete", token })}
+        onDelete={() => setOpen({ dialog: "tenant-delete", tenant })}
+      />
+    );
+  } else if (!cvlan) {
+    view = <Gone what={`CVLAN ${route.cvlan} in ${tenant.slug}`} href={routeHref(tenant.slug)} />;
+  } else {
+    view = (
+      <CvlanView
+        tenant={tenant}
+        cvlan={cvlan}
+        route={route}
+        mayWrite={mayWrite}
+        onTokenCreate={() => setOpen({ dialog: "token-create", tenant, cvlan })}
+        onTokenDelete={(token) => setOpen({ dialog: "token-delete", token })}
+        onNodeDelete={(node) => setOpen({ dialog: "node-delete", node })}
+        onDelete={() => setOpen({ dialog: "cvlan-delete", tenant, cvlan })}
+      />
+    );
+  }
+
+  return (
+    <div className="flex h-full flex-col">
+      <Header user={user} onGoTo={() => setOpen({ dialog: "goto" })} onHelp={() => setOpen({ dialog: "help" })} />
+      <div className="grid min-h-0 flex-1 grid-cols-[13.5rem_minmax(0,1fr)] grid-rows-[minmax(0,1fr)_12rem] xl:grid-cols-[15.5rem_minmax(0,1fr)_23rem] xl:grid-rows-1 [&>nav]:row-span-2 xl:[&>nav]:row-span-1">
+        <TenantTree
+          route={route}
+          onTenantCreate={mayTenants ? () => setOpen({ dialog: "tenant-create" }) : undefined}
+          onCvlanCreate={mayWrite ? (owner) => setOpen({ dialog: "cvlan-create", tenant: owner }) : undefined}
+        />
+        <main className="flex min-h-0 min-w-0 flex-col bg-panel max-xl:border-b">{view}</main>
+        <Timeline tenant={tenant} />
+      </div>
+      {open && <Dialogs open={open} cvlans={cvlans.data?.items ?? []} onClose={() => setOpen(undefined)} />}
+    </div>
+  );
+}
+
+/** The address names something that is not there: deleted meanwhile, renamed, or mistyped. */
+function Gone({ what, href }: { what: string; href: string }) {
+  return (
+    <Empty title={`There is no ${what}`}>
+      <p className="text-muted">It may have been deleted or renamed. The timeline says when, and by whom.</p>
+      <a href={href} className="font-medium text-accent hover:underline">
+        Back
+      </a>
+    </Empty>
+  );
+}
+
+function Dialogs({ open, cvlans, onClose }: { open: Open; cvlans: readonly Cvlan[]; onClose: () => void }) {
+  switch (open.dialog) {
+    case "goto":
+      return <GoTo onClose={onClose} />;
+    case "help":
+      return <Help onClose={onClose} />;
+    case "tenant-create":
+      return <TenantCreateDialog onClose={onClose} />;
+    case "tenant-delete":
+      return <TenantDeleteDialog tenant={open.tenant} onClose={onClose} />;
+    case "cvlan-create":
+      return <CvlanCreateDialog tenant={open.tenant} onClose={onClose} />;
+    case "cvlan-delete":
+      return <CvlanDeleteDialog tenant={open.tenant} cvlan={open.cvlan} onClose={onClose} />;
+    case "token-create":
+      return <TokenCreateDialog tenant={open.tenant} cvlans={cvlans} cvlanId={open.cvlan.id} onClose={onClose} />;
+    case "token-delete":
+      return <TokenDeleteDialog token={open.token} onClose={onClose} />;
+    case "node-delete":
+      return <NodeDeleteDialog node={open.node} onClose={onClose} />;
+  }
+}
