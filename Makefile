@@ -3,7 +3,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 NPM ?= npm
 SEED ?= 1
-UI_SOURCES := $(shell find ui/src ui/index.html ui/package.json ui/package-lock.json ui/vite.config.ts -type f 2>/dev/null)
+UI_SOURCES := $(shell find ui/src ui/index.html ui/public ui/package.json ui/package-lock.json ui/vite.config.ts ui/tsconfig.json -type f 2>/dev/null)
 BINS := -p cvlan-api -p cvlan-client -p cvlan-cli
 
 .DEFAULT_GOAL := help
@@ -49,7 +49,8 @@ fix: ui/node_modules/.stamp ## format and apply what the linters can mend
 	@cd ui && $(NPM) run --silent fix
 
 bench: ## figures, one CVLAN_BENCH line each; ONLY=name for one
-	@$(CARGO) run --release -q -p cvlan-sim --bin cvlan-bench -- $(if $(ONLY),--only $(ONLY))
+	@$(CARGO) build --release -p cvlan-api -p cvlan-sim --bins
+	@$${CARGO_TARGET_DIR:-target}/release/cvlan-sim bench $(if $(ONLY),--only $(ONLY))
 
 sim: ## one simulated history: make sim SEED=42
 	@$(CARGO) run -q -p cvlan-sim --bin cvlan-sim -- run --seed $(SEED)

@@ -29,9 +29,7 @@ fi
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/cvlan-demo.XXXXXX")
 export CVLAN_CONTEXT_DIR=$work/context
-started=()      # pids of ours
-api_pid= ping_pid=
-declare -A ctrl_pid cvland_pid
+api_pid=
 
 # ---- talk -------------------------------------------------------------------------------------------------------
 bold=$(tput bold 2>/dev/null || true) dim=$(tput dim 2>/dev/null || true) plain=$(tput sgr0 2>/dev/null || true)
@@ -49,6 +47,12 @@ until_true() { # seconds, what, command…
   until "$@" >/dev/null 2>&1; do [ "$(now_ms)" -lt $end ] || fail "not within time: $what"; sleep 0.05; done
 }
 in_ns() { local ns=$1; shift; "${sudo[@]}" ip netns exec "$id-$ns" "$@"; }
+daemon() { # ns name log command…: in the background; its own pid goes into a file
+  local ns=$1 name=$2 log=$3; shift 3
+  in_ns "$ns" sh -c 'echo $$ >"$0"; exec "$@"' "$work/$ns/$name.pid" "$@" >>"$work/$log" 2>&1 &
+}
+signal() { "${sudo[@]}" kill "-$3" "$(cat "$work/$1/$2.pid")"; } # ns name signal
+gone() { ! "${sudo[@]}" kill -0 "$(cat "$work/$1/$2.pid")" 2>/dev/null; }
 ctl() { "$bin/cvlanctl" "$@"; }
 field() { # JSON on stdin → the value of a top-level field
   sed -n 's/.*"'"$1"'": *"\{0,1\}\([^",}]*\)"\{0,1\}.*/\1/p' | head -n 1
@@ -57,9 +61,11 @@ field() { # JSON on stdin → the value of a top-level field
 cleanup() {
   local code=$?
   trap - EXIT INT TERM
-  for pid in "${started[@]}"; do "${sudo[@]}" kill "$pid" 2>/dev/null; done
-  sleep 0.3
-  for pid in "${started[@]}"; do "${sudo[@]}" kill -9 "$pid" 2>/dev/null; done
+  for file in "$work"/*/*.pid; do [ -s "$file" ] && "${sudo[@]}" kill "$(cat "$file")" 2>/dev/null; done
+  [ -n "$api_pid" ] && kill "$api_pid" 2>/dev/null
+  sleep 0.5
+  for file in "$work"/*/*.pid; do [ -s "$file" ] && "${sudo[@]}" kill -9 "$(cat "$file")" 2>/dev/null; done
+  [ -n "$api_pid" ] && kill -9 "$api_pid" 2>/dev/null
   wait 2>/dev/null
   for ns in a b c; do "${sudo[@]}" ip netns delete "$id-$ns" 2>/dev/null; "${sudo[@]}" ip link delete "$id-h$ns" 2>/dev/null; done
   "${sudo[@]}" rm -rf "$work"
@@ -96,7 +102,6 @@ start_api() {
   "$bin/cvlan-api" --data-dir "$work/data" --listen "127.0.0.1:$api_port" --node-listen "0.0.0.0:$node_port" \
     --metrics-listen "127.0.0.1:$metrics_port" --advertise-node "https://198.18.1.1:$node_port" >>"$work/api.out" 2>>"$work/api.log" &
   api_pid=$!
-  started+=("$api_pid")
   until_true 20 "the controller is ready" curl_ready
 }
 curl_ready() { kill -0 "$api_pid" && (exec 3<>"/dev/tcp/127.0.0.1/$metrics_port" && printf 'GET /readyz HTTP/1.0\r\n\r\n' >&3 && head -n 1 <&3 | grep -q 200); }
@@ -105,7 +110,7 @@ step "Controller: one process, one data folder, nothing else"
 start_api
 url=https://127.0.0.1:$api_port
 pin=$(grep -o 'sha256:[0-9a-f]*' "$work/api.out" | head -n 1)
-password=$(sed -n 's/.*password[^:]*: *//p' "$work/api.out" | head -n 1)
+password=$(awk '$1 == "superadmin" { print $3; exit }' "$work/api.out")
 [ -n "$pin" ] && [ -n "$password" ] || fail "the controller printed no pin or password: $(cat "$work/api.out")"
 printf '%s' "$password" | ctl login "$url" --ca-pin "$pin" --name admin --password-stdin >/dev/null || fail "login"
 ok "ready on $url, logged in as admin with the pinned CA"
@@ -116,25 +121,15 @@ ok "tenant acme, CVLAN office (10.20.0.0/24 and an IPv6 /64), a token for three 
 
 # ---- machines -----------------------------------------------------------------------------------------------------
 start_cvland() {
-  in_ns "$1" "$bin/cvland" --socket "$work/$1/cvland.sock" --state-dir "$work/$1/cvland" >>"$work/$1-cvland.log" 2>&1 &
-  cvland_pid[$1]=$!
-  started+=("$!")
+  rm -f "$work/$1/cvland.sock"
+  daemon "$1" cvland "$1-cvland.log" "$bin/cvland" --socket "$work/$1/cvland.sock" --state-dir "$work/$1/cvland"
   until_true 5 "cvland of $1 listens" test -S "$work/$1/cvland.sock"
 }
 start_ctrl() {
-  in_ns "$1" "$bin/cvlan-ctrl" --token "$token" --hostname "$1" --state-dir "$work/$1/ctrl" --cvland-socket "$work/$1/cvland.sock" \
-    --ctrl-socket "$work/$1/ctrl.sock" >>"$work/$1-ctrl.log" 2>&1 &
-  ctrl_pid[$1]=$!
-  started+=("$!")
+  daemon "$1" ctrl "$1-ctrl.log" "$bin/cvlan-ctrl" --token "$token" --hostname "$1" --state-dir "$work/$1/ctrl" \
+    --cvland-socket "$work/$1/cvland.sock" --ctrl-socket "$work/$1/ctrl.sock"
 }
 agent() { in_ns "$1" "$bin/cvlan-ctrl" status --state-dir "$work/$1/ctrl" --ctrl-socket "$work/$1/ctrl.sock" -o json; }
-stop_daemons() { # ns signal
-  for pid in "${ctrl_pid[$1]}" "${cvland_pid[$1]}"; do
-    # Under sudo the pid is sudo's; the daemon is its child.
-    "${sudo[@]}" pkill "-$2" -P "$pid" 2>/dev/null || "${sudo[@]}" kill "-$2" "$pid" 2>/dev/null
-    wait "$pid" 2>/dev/null
-  done
-}
 node_json() { ctl -t acme node get "$1" -o json; }
 one_ping() { in_ns "$1" ping -n -c 1 -W 1 "$2"; }
 
@@ -162,9 +157,7 @@ for from in a b c; do for to in a b c; do
 done; done
 ok "all ping each other over IPv4 and IPv6 through WireGuard"
 
-in_ns a ping -n -i 0.1 -W 1 "$v4_b" >"$work/ab.ping" 2>&1 &
-ping_pid=$!
-started+=("$ping_pid")
+daemon a ping ab.ping ping -n -i 0.1 -W 1 "$v4_b"
 
 # ---- the controller dies ------------------------------------------------------------------------------------------
 step "The controller is killed, and nothing stops"
@@ -174,7 +167,7 @@ ok "checkpoint at event $seq_before, state digest ${digest_before:0:16}…"
 maps_before=$(for ns in a b; do agent $ns | field full_maps; done | tr '\n' ' ')
 kill -9 "$api_pid"; wait "$api_pid" 2>/dev/null
 ok "kill -9 of the controller"
-stop_daemons c KILL
+for name in ctrl cvland; do signal c $name KILL; until_true 5 "$name of c is gone" gone c $name; done
 start_cvland c
 start_ctrl c
 until_true 10 "a → c answers again" one_ping a "$v4_c"
@@ -205,8 +198,8 @@ took=$(($(now_ms) - at))
 one_ping a "$v4_c" >/dev/null 2>&1 && fail "c still answers"
 ok "a and b forgot it $took ms after the command; its traffic stopped"
 
-"${sudo[@]}" pkill -INT -P "$ping_pid" ping 2>/dev/null || "${sudo[@]}" kill -INT "$ping_pid"
-wait "$ping_pid" 2>/dev/null
+signal a ping INT
+until_true 5 "the ping from a to b ends" gone a ping
 line=$(grep -o '[0-9]* packets transmitted, [0-9]* received' "$work/ab.ping") || fail "no summary of a ↔ b: $(tail -n 3 "$work/ab.ping")"
 read -r sent _ _ received _ <<<"$line"
 [ "$sent" = "$received" ] || fail "a ↔ b lost pings: $line"

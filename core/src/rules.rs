@@ -115,6 +115,10 @@ impl Machine for Rules {
         (event.session != 0).then_some(Once { session: event.session, n: event.session_n })
     }
 
+    fn same_command(previous: &Event, next: &Event) -> bool {
+        previous.command_id == next.command_id
+    }
+
     fn system(fact: SystemFact, id: [u8; 16]) -> Command {
         let meta = Meta { id: CommandId(uuid::Uuid::from_bytes(id)), actor: Actor::System, ..Meta::default() };
         Command { meta, wish: Wish::System(system::SystemCommand::Fact(fact)) }

@@ -68,14 +68,19 @@ impl Views {
 
     /// Writes everything anew, as `state` has it at `checkpoint`. The audit starts after it.
     pub fn rebuild(&self, state: &State, checkpoint: Checkpoint) -> Result<(), Error> {
-        if self.damaged.swap(false, Ordering::Relaxed) {
+        let damaged = self.is_damaged();
+        if damaged {
             let file = File::replace(&self.path, "found damaged")?;
             *self.file.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(file);
         }
         self.write(|db| {
             let was = fold::meta(db)?.0;
             fold::rebuild(db, was, state, checkpoint)
-        })
+        })?;
+        if damaged {
+            self.damaged.store(false, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Adds events to the audit that come right before its first one. Returns its new first one.
@@ -116,12 +121,15 @@ impl Views {
         self.read(|db| audit::page(db, query))
     }
 
-    /// True once a read or write met damage; [`Views::rebuild`] then starts with an empty file.
+    /// True once a read or write met damage: reads say [`Error::Busy`] until [`Views::rebuild`] has replaced the file.
     pub fn is_damaged(&self) -> bool {
-        self.damaged.load(Ordering::Relaxed)
+        self.damaged.load(Ordering::Acquire)
     }
 
     fn read<T>(&self, f: impl FnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
+        if self.is_damaged() {
+            return Err(Error::Busy);
+        }
         let file = self.current();
         let db = file.reader()?;
         let result = f(&db);
@@ -136,10 +144,14 @@ impl Views {
     }
 
     fn note<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
-        if result.as_ref().is_err_and(Error::is_damage) {
-            self.damaged.store(true, Ordering::Relaxed);
+        match result {
+            Err(error) if error.is_damage() => {
+                tracing::warn!(%error, path = %self.path.display(), "the view is damaged");
+                self.damaged.store(true, Ordering::Release);
+                Err(Error::Busy)
+            }
+            result => result,
         }
-        result
     }
 
     fn current(&self) -> Arc<File> {
@@ -150,7 +162,7 @@ impl Views {
 impl File {
     /// `None` = its tables are of another schema.
     fn open(path: &Path) -> Result<Option<Self>, Error> {
-        let mut writer = connect(path)?;
+        let mut writer = writer(path)?;
         let tables: i64 = writer.query_row("SELECT COUNT(*) FROM sqlite_schema", [], |row| row.get(0))?;
         if tables == 0 {
             fold::create(&mut writer)?;
@@ -198,8 +210,18 @@ fn connect(path: &Path) -> Result<Connection, Error> {
     let db = Connection::open(path)?;
     db.busy_timeout(Duration::from_millis(5000))?;
     // NORMAL: a power cut may lose the newest folds, never tear one; the log has them.
-    db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32000; PRAGMA wal_autocheckpoint = 8192;")?;
+    db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY")?;
     db.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(db)
+}
+
+fn writer(path: &Path) -> Result<Connection, Error> {
+    let db = connect(path)?;
+    // Folds touch pages all over the indexes: 16 MiB of them in memory, and the same again in the write-ahead log
+    // before it is moved into the file, so that a page that many folds touch is moved once.
+    db.execute_batch(
+        "PRAGMA cache_size = -16384; PRAGMA wal_autocheckpoint = 4096; PRAGMA journal_size_limit = 67108864",
+    )?;
     Ok(db)
 }
 

@@ -11,8 +11,8 @@ pub enum Error {
     /// The file could not be replaced.
     #[error("view file: {0}")]
     File(#[from] std::io::Error),
-    /// All read connections were in use for too long.
-    #[error("the view is busy; try again")]
+    /// All read connections were in use for too long, or the view is being rebuilt.
+    #[error("the view is busy or being rebuilt; try again")]
     Busy,
     /// The view moved under its writer: two processes write it.
     #[error("the view was changed by another writer")]

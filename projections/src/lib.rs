@@ -11,7 +11,7 @@
 //! view; every list takes the tenant it is for.
 //!
 //! One file a noun: its table, `row` and `rows` from a state, its mapping to the API's message. Start reading at
-//! [`node`](mod@self) in `node.rs`, then `fold.rs` and [`Writer`]. Deliberately absent: async, the log itself, presence.
+//! `node.rs`, then `fold.rs` and [`Writer`]. Deliberately absent: async, the log itself, presence, secrets.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 mod audit;

@@ -223,26 +223,3 @@ pub(crate) fn agree(views: &Views, state: &State, now_ms: u64) {
         assert_eq!(sorted(users), sorted(state.users.values().filter(|u| u.tenant == home).map(|u| u.to_proto())));
     }
 }
-impl World {
-    pub(crate) fn bench_cvlan(&mut self, t: TenantId) {
-        let id = CvlanId(self.uuid());
-        assert!(self.run(Wish::Cvlan(CvlanCommand::Create {
-            tenant: t,
-            id,
-            name: "big".into(),
-            ipv4: "10.0.0.0/8".into(),
-            ipv6: "auto".into(),
-            global_id: [1; 5]
-        })));
-    }
-    pub(crate) fn bench_node(&mut self, t: TenantId, c: CvlanId, n: String) {
-        let mut w = self.node_create(t, c, n);
-        if std::env::var("V7").is_ok() {
-            if let Wish::Node(NodeCommand::Create { id, .. }) = &mut w {
-                let r = self.below(u64::MAX);
-                *id = NodeId(Uuid::from_u64_pair(self.now_ms << 16 | 0x7000 | (r & 0xfff), r));
-            }
-        }
-        assert!(self.run(w));
-    }
-}

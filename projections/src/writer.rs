@@ -224,7 +224,12 @@ impl Keeper {
         self.due = Instant::now() + if self.failed { RETRY } else { COALESCE };
         match result {
             Ok(()) => {
-                self.shared.inbox().done = checkpoint;
+                let mut inbox = self.shared.inbox();
+                if inbox.done.epoch != checkpoint.epoch {
+                    inbox.wanted = Seq(0);
+                }
+                inbox.done = checkpoint;
+                drop(inbox);
                 self.shared.moved.notify_all();
                 (self.advanced)(checkpoint);
             }
@@ -238,14 +243,20 @@ impl Keeper {
 
     /// Brings the views to `to`, whose state is given, by what was pushed and what the log has.
     fn bring(&mut self, state: &State, to: Checkpoint, batches: &[Batch]) -> Result<(), Error> {
+        if self.views.is_damaged() {
+            return self.rebuild(state, to);
+        }
         let mut have = self.views.checkpoint()?;
-        if self.views.is_damaged() || have.epoch != to.epoch || have.seq > to.seq {
+        if have.epoch != to.epoch || have.seq > to.seq {
             return self.rebuild(state, to);
         }
         let fresh = |e: &&Event| e.seq > have.seq.0 && e.seq <= to.seq.0;
         let pushed: Vec<&Event> = batches.iter().flat_map(|batch| batch.iter()).filter(fresh).collect();
         let missing_to = pushed.first().map_or(to.seq.0, |e| e.seq - 1);
         while have.seq.0 < missing_to {
+            if self.shared.inbox().stop {
+                return Err(Error::Log("stopped on the way; the next start goes on from here".to_owned()));
+            }
             let from = Seq(have.seq.0 + 1);
             let mut events = match (self.history)(from, FOLD_MAX) {
                 Ok(events) => events,

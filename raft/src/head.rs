@@ -256,7 +256,10 @@ impl Reader<'_> {
         self.take().map(|b| u32::from_le_bytes(b) as usize)
     }
 
-    pub(crate) fn list<T>(&mut self, mut item: impl FnMut(&mut Self) -> Result<T, Unreadable>) -> Result<Vec<T>, Unreadable> {
+    pub(crate) fn list<T>(
+        &mut self,
+        mut item: impl FnMut(&mut Self) -> Result<T, Unreadable>,
+    ) -> Result<Vec<T>, Unreadable> {
         (0..self.len()?).map(|_| item(self)).collect()
     }
 

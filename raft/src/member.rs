@@ -98,19 +98,20 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
     /// Recovers the state, starts Raft, the sequencer and the housekeeping.
     pub async fn open<T: Transport<RT>>(options: Options<M>, transport: T) -> Result<Self, OpenError> {
         let stats = Arc::new(Stats::default());
+        let limits = options.limits.sane();
         let from = recovery::From {
             member: options.member,
             disk: options.disk.clone(),
             clock: options.clock.clone(),
             stats: stats.clone(),
-            limits: options.limits.clone(),
+            limits: limits.clone(),
             plant: options.plant,
         };
         let recovered = on_disk::<RT, _>(&options.disk, Lane::Log, move |files| recover::<M>(files, from)).await;
         let recovered = recovered.map_err(OpenError::io("recovering"))??;
         let shared = Shared::new(Parts {
             member: options.member,
-            limits: options.limits,
+            limits,
             disk: options.disk,
             clock: options.clock,
             wal: recovered.wal,
@@ -236,8 +237,7 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         crate::reading::seq_at_time(&self.0.shared, time_ms).await
     }
 
-    /// Replays the whole log from its first event into a fresh head, up to the entry that holds `to`, or to what is
-    /// applied now.
+    /// Replays the whole log from its first event into a fresh head, up to event `to`, or to what is applied now.
     pub async fn log_verify(&self, to: Option<Seq>) -> Result<VerifyReport, VerifyError> {
         verify::live(&self.0.shared, to).await
     }

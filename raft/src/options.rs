@@ -56,6 +56,20 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Within what the formats can hold: an entry's frame is at most 8 MiB, and something has to move at all.
+    pub(crate) fn sane(mut self) -> Self {
+        self.segment_bytes = self.segment_bytes.max(4 << 10);
+        self.queue = self.queue.max(1);
+        self.entry_commands = self.entry_commands.max(1);
+        self.entry_bytes = self.entry_bytes.clamp(1, 2 << 20);
+        self.command_bytes = self.command_bytes.clamp(1, 4 << 20);
+        self.in_flight = self.in_flight.max(1);
+        self.snapshots_kept = self.snapshots_kept.max(2);
+        self
+    }
+}
+
 /// Raft's clocks, milliseconds. A leader is missed after `election_max_ms` + a random time between the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {

@@ -14,7 +14,7 @@ use crate::replica::Kept;
 use crate::status::Stats;
 use crate::store::wal::{Setup, Wal, index, size};
 use crate::store::{open, snapshot};
-use crate::types::Entry;
+use crate::types::{Entry, SnapshotMeta};
 use cvlan_core::machine::Machine;
 use std::sync::Arc;
 
@@ -61,13 +61,16 @@ pub(crate) fn recover<M: Machine>(files: &dyn Files, from: From) -> Result<Recov
     });
     let start = next(&replay.place.last);
     if !usable(start) {
-        return Err(OpenError::Incomplete(format!("the log begins with entry {oldest} and there is no snapshot of it")));
+        return Err(OpenError::Incomplete(format!(
+            "the log begins with entry {oldest} and there is no snapshot of it"
+        )));
     }
     let marks = wal.marks();
     if marks.committed < replay.place.last {
         wal.committed(replay.place.last);
     }
-    let end = next(&marks.committed);
+    // What is purged was applied, and so was committed.
+    let end = next(&marks.committed.max(marks.purged));
     let mut grown = [0; 2];
     let mut failed = None;
     wal.visit(start..end, &mut |entry| {
@@ -79,6 +82,14 @@ pub(crate) fn recover<M: Machine>(files: &dyn Files, from: From) -> Result<Recov
     match failed {
         Some(error) => Err(error),
         None => {
+            // openraft wants a snapshot of at least what is purged; where those on disk are older or damaged, the state
+            // that was just rebuilt is one.
+            let covers = |kept: &Kept<M::State>| kept.meta.last_log_id >= marks.purged;
+            let kept = kept.filter(covers).or_else(|| {
+                let (place, head) = (&replay.place, Arc::new(replay.head.clone()));
+                let meta = SnapshotMeta { last_log_id: place.last, last_membership: place.membership.clone() };
+                marks.purged.map(|_| Kept { meta, head, made_us: None })
+            });
             wal.prepare();
             Ok(Recovered { wal, replay, kept, grown })
         }

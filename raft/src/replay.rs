@@ -82,11 +82,13 @@ pub(crate) enum Done<M: Machine> {
 pub(crate) struct Replay<M: Machine> {
     pub(crate) head: Head<M::State>,
     pub(crate) place: Place,
+    /// Events after this one are left out.
+    pub(crate) to: Option<Seq>,
 }
 
 impl<M: Machine> Default for Replay<M> {
     fn default() -> Self {
-        Self { head: Head::default(), place: Place::default() }
+        Self { head: Head::default(), place: Place::default(), to: None }
     }
 }
 
@@ -111,9 +113,12 @@ impl<M: Machine> Replay<M> {
     }
 
     fn frame(&mut self, frame: &Frame) -> Result<Done<M>, Fault> {
-        let read = read::<M>(frame)?;
+        let mut read = read::<M>(frame)?;
         if !self.head.fits(read.epoch, read.first_seq, &read.prev_root) {
             return Ok(Done::Skipped);
+        }
+        if let Some(to) = self.to {
+            read.events.truncate((to.0 + 1).saturating_sub(read.first_seq.0) as usize);
         }
         let pairs = read.events.iter().zip(&read.raw).map(|(event, raw)| (event, raw.as_ref()));
         let noted = self.head.fold_entry::<M>(read.epoch, pairs);

@@ -119,6 +119,13 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
         self.desk.stop();
     }
 
+    /// A part of the member has ended: in order, if the member is stopped.
+    pub(crate) fn ended(&self, part: &str) {
+        if !self.desk.is_stopped() {
+            self.fail(self.wal.closed().unwrap_or_else(|| format!("{part} has ended")));
+        }
+    }
+
     pub(crate) fn fatal(&self) -> Option<String> {
         lock(&self.fatal).clone()
     }
@@ -273,7 +280,12 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
     }
 
     /// Writes a snapshot of `head` on the disk's own time.
-    async fn write(self: &Arc<Self>, head: &Arc<Head<M::State>>, meta: &SnapshotMeta, skipped: Vec<u64>) -> io::Result<()> {
+    async fn write(
+        self: &Arc<Self>,
+        head: &Arc<Head<M::State>>,
+        meta: &SnapshotMeta,
+        skipped: Vec<u64>,
+    ) -> io::Result<()> {
         let snapshot = Snapshot { meta: meta.clone(), skipped, head: Head::clone(head) };
         let kept = self.limits.snapshots_kept;
         on_disk::<RT, _>(&self.disk, Lane::Work, move |files| snapshot::write::<M>(files, &snapshot, kept)).await?
@@ -283,6 +295,12 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
 /// The state machine that openraft drives.
 pub(crate) struct Replica<M: Machine, RT: AsyncRuntime> {
     pub(crate) shared: Arc<Shared<M, RT>>,
+}
+
+impl<M: Machine, RT: AsyncRuntime> Drop for Replica<M, RT> {
+    fn drop(&mut self) {
+        self.shared.ended("the replica");
+    }
 }
 
 /// Makes a snapshot of what is applied when it is asked to.

@@ -19,8 +19,21 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+/// Bytes that an event takes in its entry besides its own, at most.
+const EVENT_OVERHEAD: usize = 6;
+
+/// Stops the member if the sequencer ends for another reason than that.
+struct Watch<M: Machine, RT: AsyncRuntime>(Arc<Shared<M, RT>>);
+
+impl<M: Machine, RT: AsyncRuntime> Drop for Watch<M, RT> {
+    fn drop(&mut self) {
+        self.0.ended("the sequencer");
+    }
+}
+
 /// Runs until the desk is closed.
 pub(crate) async fn run<M: Machine, RT: AsyncRuntime>(shared: Arc<Shared<M, RT>>, raft: Raft<M, RT>) {
+    let _watch = Watch(shared.clone());
     while let Some(turn) = std::future::poll_fn(|context| shared.desk.poll_turn(context)).await {
         let (term, leader) = (turn.term, turn.leader);
         let batch = decide(turn, &shared.limits);
@@ -156,7 +169,7 @@ impl<M: Machine> Work<M> {
             M::encode(event, &mut self.bytes);
             ranges.push(start..self.bytes.len());
         }
-        let bytes = self.bytes.len() - from;
+        let bytes = self.bytes.len() - from + events.len() * EVENT_OVERHEAD;
         if bytes > command_bytes {
             self.bytes.truncate(from);
             return Verdict::Refused(WriteError::TooLarge { bytes, limit: command_bytes });
@@ -176,5 +189,105 @@ impl<M: Machine> Work<M> {
             self.ranges.push(range);
         }
         Verdict::Events(first..self.events.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counter::{Command, Counter};
+    use crate::replay::{Done, Replay};
+    use crate::types::{Cfg, Entry, LeaderId, LogId};
+    use cvlan_core::machine::{Once, SystemFact};
+    use openraft::EntryPayload;
+    use openraft::type_config::TypeConfigExt;
+    use openraft_rt_tokio::TokioRuntime as Rt;
+    use proptest::prelude::*;
+
+    const EPOCH: Epoch = Epoch([5; 16]);
+
+    fn turn(head: Head<crate::counter::Count>, commands: Vec<Command>) -> Turn<Counter, Rt> {
+        let first = head.seq.0 == 0;
+        let item = |command| {
+            let (reply, _) = Cfg::<Rt>::oneshot();
+            Item { command, epoch: first.then_some(EPOCH), reply, since_us: 0 }
+        };
+        let leader = LeaderId { term: 1, node_id: 1 };
+        Turn { term: 1, leader, time_ms: head.time_ms + 1, head, items: commands.into_iter().map(item).collect() }
+    }
+
+    fn entry(index: u64, batch: &Batch<Counter, Rt>) -> Entry {
+        let frame = entry_encode(batch.head.epoch, batch.first_seq, batch.prev_root, batch.raw.clone());
+        let log_id = LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index };
+        Entry { log_id, payload: EntryPayload::Normal(Frame(frame.into())) }
+    }
+
+    fn command() -> impl Strategy<Value = Command> {
+        let once = proptest::option::of((1u64..4, 1u64..8).prop_map(|(session, n)| Once { session, n }));
+        prop_oneof![
+            8 => (any::<u64>(), 0u32..4, proptest::collection::vec(any::<u8>(), 0..40), once)
+                .prop_map(|(by, times, note, once)| Command::Add { by, times, note: note.into(), once }),
+            1 => Just(Command::Refuse),
+            1 => Just(Command::System(SystemFact::CheckpointOpened)),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// What the leader made while it decided is what everybody else folds from the bytes.
+        #[test]
+        fn replay_is_live(batches in proptest::collection::vec(proptest::collection::vec(command(), 1..12), 1..12)) {
+            let limits = Limits { entry_bytes: 300, ..Limits::default() };
+            let mut head = decide(turn(Head::default(), vec![Command::add(1)]), &limits);
+            let mut replay = Replay::<Counter>::default();
+            replay.entry(&entry(0, &head)).unwrap();
+            for (commands, index) in batches.into_iter().zip(1..) {
+                let all = commands.len();
+                let batch = decide(turn(head.head, commands), &limits);
+                prop_assert_eq!(batch.decided.len() + batch.rest.len(), all);
+                if !batch.events.is_empty() {
+                    replay.entry(&entry(index, &batch)).unwrap();
+                }
+                prop_assert_eq!(batch.head.save::<Counter>(), replay.head.save::<Counter>());
+                let loaded = Head::load::<Counter>(&batch.head.save::<Counter>()).unwrap();
+                prop_assert_eq!(loaded.save::<Counter>(), batch.head.save::<Counter>());
+                head = batch;
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_of_another_history_is_skipped() {
+        let limits = Limits::default();
+        let first = decide(turn(Head::default(), vec![Command::add(1)]), &limits);
+        let second = decide(turn(first.head.clone(), vec![Command::add(2)]), &limits);
+        let other = decide(turn(first.head.clone(), vec![Command::add(3)]), &limits);
+        let third = decide(turn(second.head.clone(), vec![Command::add(4)]), &limits);
+        let after_other = decide(turn(other.head.clone(), vec![Command::add(5)]), &limits);
+        let mut foreign = decide(turn(second.head.clone(), vec![Command::add(6)]), &limits);
+        foreign.head.epoch = Epoch([9; 16]);
+        let mut replay = Replay::<Counter>::default();
+        // Number already taken; a number that fits on another root; another epoch; the first entry again.
+        let log = [&first, &second, &other, &after_other, &foreign, &first, &third];
+        let folded: Vec<bool> = log
+            .iter()
+            .zip(0..)
+            .map(|(batch, index)| matches!(replay.entry(&entry(index, batch)).unwrap(), Done::Folded { .. }))
+            .collect();
+        assert_eq!(folded, [true, true, false, false, false, false, true]);
+        assert_eq!(replay.place.skipped, [2, 3, 4, 5]);
+        assert_eq!(replay.head.save::<Counter>(), third.head.save::<Counter>());
+    }
+
+    #[test]
+    fn what_is_too_large_leaves_no_trace() {
+        let limits = Limits { command_bytes: 200, ..Limits::default() };
+        let first = decide(turn(Head::default(), vec![Command::add(1)]), &limits);
+        let large = Command::Add { by: 1, times: 9, note: Bytes::new(), once: None };
+        let batch = decide(turn(first.head, vec![Command::add(1), large, Command::add(2)]), &limits);
+        assert_eq!(batch.head.machine.sum, 4);
+        assert!(matches!(batch.decided[1].1, Verdict::Refused(WriteError::TooLarge { bytes: 495, limit: 200 })));
+        assert_eq!(batch.events.len(), 2);
     }
 }

@@ -74,9 +74,10 @@ impl Sessions {
         if !self.0.contains_key(&once.session) {
             self.make_room();
         }
-        let session = self.0.entry(once.session).or_insert_with(|| {
-            Arc::new(Session { highest: 0, used: seq, outcomes: OrdMap::new() })
-        });
+        let session = self
+            .0
+            .entry(once.session)
+            .or_insert_with(|| Arc::new(Session { highest: 0, used: seq, outcomes: OrdMap::new() }));
         let session = Arc::make_mut(session);
         session.used = seq;
         session.highest = session.highest.max(once.n);

@@ -35,7 +35,10 @@ impl Histogram {
 
     /// What was counted so far.
     pub fn counts(&self) -> Counts {
-        Counts { buckets: std::array::from_fn(|n| self.buckets.get(n).map_or(0, |c| c.load(Relaxed))), sum: self.sum.load(Relaxed) }
+        Counts {
+            buckets: std::array::from_fn(|n| self.buckets.get(n).map_or(0, |c| c.load(Relaxed))),
+            sum: self.sum.load(Relaxed),
+        }
     }
 }
 

@@ -33,7 +33,10 @@ pub struct NoTransport;
 
 impl<RT: AsyncRuntime> Transport<RT> for NoTransport {
     async fn connect(&self, to: u64, _address: &str) -> io::Result<Pipe<RT>> {
-        Err(io::Error::new(io::ErrorKind::Unsupported, format!("member {to} cannot be reached: this log has one member")))
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("member {to} cannot be reached: this log has one member"),
+        ))
     }
 }
 
@@ -106,4 +109,3 @@ impl<RT: AsyncRuntime, T: Transport<RT>, S: Send + Sync + 'static> RaftNetworkV2
         Err(self.reach::<RT>().await.into())
     }
 }
-

@@ -49,13 +49,14 @@ pub struct VerifyReport {
     pub checkpoints: Vec<CheckpointChecked>,
 }
 
-/// Replays what a member has applied, page by page, beside its writes; compares the end with its head where they meet.
+/// Replays what a member has applied, page by page, beside its writes.
 pub(crate) async fn live<M: Machine, RT: AsyncRuntime>(
     shared: &Arc<Shared<M, RT>>,
     to: Option<Seq>,
 ) -> Result<VerifyReport, VerifyError> {
     let end = index(&lock(&shared.place).last).map_or(0, |last| last + 1);
-    let mut check = Check::<M> { to, ..Check::default() };
+    let mut check = Check::<M>::default();
+    check.replay.to = to;
     let mut from = shared.wal.oldest();
     while from < end && !check.reached() {
         let entries = crate::reading::page(shared, from, end).await?;
@@ -81,7 +82,8 @@ pub async fn verify_dir<M: Machine, RT: AsyncRuntime>(disk: Arc<dyn Disk>) -> Re
             probe: Arc::new(probe::<M>),
         };
         let state = open::open(files, &setup)?;
-        let wal = Wal::new(jobs, Arc::new(crate::clock::SystemClock::default()), Arc::new(Stats::default()), setup, state);
+        let wal =
+            Wal::new(jobs, Arc::new(crate::clock::SystemClock::default()), Arc::new(Stats::default()), setup, state);
         let mut check = Check::<M>::default();
         let mut failed = None;
         wal.visit(wal.oldest()..u64::MAX, &mut |entry| {
@@ -96,7 +98,6 @@ pub async fn verify_dir<M: Machine, RT: AsyncRuntime>(disk: Arc<dyn Disk>) -> Re
 
 struct Check<M: Machine> {
     replay: Replay<M>,
-    to: Option<Seq>,
     entries: u64,
     opened: Vec<CheckpointChecked>,
     checkpoints: Vec<CheckpointChecked>,
@@ -104,13 +105,13 @@ struct Check<M: Machine> {
 
 impl<M: Machine> Default for Check<M> {
     fn default() -> Self {
-        Self { replay: Replay::default(), to: None, entries: 0, opened: Vec::new(), checkpoints: Vec::new() }
+        Self { replay: Replay::default(), entries: 0, opened: Vec::new(), checkpoints: Vec::new() }
     }
 }
 
 impl<M: Machine> Check<M> {
     fn reached(&self) -> bool {
-        self.to.is_some_and(|to| self.replay.head.seq >= to)
+        self.replay.to.is_some_and(|to| self.replay.head.seq >= to)
     }
 
     fn page(mut self, entries: &[Entry]) -> Result<Self, VerifyError> {
@@ -151,7 +152,9 @@ impl<M: Machine> Check<M> {
                 };
                 let found = self.opened.swap_remove(at);
                 if found != attested {
-                    let hex = |c: &CheckpointChecked| format!("root {} digest {}", hex::encode(c.root), hex::encode(c.digest));
+                    let hex = |c: &CheckpointChecked| {
+                        format!("root {} digest {}", hex::encode(c.root), hex::encode(c.digest))
+                    };
                     return Err((seq, format!("attested {}, found {}", hex(&attested), hex(&found))));
                 }
                 self.checkpoints.push(found);

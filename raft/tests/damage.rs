@@ -106,7 +106,9 @@ async fn a_torn_tail_is_cut_and_writing_goes_on() {
     let whole = std::fs::read(&last).unwrap();
     let whole_end = end(&whole);
     // Half of a block that was never completed: any piece of an older one, or noise.
-    for (torn, what) in [(whole[100..400].to_vec(), "a piece"), (vec![0xff; 5], "noise"), (b"CVB1".to_vec(), "a header")] {
+    for (torn, what) in
+        [(whole[100..400].to_vec(), "a piece"), (vec![0xff; 5], "noise"), (b"CVB1".to_vec(), "a header")]
+    {
         let mut bytes = whole.clone();
         let at = (whole_end + 8).next_multiple_of(8);
         bytes[at..at + torn.len()].copy_from_slice(&torn);
@@ -167,21 +169,40 @@ async fn files_that_were_not_completed_are_swept_away() {
     assert_eq!(member.head().digest::<Counter>(), digest);
 }
 
-/// A disk on which no file can be made while it is full.
+/// A disk on which no file can be made while it is full, and no write is synced while it is broken.
 struct Narrow {
     inner: Arc<FileDisk>,
     full: Arc<AtomicBool>,
+    broken: Arc<AtomicBool>,
 }
 
 struct NarrowFiles<'a> {
     inner: &'a dyn Files,
     full: &'a AtomicBool,
+    broken: &'a Arc<AtomicBool>,
+}
+
+struct NarrowFile(Arc<dyn File>, Arc<AtomicBool>);
+
+impl File for NarrowFile {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(at, buf)
+    }
+    fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_at(at, bytes)
+    }
+    fn sync(&self) -> io::Result<()> {
+        if self.1.load(SeqCst) { Err(io::Error::other("input/output error")) } else { self.0.sync() }
+    }
 }
 
 impl Disk for Narrow {
     fn run(&self, lane: Lane, job: Job) {
-        let full = self.full.clone();
-        self.inner.run(lane, Box::new(move |inner| job(&NarrowFiles { inner, full: &full })));
+        let (full, broken) = (self.full.clone(), self.broken.clone());
+        self.inner.run(lane, Box::new(move |inner| job(&NarrowFiles { inner, full: &full, broken: &broken })));
     }
 }
 
@@ -196,7 +217,10 @@ impl Files for NarrowFiles<'_> {
         self.inner.open(name)
     }
     fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
-        if self.full.load(SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { self.inner.create(name, len) }
+        if self.full.load(SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(Arc::new(NarrowFile(self.inner.create(name, len)?, self.broken.clone())))
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.inner.rename(from, to)
@@ -213,7 +237,8 @@ impl Files for NarrowFiles<'_> {
 async fn a_full_disk_refuses_writes_stays_readable_and_goes_on_once_there_is_room() {
     let folder = tempfile::tempdir().unwrap();
     let full = Arc::new(AtomicBool::new(false));
-    let disk = Arc::new(Narrow { inner: FileDisk::open(folder.path()).unwrap(), full: full.clone() });
+    let inner = FileDisk::open(folder.path()).unwrap();
+    let disk = Arc::new(Narrow { inner, full: full.clone(), broken: Arc::default() });
     let member = open_with(disk.clone(), |_| {}).await.unwrap();
     member.bootstrap(Epoch([7; 16]), Command::add(1)).await.unwrap();
     full.store(true, SeqCst);
@@ -248,6 +273,27 @@ async fn a_full_disk_refuses_writes_stays_readable_and_goes_on_once_there_is_roo
     member.shutdown().await;
     drop((member, disk));
     assert_eq!(open(folder.path()).await.unwrap().head().machine.sum, written + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_sync_stops_the_member_and_a_restart_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let broken = Arc::new(AtomicBool::new(false));
+    let inner = FileDisk::open(folder.path()).unwrap();
+    let disk = Arc::new(Narrow { inner, full: Arc::default(), broken: broken.clone() });
+    let member = open_with(disk.clone(), |_| {}).await.unwrap();
+    member.bootstrap(Epoch([7; 16]), Command::add(1)).await.unwrap();
+    broken.store(true, SeqCst);
+    assert_eq!(member.write(Command::add(1)).await.err(), Some(WriteError::Stopped));
+    broken.store(false, SeqCst);
+    assert_eq!(member.write(Command::add(1)).await.err(), Some(WriteError::Stopped), "it never tries again");
+    let status = member.status();
+    assert!(status.fatal.as_ref().is_some_and(|why| why.contains("input/output error")), "{status:?}");
+    assert_eq!(member.head().machine.sum, 1, "still readable");
+    member.shutdown().await;
+    drop((member, disk));
+    let sum = open(folder.path()).await.unwrap().head().machine.sum;
+    assert!((1..=2).contains(&sum), "{sum}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

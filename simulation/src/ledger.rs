@@ -110,7 +110,8 @@ impl Ledger {
     pub fn observe(&self, applied: &Applied<Rules>) {
         let seq = applied.head.seq.0;
         self.trace.line(format_args!("applied {} up to event {seq}, {}", applied.index, short(&applied.head.root)));
-        if let Err(violation) = lock(&self.known).observe(applied) {
+        let seen = lock(&self.known).observe(applied);
+        if let Err(violation) = seen {
             self.broken(violation);
         }
     }
@@ -146,7 +147,8 @@ impl Ledger {
             let mut raw = Vec::new();
             Rules::encode(event, &mut raw);
             // Where it is not known yet, it will be: observers are called before the answer, in this life or one before.
-            if let Err(violation) = lock(&self.known).equals(seq, &raw) {
+            let same = lock(&self.known).equals(seq, &raw);
+            if let Err(violation) = same {
                 self.broken(format!("{id}: {violation}"));
             }
         }

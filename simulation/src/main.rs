@@ -29,6 +29,12 @@ enum Verb {
     Seeds(Seeds),
     /// Measure the real log on real files: prints a table and one CVLAN_BENCH line per figure.
     Bench(bench::Options),
+    /// The door with an empty handler, for `bench`.
+    #[command(hide = true)]
+    Floor {
+        /// Where it says its port.
+        folder: PathBuf,
+    },
 }
 
 #[derive(Args)]
@@ -107,6 +113,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Verb::Run(args) => one_by_one(&args),
         Verb::Seeds(args) => many(&args),
         Verb::Bench(options) => bench::main(&options).map(|()| ExitCode::SUCCESS),
+        Verb::Floor { folder } => bench::floor_serve(&folder).map(|()| ExitCode::SUCCESS),
     }
 }
 

@@ -164,11 +164,19 @@ struct World {
     grammar: Mutex<Grammar>,
     epoch: Epoch,
     bootstrap: Command,
-    /// The member and its process, from open to end.
-    up: Mutex<Option<(Member<Rules, NodeRt>, Arc<Process>)>>,
+    /// The member, its process and its disk, from open to end.
+    up: Mutex<Option<Up>>,
     counts: Mutex<Counts>,
     /// The member is told to stop.
     stopping: AtomicBool,
+}
+
+/// A process with an open member.
+#[derive(Clone)]
+struct Up {
+    member: Member<Rules, NodeRt>,
+    process: Arc<Process>,
+    disk: Arc<SimDisk>,
 }
 
 /// How a life ended.
@@ -331,7 +339,7 @@ impl World {
             // A panic; the hook has it.
             Err(_) => return End::Failed,
         };
-        *lock(&self.up) = Some((member.clone(), process.clone()));
+        *lock(&self.up) = Some(Up { member: member.clone(), process: process.clone(), disk: disk.clone() });
         let watch = pin!(self.watch(plan, &member, disk));
         let work = pin!(self.work(plan, floor, &member));
         match select(watch, work).await {
@@ -630,7 +638,7 @@ impl World {
     /// Drawn against the state of now; waits for the bootstrap.
     async fn next_command(&self, session: u64, n: u64) -> Option<Command> {
         loop {
-            let state = lock(&self.up).as_ref().map(|(member, _)| member.head()).or_else(|| self.ledger.head());
+            let state = lock(&self.up).as_ref().map(|up| up.member.head()).or_else(|| self.ledger.head());
             if let Some(head) = state.filter(|head| head.seq.0 > 0) {
                 let now_ms = cvlan_raft::Clock::wall_ms(&*self.clock);
                 let (kind, command) = lock(&self.grammar).next(&head.machine, now_ms);
@@ -652,15 +660,15 @@ impl World {
                 return false;
             }
             let up = lock(&self.up).clone();
-            if let Some((member, process)) = up {
+            if let Some(up) = up {
                 if !std::mem::take(&mut first) {
                     self.count(|c| c.retries += 1);
                 }
                 if let Either::Left(((one, two), _)) =
-                    select(pin!(self.send(&member, command)), pin!(process.gone())).await
+                    select(pin!(self.send(&up.member, command)), pin!(up.process.gone())).await
                 {
-                    let known = self.answered(command, one, highest);
-                    if known | two.is_some_and(|two| self.answered(command, two, highest)) {
+                    let known = self.answered(command, one, highest, &up);
+                    if known | two.is_some_and(|two| self.answered(command, two, highest, &up)) {
                         return true;
                     }
                 }
@@ -680,7 +688,7 @@ impl World {
         (write().await, None)
     }
 
-    fn answered(&self, command: &Command, sent: Sent, highest: u64) -> bool {
+    fn answered(&self, command: &Command, sent: Sent, highest: u64, up: &Up) -> bool {
         let Some(result) = sent else {
             self.ledger.broken(format!("command {} had no answer for {PATIENCE_MS} ms", command.meta.id));
             return false;
@@ -700,6 +708,8 @@ impl World {
                 true
             }
             Err(WriteError::Busy | WriteError::NoLeader | WriteError::Stopped) => false,
+            // The first answer could not be read again, from a disk that fails.
+            Err(WriteError::OutcomeUnknown) if up.process.is_dead() || up.disk.has_failed() => false,
             Err(WriteError::DiskFull) => {
                 self.count(|c| c.full_answers += 1);
                 false

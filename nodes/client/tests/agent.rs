@@ -445,6 +445,7 @@ fn a_machine_joins_follows_and_goes_on_after_every_restart() {
         // The controller goes in the middle of a map, and comes back elsewhere in time: nothing was half taken.
         stream.send(Frame::Map(v1::Map { checkpoint: at(17), self_: None, peers: vec![peer(9)], more: true })).await;
         door.abort();
+        let _ = door.await;
         drop(stream);
         let (_, door) = controller.open(port).await;
         let mut stream = opened(&mut streams).await;

@@ -75,32 +75,17 @@ pub enum DoorError {
     #[error("{0:?} is not a controller's URL: https://HOST[:PORT]")]
     Url(String),
     /// No connection, or it broke.
-    #[error("{url}: {source}")]
-    Io {
-        /// Which door.
-        url: String,
-        /// What happened.
-        source: std::io::Error,
-    },
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
     /// Broken HTTP.
-    #[error("{url}: {source}")]
-    Http {
-        /// Which door.
-        url: String,
-        /// What happened.
-        source: hyper::Error,
-    },
+    #[error("{0}")]
+    Http(#[from] hyper::Error),
     /// Too slow.
-    #[error("{0}: no answer in time")]
-    Timeout(String),
+    #[error("no answer in time")]
+    Timeout,
     /// An answer that makes no sense.
-    #[error("{url}: {what}")]
-    Answer {
-        /// Which door.
-        url: String,
-        /// What is wrong with it.
-        what: String,
-    },
+    #[error("{0}")]
+    Answer(String),
     /// The controller refused (RFC 9457).
     #[error("{detail} ({code}, {status})")]
     Problem {
@@ -118,10 +103,10 @@ impl DoorError {
     pub fn code(&self) -> &str {
         match self {
             DoorError::Url(_) => "url_invalid",
-            DoorError::Io { .. } => "door_unreachable",
-            DoorError::Http { .. } => "door_http",
-            DoorError::Timeout(_) => "door_timeout",
-            DoorError::Answer { .. } => "door_answer",
+            DoorError::Io(_) => "door_unreachable",
+            DoorError::Http(_) => "door_http",
+            DoorError::Timeout => "door_timeout",
+            DoorError::Answer(_) => "door_answer",
             DoorError::Problem { code, .. } => code,
         }
     }
@@ -130,11 +115,9 @@ impl DoorError {
     pub fn is_final(&self) -> bool {
         match self {
             DoorError::Problem { status, .. } => (400..500).contains(status) && !matches!(status, 408 | 425 | 429),
-            DoorError::Url(_)
-            | DoorError::Io { .. }
-            | DoorError::Http { .. }
-            | DoorError::Timeout(_)
-            | DoorError::Answer { .. } => false,
+            DoorError::Url(_) | DoorError::Io(_) | DoorError::Http(_) | DoorError::Timeout | DoorError::Answer(_) => {
+                false
+            }
         }
     }
 }
@@ -165,13 +148,13 @@ impl Door {
     /// GET, JSON back.
     pub async fn get<A: DeserializeOwned>(&self, url: &DoorUrl, path: &str) -> Result<A, DoorError> {
         let response = self.send(url, request(url, Method::GET, path, Bytes::new())?).await?;
-        answer(url, response).await
+        answer(response).await
     }
 
     /// POST of JSON, JSON back.
     pub async fn post<A: DeserializeOwned>(&self, url: &DoorUrl, path: &str, body: Vec<u8>) -> Result<A, DoorError> {
         let response = self.send(url, request(url, Method::POST, path, body.into())?).await?;
-        answer(url, response).await
+        answer(response).await
     }
 
     /// GET with an upgrade to `protocol` (RFC 9110 §7.8).
@@ -181,30 +164,24 @@ impl Door {
         request.headers_mut().insert(header::UPGRADE, header::HeaderValue::from_static(protocol));
         let response = self.send(url, request).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return match answer::<serde::de::IgnoredAny>(url, response).await {
-                Ok(_) => Err(DoorError::Answer { url: url.to_string(), what: "no upgrade".to_owned() }),
-                Err(error) => Err(error),
-            };
+            answer::<serde::de::IgnoredAny>(response).await?;
+            return Err(DoorError::Answer("no upgrade".to_owned()));
         }
-        let upgraded = hyper::upgrade::on(response).await;
-        upgraded.map(TokioIo::new).map_err(|source| DoorError::Http { url: url.to_string(), source })
+        Ok(TokioIo::new(hyper::upgrade::on(response).await?))
     }
 
     async fn send(&self, url: &DoorUrl, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, DoorError> {
-        let io = |source| DoorError::Io { url: url.to_string(), source };
-        let http = |source| DoorError::Http { url: url.to_string(), source };
         let name = ServerName::try_from(url.host.clone()).map_err(|_| DoorError::Url(url.to_string()))?;
         let connect = async {
             let tcp = TcpStream::connect((url.host.as_str(), url.port)).await?;
             tcp.set_nodelay(true)?;
             self.tls.connect(name, tcp).await
         };
-        let tls = timeout(CONNECT_MAX, connect).await.map_err(|_| DoorError::Timeout(url.to_string()))?.map_err(io)?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(tls)).await.map_err(http)?;
+        let tls = timeout(CONNECT_MAX, connect).await.map_err(|_| DoorError::Timeout)??;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
         // Ends with the request, the stream that it became, or the runtime.
         tokio::spawn(connection.with_upgrades());
-        let response = timeout(ANSWER_MAX, sender.send_request(request)).await;
-        response.map_err(|_| DoorError::Timeout(url.to_string()))?.map_err(http)
+        Ok(timeout(ANSWER_MAX, sender.send_request(request)).await.map_err(|_| DoorError::Timeout)??)
     }
 }
 
@@ -216,15 +193,14 @@ fn request(url: &DoorUrl, method: Method, path: &str, body: Bytes) -> Result<Req
         .header(header::USER_AGENT, concat!("cvlan/", env!("CARGO_PKG_VERSION")))
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::new(body))
-        .map_err(|error| DoorError::Answer { url: url.to_string(), what: error.to_string() })
+        .map_err(|error| DoorError::Answer(error.to_string()))
 }
 
-async fn answer<A: DeserializeOwned>(url: &DoorUrl, response: Response<Incoming>) -> Result<A, DoorError> {
+async fn answer<A: DeserializeOwned>(response: Response<Incoming>) -> Result<A, DoorError> {
     let status = response.status();
     let body = timeout(ANSWER_MAX, Limited::new(response.into_body(), BODY_MAX).collect()).await;
-    let bad = |what: String| DoorError::Answer { url: url.to_string(), what };
-    let body =
-        body.map_err(|_| DoorError::Timeout(url.to_string()))?.map_err(|error| bad(error.to_string()))?.to_bytes();
+    let bad = |what: String| DoorError::Answer(what);
+    let body = body.map_err(|_| DoorError::Timeout)?.map_err(|error| bad(error.to_string()))?.to_bytes();
     if status.is_success() {
         return serde_json::from_slice(&body).map_err(|error| bad(format!("{status}, but {error}")));
     }
@@ -273,6 +249,6 @@ mod tests {
         check(429, false);
         check(500, false);
         check(503, false);
-        assert!(!DoorError::Timeout("u".into()).is_final());
+        assert!(!DoorError::Timeout.is_final());
     }
 }

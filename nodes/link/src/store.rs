@@ -178,19 +178,21 @@ impl Store {
         Ok(Self { sql, _lock: Some(lock) })
     }
 
-    /// Opens `folder` to look at it, beside a running daemon.
-    pub fn open_to_read(folder: &Path) -> Result<Self, StoreError> {
+    /// Opens `folder` to look at it, beside a running daemon; None where no daemon has made it yet.
+    pub fn open_to_read(folder: &Path) -> Result<Option<Self>, StoreError> {
         let path = folder.join(FILE);
-        if !path.exists() {
-            let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-            return Err(StoreError::Io { path: path.display().to_string(), source });
+        match path.try_exists() {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(source) => return Err(StoreError::Io { path: path.display().to_string(), source }),
         }
         // Reading a WAL takes its shared-memory file, which a read-only connection cannot make.
         let sql = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         sql.busy_timeout(BUSY)?;
         sql.pragma_update(None, "query_only", true)?;
         match sql.pragma_query_value(None, "user_version", |row| row.get(0))? {
-            FORMAT => Ok(Self { sql, _lock: None }),
+            0 => Ok(None),
+            FORMAT => Ok(Some(Self { sql, _lock: None })),
             other => Err(StoreError::Format(other)),
         }
     }
@@ -536,13 +538,13 @@ mod tests {
     fn the_folder_is_private_and_has_one_daemon() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state");
-        assert_eq!(Store::open_to_read(&path).err().unwrap().code(), "state_io");
+        assert!(Store::open_to_read(&path).unwrap().is_none());
         let mut store = Store::open(&path).unwrap();
         let mode = |name: &str| std::fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777;
         store.take(&Effect::Advance(cp(1))).unwrap();
         assert_eq!((mode("."), mode(FILE), mode("state.db-wal")), (0o700, 0o600, 0o600));
         assert_eq!(Store::open(&path).err().unwrap().code(), "state_locked");
-        let reader = Store::open_to_read(&path).unwrap();
+        let reader = Store::open_to_read(&path).unwrap().unwrap();
         assert_eq!(reader.position().unwrap().checkpoint, Some(cp(1)));
         assert!(reader.sql.execute("DELETE FROM peer", []).is_err());
         store.sql.pragma_update(None, "user_version", FORMAT + 1).unwrap();

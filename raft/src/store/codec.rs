@@ -262,7 +262,10 @@ mod tests {
         let mut bytes = Vec::new();
         head.encode(&mut bytes);
         let digest = "07".repeat(32);
-        assert_eq!(hex::encode(&bytes), format!("010301090103010101010101 0103613a31fb2c010104fbe803{digest}").replace(' ', ""));
+        assert_eq!(
+            hex::encode(&bytes),
+            format!("010301090103010101010101 0103613a31fb2c010104fbe803{digest}").replace(' ', "")
+        );
         assert_eq!(SnapshotHead::decode(&bytes), Ok(head));
     }
 
@@ -278,8 +281,11 @@ mod tests {
     #[test]
     fn an_entry_is_read_as_it_was_written() {
         let membership = Membership::new_with_defaults(vec![[1u64, 2].into()], [3]);
-        for payload in [EntryPayload::Blank, EntryPayload::Normal(Frame(Bytes::from_static(b"x"))), EntryPayload::Membership(membership)]
-        {
+        for payload in [
+            EntryPayload::Blank,
+            EntryPayload::Normal(Frame(Bytes::from_static(b"x"))),
+            EntryPayload::Membership(membership),
+        ] {
             let written = Entry { log_id: id(8).into(), payload };
             let mut bytes = Vec::new();
             encode_entry(&written, &mut bytes);

@@ -54,7 +54,8 @@ impl Wal {
             Vec::new()
         };
         let disk = range.start..tail_from.max(range.start);
-        let (legs, cuts) = if disk.is_empty() { Default::default() } else { (state.legs(disk.start), state.cuts.clone()) };
+        let (legs, cuts) =
+            if disk.is_empty() { Default::default() } else { (state.legs(disk.start), state.cuts.clone()) };
         Plan { legs, cuts, disk, memory }
     }
 
@@ -175,7 +176,8 @@ impl Plan {
                 };
                 for (at, bytes) in block.records {
                     let place = || format!("{} at byte {at}", super::segment::segment_name(leg.segment));
-                    let wrong = |detail: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {detail}", place()));
+                    let wrong =
+                        |detail: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {detail}", place()));
                     let (record, rest) = codec::decode(&bytes).map_err(|error| wrong(error.to_string()))?;
                     let Record::Entry(id, body) = record else { continue };
                     if !self.disk.contains(&id.index) || self.void(leg.segment, at, id.index) {

@@ -11,6 +11,7 @@ use crate::store::wal::{Cut, Marks, Segment, Setup, State, first_segment};
 use crate::types::Frame;
 use bytes::Bytes;
 use openraft::EntryPayload;
+use std::io;
 use std::sync::Arc;
 
 const PIECE: usize = 1 << 20;
@@ -33,8 +34,11 @@ pub(crate) fn open(files: &dyn Files, setup: &Setup) -> Result<State, OpenError>
             return Err(OpenError::Incomplete(format!("{} is missing", segment_name(expected))));
         }
         let file = files.open(&segment_name(*number)).map_err(OpenError::io(segment_name(*number)))?;
-        let scan = Scan { state: &mut state, setup, number: *number, first: *number == first };
+        let scan = Scan { state: &mut state, setup, number: *number, first: *number == first, newest: SEGMENT_HEADER };
         scan.segment(file, *number == last)?;
+    }
+    if setup.member.is_some() {
+        files.sync_folder("log").map_err(OpenError::io("syncing log/"))?;
     }
     state.written = state.marks.clone();
     Ok(state)
@@ -60,6 +64,8 @@ struct Scan<'a> {
     number: u64,
     /// The oldest segment here: what comes before it is not known.
     first: bool,
+    /// Where the newest block lies.
+    newest: u64,
 }
 
 impl Scan<'_> {
@@ -115,14 +121,28 @@ impl Scan<'_> {
             return Err(damaged(&Fault { detail, ..fault.clone() }));
         }
         let end = content_end(file, at, len).map_err(reading())?;
-        if end == at || self.setup.member.is_none() {
+        if self.setup.member.is_none() {
             return Ok(());
         }
-        tracing::warn!(segment = self.number, at, end, why = fault.detail, "cutting a torn tail");
+        if end > at {
+            tracing::warn!(segment = self.number, at, end, why = fault.detail, "cutting a torn tail");
+        }
         for from in (at..end).step_by(PIECE) {
             file.write_at(from, &vec![0; PIECE.min((end - from) as usize)]).map_err(reading())?;
         }
-        file.sync().map_err(reading())
+        self.settle(file, at).map_err(reading())
+    }
+
+    /// What was read of the last write may be in the page cache alone: the process died before its sync, or the sync
+    /// failed and the kernel holds the pages for clean. Written again and synced, it is what it looks like. One block is
+    /// in flight at a time, so that the newest one and the header are all it can be.
+    fn settle(&self, file: &dyn File, end: u64) -> io::Result<()> {
+        for range in [0..SEGMENT_HEADER, self.newest..end] {
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            file.read_at(range.start, &mut bytes)?;
+            file.write_at(range.start, &bytes)?;
+        }
+        file.sync()
     }
 
     fn block(&mut self, block: &Block, end: u64) -> Result<(), OpenError> {
@@ -132,6 +152,7 @@ impl Scan<'_> {
             return Err(damaged(&Fault { segment: self.number, at: block.at, detail }));
         }
         self.state.block = block.number;
+        self.newest = block.at;
         let (mut index, mut frame) = (None, None);
         let segment = self.number;
         for (nth, (at, bytes)) in block.records.iter().enumerate() {

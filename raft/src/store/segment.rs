@@ -37,7 +37,8 @@ pub(crate) fn segment_name(number: u64) -> String {
 /// A segment's header.
 pub(crate) fn segment_header(number: u64, member: u64) -> [u8; SEGMENT_HEADER as usize] {
     let mut header = [0; SEGMENT_HEADER as usize];
-    let fields = [SEGMENT_MAGIC, &SEGMENT_FORMAT.to_le_bytes()[..], &number.to_le_bytes(), &member.to_le_bytes()].concat();
+    let fields =
+        [SEGMENT_MAGIC, &SEGMENT_FORMAT.to_le_bytes()[..], &number.to_le_bytes(), &member.to_le_bytes()].concat();
     let crc = crc32c::crc32c(&fields).to_le_bytes();
     for (to, from) in header.iter_mut().zip(fields.into_iter().chain(crc)) {
         *to = from;
@@ -206,7 +207,9 @@ impl<'f> Cursor<'f> {
         let mut record_at = body_at;
         for nth in 0..count {
             let Some(record) = take_record(&mut rest) else {
-                return Ok(self.bad(record_at, format!("record {nth} of {count} in block {number} has a wrong checksum")));
+                return Ok(
+                    self.bad(record_at, format!("record {nth} of {count} in block {number} has a wrong checksum"))
+                );
             };
             let next = record_at + (RECORD_HEADER + record.len()) as u64;
             records.push((record_at, record));
@@ -228,7 +231,8 @@ impl<'f> Cursor<'f> {
         if at + len as u64 > self.limit {
             return Ok(None);
         }
-        let held = at.checked_sub(self.chunk_at).map(|from| from as usize).filter(|from| from + len <= self.chunk.len());
+        let held =
+            at.checked_sub(self.chunk_at).map(|from| from as usize).filter(|from| from + len <= self.chunk.len());
         if let Some(from) = held {
             return Ok(Some(self.chunk.slice(from..from + len)));
         }
@@ -242,7 +246,13 @@ impl<'f> Cursor<'f> {
 }
 
 /// Looks for a block with a number above `after` anywhere from `from` on.
-pub(crate) fn later_block(file: &dyn File, segment: u64, from: u64, limit: u64, after: u64) -> io::Result<Option<(u64, u64)>> {
+pub(crate) fn later_block(
+    file: &dyn File,
+    segment: u64,
+    from: u64,
+    limit: u64,
+    after: u64,
+) -> io::Result<Option<(u64, u64)>> {
     const PIECE: u64 = 1 << 20;
     let mut at = from.next_multiple_of(ALIGN as u64);
     while at + (BLOCK_HEADER as u64) <= limit {

@@ -42,11 +42,7 @@ fn name(seq: u64) -> String {
 }
 
 /// Writes a snapshot, durably, and removes all but the newest `kept`.
-pub(crate) fn write<M: Machine>(
-    files: &dyn Files,
-    snapshot: &Snapshot<M::State>,
-    kept: usize,
-) -> io::Result<()> {
+pub(crate) fn write<M: Machine>(files: &dyn Files, snapshot: &Snapshot<M::State>, kept: usize) -> io::Result<()> {
     let saved = snapshot.head.save::<M>();
     let membership = &snapshot.meta.last_membership;
     let head = SnapshotHead {
@@ -124,13 +120,14 @@ fn read<M: Machine>(files: &dyn Files, seq: u64) -> Result<Snapshot<M::State>, B
         return Err(damaged("no snapshot"));
     }
     let format = word(8).ok_or(damaged("cut off"))?;
-    if format > SNAPSHOT_FORMAT {
-        return Err(Bad::Newer(format));
-    }
     let crc_at = FIXED + word(12).ok_or(damaged("cut off"))? as usize;
     let fields = bytes.get(..crc_at).ok_or(damaged("cut off"))?;
     if word(crc_at) != Some(crc32c::crc32c(fields)) {
         return Err(damaged("its header's checksum is wrong"));
+    }
+    // Only a whole header says what it is: a flipped bit does not make a newer version.
+    if format > SNAPSHOT_FORMAT {
+        return Err(Bad::Newer(format));
     }
     let malformed = |error: &dyn ToString| Bad::Damaged(error.to_string());
     let head = SnapshotHead::decode(fields.get(FIXED..).unwrap_or_default()).map_err(|e| malformed(&e))?;

@@ -278,9 +278,7 @@ impl Life<'_> {
             }
             17 => self.wal.committed(last),
             18 => self.wal.tick(),
-            _ => {
-                while self.disk.pump() {}
-            }
+            _ => while self.disk.pump() {},
         }
         if self.rng.below(3) == 0 {
             self.disk.pump();

@@ -33,7 +33,6 @@ pub(crate) type Probe = Arc<dyn Fn(&Frame) -> Option<(Seq, u64)> + Send + Sync>;
 /// The index has a point every so many bytes of a segment.
 const POINT_EVERY: u64 = 64 << 10;
 
-
 /// What the log is opened with.
 #[derive(Clone)]
 pub(crate) struct Setup {
@@ -327,7 +326,7 @@ impl Wal {
     fn finish(self: &Arc<Self>, mut batch: Batch, (number, at, length): (u64, u64, u64)) {
         let probed = batch.frame.take().and_then(|frame| (self.setup.probe)(&frame));
         let done = std::mem::take(&mut batch.done);
-        let more = {
+        let (more, wants_blank) = {
             let mut state = lock(&self.state);
             state.wrote(&mut batch, number, at, length, probed, self.setup.tail_bytes);
             state.spare = batch;
@@ -335,10 +334,13 @@ impl Wal {
             self.full.fetch_and(state.ready.is_none(), Relaxed);
             let more = !state.filling.block.is_empty();
             state.in_flight = more;
-            more
+            (more, state.wants_blank())
         };
         for done in done {
             done(Ok(()));
+        }
+        if wants_blank {
+            self.prepare();
         }
         if more {
             let wal = self.clone();
@@ -376,16 +378,14 @@ impl Wal {
         let mut state = lock(&self.state);
         state.segments.insert(number, segment);
         state.block = block;
-        drop(state);
-        self.prepare();
         Ok(())
     }
 
-    /// Has the next segment made, off the path.
+    /// Has the next segment made, off the path, once this one is half full.
     pub(crate) fn prepare(self: &Arc<Self>) {
         let name = {
             let mut state = lock(&self.state);
-            if state.preparing || state.ready.is_some() || state.closed.is_some() {
+            if !state.wants_blank() {
                 return;
             }
             state.preparing = true;
@@ -416,6 +416,11 @@ impl Wal {
 impl State {
     fn active(&self) -> Option<(u64, &Segment)> {
         self.segments.last_key_value().map(|(number, segment)| (*number, segment))
+    }
+
+    fn wants_blank(&self) -> bool {
+        let idle = !self.preparing && self.ready.is_none() && self.closed.is_none();
+        idle && self.active().is_some_and(|(_, active)| active.end * 2 > active.len)
     }
 
     fn blank_name(&mut self) -> String {

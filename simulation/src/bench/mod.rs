@@ -6,8 +6,11 @@
 //! ```
 //! A figure is one line in [`FIGURES`] and one function that measures one round.
 
+mod https;
 mod replay;
 mod write;
+
+pub use https::floor_serve;
 
 use anyhow::{Context, bail};
 use std::path::{Path, PathBuf};
@@ -63,6 +66,11 @@ pub const FIGURES: &[Figure] = &[
     Figure { name: "floor_disk", unit: "writes/s", peer: None, round: write::floor_disk },
     Figure { name: "floor_log", unit: "writes/s", peer: Some("floor_disk"), round: write::floor_log },
     Figure { name: "seq_write_m1", unit: "writes/s", peer: Some("floor_log"), round: write::seq_write },
+    Figure { name: "floor_http", unit: "requests/s", peer: None, round: https::floor },
+    Figure { name: "https_write_m1_c1", unit: "writes/s", peer: Some("floor_http"), round: https::write_c1 },
+    Figure { name: "https_write_m1_c64", unit: "writes/s", peer: Some("floor_http"), round: https::write_c64 },
+    Figure { name: "https_write_m1_c200", unit: "writes/s", peer: Some("floor_http"), round: https::write_c200 },
+    Figure { name: "rss_controller", unit: "MiB", peer: None, round: https::rss_controller },
     Figure { name: "bulk_m1", unit: "events/s", peer: None, round: write::bulk },
     Figure { name: "replay_apply", unit: "events/s", peer: None, round: replay::apply },
     Figure { name: "replay_scan", unit: "events/s", peer: None, round: replay::scan },
@@ -180,7 +188,8 @@ mod tests {
         let options =
             Options { only: Vec::new(), rounds: 1, seconds: 0.1, callers: 20, events: 3000, dir: std::env::temp_dir() };
         let bench = Bench::new(&options);
-        for figure in FIGURES {
+        // Those through the door need the programs beside this one; `make bench` builds them.
+        for figure in FIGURES.iter().filter(|f| !f.name.contains("http") && f.name != "rss_controller") {
             let sample = (figure.round)(&bench).unwrap();
             assert!(sample.value > 0.0, "{}", figure.name);
             let line = line(figure, &sample, Some(("peer", 2.0)));

@@ -102,8 +102,8 @@ fn mac(text: &str) -> Result<[u8; 6], Problem> {
     let mut mac = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut mac {
-        let part = parts.next().filter(|p| p.len() == 2).ok_or_else(invalid)?;
-        *byte = u8::from_str_radix(part, 16).map_err(|_| invalid())?;
+        let part = parts.next().ok_or_else(invalid)?;
+        hex::decode_to_slice(part, std::slice::from_mut(byte)).map_err(|_| invalid())?;
     }
     match parts.next() {
         None => Ok(mac),

@@ -62,7 +62,7 @@ struct Key {
 /// Signs and checks.
 pub struct Jwt {
     cluster: ClusterKey,
-    /// The log's keys, opened once; looked at again when the log has another number of them.
+    /// The log's keys, opened once; read again when the log has another newest one.
     keys: RwLock<Arc<Vec<Key>>>,
     validation: Validation,
 }
@@ -83,7 +83,8 @@ impl Jwt {
 
     fn keys(&self, system: &SystemState) -> Result<Arc<Vec<Key>>, Problem> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if keys.len() == system.jwt_keys.len() {
+        let newest = |kid: Option<&str>| kid == system.jwt_keys.last().map(|k| k.kid.as_str());
+        if keys.len() == system.jwt_keys.len() && newest(keys.last().map(|k| k.kid.as_str())) {
             return Ok(keys);
         }
         let mut opened = Vec::with_capacity(system.jwt_keys.len());

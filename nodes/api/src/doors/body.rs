@@ -1,10 +1,10 @@
 //! Bodies: of requests, read whole and bounded; of answers, one piece or a bounded stream.
 
 use crate::problem::Problem;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Response, StatusCode, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::{Frame, Incoming, SizeHint};
 use serde::de::DeserializeOwned;
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -14,6 +14,8 @@ use tokio::sync::mpsc;
 
 /// The longest body that is read.
 pub const BODY_MAX: usize = 1 << 20;
+/// Of a longer one so much is read and thrown away, so that its sender sees the answer; then the connection ends.
+pub const DISCARD_MAX: usize = 8 << 20;
 /// A body must be there within this.
 pub const BODY_TIME: Duration = Duration::from_secs(30);
 /// Pieces of a streamed answer that wait to be written.
@@ -73,22 +75,35 @@ impl hyper::body::Body for Body {
 
 /// Reads a request's body whole, at most [`BODY_MAX`].
 pub async fn body_read(body: Incoming) -> Result<Bytes, Problem> {
-    let too_large = || {
-        let detail = "a body is at most 1 MiB";
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
-    };
-    // A length that is named too large is refused before a byte is read.
-    if body.size_hint().lower() > BODY_MAX as u64 {
-        return Err(too_large());
+    let read = tokio::time::timeout(BODY_TIME, gather(body)).await;
+    read.map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "body_slow", "the body did not come in 30 s"))?
+}
+
+async fn gather(mut body: Incoming) -> Result<Bytes, Problem> {
+    let cut = |_| Problem::invalid("body_invalid", "the body was cut off");
+    // Most come in one piece, which is not copied.
+    let (mut whole, mut more, mut length) = (Bytes::new(), BytesMut::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let Ok(piece) = frame.map_err(cut)?.into_data() else { continue };
+        length += piece.len();
+        if length > DISCARD_MAX {
+            break;
+        } else if length > BODY_MAX {
+            // Read on without keeping it: one who is still sending does not see the answer.
+            (whole, more) = (Bytes::new(), BytesMut::new());
+        } else if whole.is_empty() && more.is_empty() {
+            whole = piece;
+        } else {
+            if more.is_empty() {
+                more.extend_from_slice(&std::mem::take(&mut whole));
+            }
+            more.extend_from_slice(&piece);
+        }
     }
-    let read = tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_MAX).collect()).await;
-    let read =
-        read.map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "body_slow", "the body did not come in 30 s"))?;
-    match read {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(e) if e.is::<LengthLimitError>() => Err(too_large()),
-        Err(_) => Err(Problem::invalid("body_invalid", "the body was cut off")),
+    if length > BODY_MAX {
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "a body is at most 1 MiB"));
     }
+    Ok(if more.is_empty() { whole } else { more.freeze() })
 }
 
 /// Is it sent as JSON?

@@ -76,7 +76,7 @@ async fn tokens() {
         ("altered", &flipped, 401, "token_invalid"),
         ("for a CVLAN that is gone", to_gone["secret"].as_str().unwrap(), 409, "token_cvlan_gone"),
         ("revoked", revoked["secret"].as_str().unwrap(), 401, "token_invalid"),
-        ("cut", &good[..good.len() - 8], 401, "token_invalid"),
+        ("cut", &good[..good.len() - 8], 400, "token_malformed"),
         ("empty", "", 400, "token_malformed"),
         ("no token", "hello", 400, "token_malformed"),
         ("too long", &format!("cvj_{}", "A".repeat(9000)), 400, "token_malformed"),
@@ -212,14 +212,12 @@ async fn ranges() {
         ("inside another", "10.0.0.128/25", "", 409, "cidr_overlap"),
         ("not a network address", "10.1.0.1/24", "", 400, "cidr_invalid"),
         ("no CIDR", "10.1.0.0", "", 400, "cidr_invalid"),
-        ("IPv6 too small", "10.1.0.0/24", "fd00::/127", 400, "cidr_invalid"),
+        ("IPv6 too small", "10.1.0.0/24", "fd00::/127", 400, "ipv6_too_small"),
         ("IPv6 not a network address", "10.1.0.0/24", "fd00::1/64", 400, "cidr_invalid"),
     ] {
         let body = json!({"name": "x", "ipv4Cidr": v4, "ipv6Cidr": v6});
         let answer = admin.post("/tenants/acme/cvlans", body).await;
-        let got = answer.code();
-        assert_eq!(answer.status, status, "{what}: {}", answer.text);
-        assert!(got == code || got.starts_with("cidr_"), "{what}: {got}");
+        assert_eq!((answer.status, answer.code().as_str()), (status, code), "{what}: {}", answer.text);
         unmoved.check(what);
     }
 }
@@ -284,7 +282,7 @@ async fn sessions() {
     let with = |token: &str| Session { controller: &controller, token: token.to_owned(), refresh: String::new() };
     let mut cut = ann.token.clone();
     cut.pop();
-    for bad in ["", "x", &cut, &ann.refresh] {
+    for bad in ["x", &cut, &ann.refresh] {
         with(bad).get("/me").await.problem(401, "session_invalid");
     }
     let refresh = |token: &str| {

@@ -8,7 +8,7 @@ use cvlan_core::token::{proof_make, token_parse};
 use cvlan_proto::Message;
 use cvlan_proto::v1::{self, SyncFrame, sync_frame::Frame};
 use rcgen::{CertificateParams, KeyPair};
-use reqwest::{Client, Method, StatusCode};
+use reqwest::{Client, Method};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use serde_json::{Value, json};
@@ -165,8 +165,10 @@ impl Session<'_> {
         self.controller.request(method, &format!("/api/v1{path}")).bearer_auth(&self.token)
     }
 
+    /// Sees at least what is in the log now.
     pub async fn get(&self, path: &str) -> Answer {
-        send(self.request(Method::GET, path)).await
+        let now = self.controller.running.app().log.head().checkpoint();
+        send(self.request(Method::GET, path).header("cvlan-checkpoint", now.to_string())).await
     }
 
     pub async fn post(&self, path: &str, body: Value) -> Answer {
@@ -302,11 +304,10 @@ impl Sync {
         let head = loop {
             let read = io.read_buf(&mut buffer).await.map_err(|e| e.to_string())?;
             let text = String::from_utf8_lossy(&buffer).into_owned();
-            if let Some(end) = text.find("\r\n\r\n") {
-                if text.starts_with("HTTP/1.1 101 ") {
-                    break end + 4;
-                }
-                return Err(text);
+            match text.find("\r\n\r\n") {
+                Some(end) if text.starts_with("HTTP/1.1 101 ") => break end + 4,
+                Some(_) if text.ends_with('}') => return Err(text),
+                Some(_) | None => {}
             }
             if read == 0 {
                 return Err(format!("closed: {text}"));
@@ -383,8 +384,4 @@ pub fn eventually(what: &str, holds: impl Fn() -> bool) -> impl Future<Output = 
         }
         panic!("not within 5 s: {what}");
     }
-}
-
-pub fn status(code: u16) -> StatusCode {
-    StatusCode::from_u16(code).unwrap()
 }

@@ -133,7 +133,7 @@ impl Status {
 
 /// Asks the daemon of `state_dir`; where none answers, reads its store. `socket` overrides where it said it answers.
 pub async fn read(state_dir: &Path, socket: Option<&Path>) -> anyhow::Result<Status> {
-    let store = Store::open_to_read(state_dir)?;
+    let Some(store) = Store::open_to_read(state_dir)? else { return Ok(Status::default()) };
     let said = store.daemon()?.ctrl_socket;
     let socket = socket.unwrap_or(Path::new(&said));
     let ask = async { Client::connect(socket).await.ok()?.call(&CtrlRequest::Status).await.ok() };

@@ -12,13 +12,13 @@ use super::codec::{self, Decoder};
 use super::session::{Effect, Session};
 use crate::URLS_MAX;
 use crate::backoff::Backoff;
-use crate::door::{Door, DoorError, DoorUrl, Stream};
+use crate::door::{Door, DoorError, DoorUrl};
 use crate::store::StoreError;
 use cvlan_core::id::Checkpoint;
 use cvlan_core::sync::{DEAD_MS, HEARTBEAT_MS};
 use cvlan_proto::v1::{self, SyncFrame, sync_frame::Frame};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -29,6 +29,7 @@ const WRITE_MAX: Duration = Duration::from_secs(10);
 /// The longest wait that a redirect may ask for.
 const REDIRECT_MAX: Duration = Duration::from_secs(60);
 const READ_BYTES: usize = 16 << 10;
+const PACE: Pace = Pace { heartbeat: Duration::from_millis(HEARTBEAT_MS), dead: Duration::from_millis(DEAD_MS) };
 
 /// Codes of a controller that end or suspend a node.
 const DELETED: &str = "node_deleted";
@@ -80,6 +81,14 @@ pub enum End {
     Store(#[from] StoreError),
 }
 
+/// How often to say something, and how long to hear nothing.
+#[derive(Clone, Copy)]
+struct Pace {
+    heartbeat: Duration,
+    dead: Duration,
+}
+
+#[derive(Debug)]
 enum Ended {
     Bye { code: String, detail: String },
     Redirect { urls: Vec<DoorUrl>, after: Duration },
@@ -110,7 +119,7 @@ impl Follow {
                     at = 0;
                     backoff = Backoff::new(self.urls.len());
                     self.live_set(&url, false, None);
-                    sleep(after).await;
+                    sleep(after.max(backoff.wait())).await;
                     continue;
                 }
                 Ended::Bye { code, detail } if code == DELETED => {
@@ -152,17 +161,23 @@ impl Follow {
             Err(error) => return Ok(Ended::Broken { error: error.to_string(), heard: false }),
         };
         let session = Session::new(sink.checkpoint()?);
-        let mut wire = Wire { stream, decoder: Decoder::default(), buffer: vec![0; READ_BYTES] };
+        let mut wire = Wire::new(stream);
         let endpoints = self.endpoints.borrow_and_update().clone();
         if let Err(error) = wire.send(session.hello(endpoints)).await {
             return Ok(Ended::Broken { error, heard: false });
         }
         tracing::info!(%url, "sync: connected");
         self.live_set(url, true, None);
-        self.frames(session, wire, sink).await
+        self.frames(session, wire, sink, PACE).await
     }
 
-    async fn frames(&mut self, mut session: Session, mut wire: Wire, sink: &impl Sink) -> Result<Ended, StoreError> {
+    async fn frames(
+        &mut self,
+        mut session: Session,
+        mut wire: Wire<impl AsyncRead + AsyncWrite + Unpin>,
+        sink: &impl Sink,
+        pace: Pace,
+    ) -> Result<Ended, StoreError> {
         let (mut heard, mut heard_at, mut said_at) = (false, Instant::now(), Instant::now());
         let mut acked = None;
         self.running.mark_changed();
@@ -193,11 +208,11 @@ impl Follow {
                         None => continue,
                     }
                 }
-                () = sleep_until(said_at + Duration::from_millis(HEARTBEAT_MS)) => {
+                () = sleep_until(said_at + pace.heartbeat) => {
                     let checkpoint = sink.checkpoint()?.map(|have| have.to_string()).unwrap_or_default();
                     wire.send(SyncFrame { frame: Some(Frame::Heartbeat(v1::Heartbeat { checkpoint })) }).await
                 }
-                () = sleep_until(heard_at + Duration::from_millis(DEAD_MS)) => Err("silent for too long".to_owned()),
+                () = sleep_until(heard_at + pace.dead) => Err("silent for too long".to_owned()),
             };
             said_at = Instant::now();
             if let Err(error) = sent {
@@ -237,13 +252,17 @@ fn frames_take(
     }
 }
 
-struct Wire {
-    stream: Stream,
+struct Wire<T> {
+    stream: T,
     decoder: Decoder,
     buffer: Vec<u8>,
 }
 
-impl Wire {
+impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
+    fn new(stream: T) -> Self {
+        Self { stream, decoder: Decoder::default(), buffer: vec![0; READ_BYTES] }
+    }
+
     /// Reads what there is into the decoder. Cancel-safe.
     async fn read(&mut self) -> Result<(), String> {
         match self.stream.read(&mut self.buffer).await {
@@ -266,5 +285,147 @@ impl Wire {
             Ok(written) => written.map_err(|error| error.to_string()),
             Err(_) => Err("the controller reads too slowly".to_owned()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls;
+    use std::cell::RefCell;
+    use tokio::io::DuplexStream;
+
+    const EPOCH: &str = "000102030405060708090a0b0c0d0e0f";
+    const QUICK: Pace = Pace { heartbeat: Duration::from_millis(100), dead: Duration::from_millis(450) };
+
+    fn cp(seq: u64) -> Checkpoint {
+        format!("{EPOCH}.{seq}").parse().unwrap()
+    }
+
+    #[derive(Default)]
+    struct Fake {
+        have: RefCell<Option<Checkpoint>>,
+        taken: RefCell<Vec<Effect>>,
+    }
+
+    impl Sink for Fake {
+        fn checkpoint(&self) -> Result<Option<Checkpoint>, StoreError> {
+            Ok(*self.have.borrow())
+        }
+
+        fn take(&self, effect: Effect) -> Result<(), StoreError> {
+            if let Effect::Replace { checkpoint, .. } | Effect::Patch { checkpoint, .. } | Effect::Advance(checkpoint) =
+                effect
+            {
+                *self.have.borrow_mut() = Some(checkpoint);
+            }
+            self.taken.borrow_mut().push(effect);
+            Ok(())
+        }
+
+        fn wipe(&self) -> Result<(), StoreError> {
+            *self.have.borrow_mut() = None;
+            Ok(())
+        }
+    }
+
+    struct Ends {
+        endpoints: watch::Sender<Vec<String>>,
+        running: watch::Sender<Option<Checkpoint>>,
+    }
+
+    fn follow_new() -> (Follow, Ends) {
+        let (endpoints, endpoints_rx) = watch::channel(Vec::new());
+        let (running, running_rx) = watch::channel(None);
+        let door = Door::new(tls::client_config([0; 32], None).unwrap());
+        let live = watch::channel(Live::default()).0;
+        let follow = Follow { door, urls: vec![], endpoints: endpoints_rx, running: running_rx, live };
+        (follow, Ends { endpoints, running })
+    }
+
+    /// Runs the agent's loop beside `controller`, which has the other end.
+    fn check<F: Future<Output = ()>>(
+        have: Option<u64>,
+        controller: impl FnOnce(Wire<DuplexStream>, Ends) -> F,
+    ) -> (Ended, Fake) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (ours, theirs) = tokio::io::duplex(1 << 20);
+            let (mut follow, ends) = follow_new();
+            let fake = Fake { have: RefCell::new(have.map(cp)), ..Fake::default() };
+            let session = Session::new(have.map(cp));
+            let frames = follow.frames(session, Wire::new(ours), &fake, QUICK);
+            let (ended, ()) = tokio::join!(frames, controller(Wire::new(theirs), ends));
+            (ended.unwrap(), fake)
+        })
+    }
+
+    async fn next(wire: &mut Wire<DuplexStream>) -> Frame {
+        loop {
+            if let Some(frame) = wire.decoder.next_frame().unwrap() {
+                return frame.frame.unwrap();
+            }
+            wire.read().await.unwrap();
+        }
+    }
+
+    fn map(seq: u64) -> SyncFrame {
+        SyncFrame { frame: Some(Frame::Map(v1::Map { checkpoint: cp(seq).to_string(), ..v1::Map::default() })) }
+    }
+
+    #[test]
+    fn it_speaks_in_silence_and_gives_up_on_it() {
+        let started = std::time::Instant::now();
+        let (ended, _) = check(Some(7), |mut wire, _ends| async move {
+            for _ in 0..3 {
+                let Frame::Heartbeat(heartbeat) = next(&mut wire).await else { panic!() };
+                assert_eq!(heartbeat.checkpoint, cp(7).to_string());
+            }
+            // Reads on, says nothing.
+            while wire.read().await.is_ok() {}
+        });
+        assert!(matches!(ended, Ended::Broken { heard: false, .. }), "{ended:?}");
+        assert!(started.elapsed() >= QUICK.dead);
+    }
+
+    #[test]
+    fn what_runs_is_acknowledged_once_and_new_endpoints_are_said() {
+        let (ended, fake) = check(None, |mut wire, ends| async move {
+            wire.send(map(5)).await.unwrap();
+            ends.running.send_replace(Some(cp(5)));
+            let Frame::Ack(ack) = next(&mut wire).await else { panic!() };
+            assert_eq!(ack.checkpoint, cp(5).to_string());
+            ends.running.send_replace(None);
+            ends.running.send_replace(Some(cp(5)));
+            ends.endpoints.send_replace(vec!["192.0.2.1:1".into()]);
+            let Frame::Endpoints(endpoints) = next(&mut wire).await else { panic!() };
+            assert_eq!(endpoints.endpoints, ["192.0.2.1:1"]);
+        });
+        assert!(matches!(ended, Ended::Broken { heard: true, .. }), "{ended:?}");
+        assert_eq!(fake.taken.borrow().len(), 1);
+    }
+
+    #[test]
+    fn what_breaks_the_rules_ends_the_stream_and_keeps_what_there_is() {
+        let bye = Frame::Bye(v1::Bye { code: "superseded".into(), detail: String::new() });
+        let urls = vec!["https://a:1".into(), "nonsense".into()];
+        let redirect = Frame::Redirect(v1::Redirect { urls, after_ms: u32::MAX });
+        let ends = |frame: Option<SyncFrame>, bytes: &'static [u8]| {
+            let (ended, fake) = check(Some(7), |mut wire, _ends| async move {
+                match frame {
+                    Some(frame) => wire.send(frame).await.unwrap(),
+                    None => wire.stream.write_all(bytes).await.unwrap(),
+                }
+                while wire.read().await.is_ok() {}
+            });
+            assert_eq!(*fake.have.borrow(), Some(cp(7)));
+            ended
+        };
+        assert!(matches!(ends(None, &[0xff, 0xff, 0xff]), Ended::Broken { heard: false, .. }));
+        assert!(matches!(ends(None, &[1, 0x0a]), Ended::Broken { heard: false, .. }));
+        assert!(matches!(ends(Some(map(6)), &[]), Ended::Broken { heard: false, .. }));
+        assert!(matches!(ends(Some(SyncFrame { frame: Some(bye) }), &[]), Ended::Bye { .. }));
+        let Ended::Redirect { urls, after } = ends(Some(SyncFrame { frame: Some(redirect) }), &[]) else { panic!() };
+        assert_eq!((urls.len(), after), (1, REDIRECT_MAX));
     }
 }

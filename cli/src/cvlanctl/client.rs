@@ -1,0 +1,384 @@
+//! One controller, asked over HTTPS with the pinned CA, as the user of a context.
+//!
+//! ```text
+//!  command ─► access token (refreshed where it ends) ─► request, reads with Cvlan-Checkpoint ─► answer or problem
+//!                       ▲                                        │
+//!                       └──────────── context ◄── the answer's checkpoint, new tokens
+//! ```
+//! Invariants: nothing is sent to a server whose chain does not lead to the pinned CA; a write is sent once, a read again
+//! where the controller says "later"; what a context has seen or written, its later reads see too.
+
+use crate::Global;
+use crate::context::{Context, Store};
+use crate::failure::Failure;
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
+use serde_json::{Value, json};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Where the API begins.
+const BASE: &str = "/api/v1";
+const CHECKPOINT: &str = "cvlan-checkpoint";
+/// The longest answer that is read.
+const BODY_MAX: usize = 64 << 20;
+/// Things on one page of a list; the controller gives no more.
+pub const PAGE_MAX: usize = 1000;
+/// Things that one command lists; beyond, filters help.
+pub const LIST_MAX: usize = 100_000;
+/// An answer must be there within this; `log verify` takes as long as it takes.
+const ANSWER_TIME: Duration = Duration::from_secs(60);
+/// How often a read is repeated where the controller says "later".
+const REPEATS: u32 = 3;
+/// The longest it waits in between.
+const REPEAT_WAIT_S: u64 = 5;
+/// An access token that ends sooner is replaced.
+const ACCESS_MARGIN_S: u64 = 30;
+
+/// All of a path segment or query value but letters, digits and - . _ ~ @
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'@');
+/// What a header's text may not have as it is; not ASCII is always encoded.
+const TEXT: &AsciiSet = &CONTROLS.add(b'%');
+
+/// A value as part of a path or query.
+pub fn encoded(text: &str) -> String {
+    utf8_percent_encode(text, SEGMENT).to_string()
+}
+
+/// A body and what its headers said.
+pub struct Answer {
+    /// JSON; null where there was none.
+    pub body: Value,
+    /// `Cvlan-Complete-From`: the first event that a filtered page knows of.
+    pub complete_from: u64,
+}
+
+/// A controller and a session with it.
+pub struct Client {
+    http: reqwest::Client,
+    store: Option<(Store, String)>,
+    /// Who and where.
+    pub context: Context,
+    reason: String,
+    if_revision: Option<u64>,
+    waits: bool,
+}
+
+impl Client {
+    /// For the context that the command names, or the current one.
+    pub fn open(global: &Global) -> Result<Self, Failure> {
+        let store = Store::of_environment()?;
+        let contexts = store.read()?;
+        let name = global.context.clone().unwrap_or_else(|| contexts.current.clone());
+        let Some(context) = contexts.contexts.get(&name).cloned() else {
+            let log_in = "log in first: cvlanctl login URL --ca-pin sha256:… (cvlan-api prints the line)";
+            return Err(match name.as_str() {
+                "" => Failure::new("not_logged_in", "there is no context yet").hint(log_in),
+                _ => Failure::new("context_not_found", format!("there is no context {name:?}"))
+                    .hint("`cvlanctl context list` shows them"),
+            });
+        };
+        let (reason, if_revision) = (global.reason.clone().unwrap_or_default(), global.if_revision);
+        Ok(Self { store: Some((store, name)), reason, if_revision, ..Self::at(context)? })
+    }
+
+    /// For a context that is not kept yet.
+    pub fn at(context: Context) -> Result<Self, Failure> {
+        let tls = cvlan_link::tls::client_config(pin_parse(&context.ca_pin)?, None);
+        let tls = tls.map_err(|e| Failure::new("tls", e.to_string()))?;
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured((*tls).clone())
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(Duration::from_secs(10))
+            .user_agent(concat!("cvlanctl/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|e| Failure::new("tls", e.to_string()))?;
+        Ok(Self { http, store: None, context, reason: String::new(), if_revision: None, waits: false })
+    }
+
+    /// With as much time for each answer as it takes.
+    pub fn patient(self) -> Self {
+        Self { waits: true, ..self }
+    }
+
+    /// GET.
+    pub async fn get(&mut self, path: &str) -> Result<Value, Failure> {
+        Ok(self.read(path).await?.body)
+    }
+
+    /// GET, with what its headers say.
+    pub async fn read(&mut self, path: &str) -> Result<Answer, Failure> {
+        let mut repeats = 0;
+        loop {
+            match self.send(Method::GET, path, None).await {
+                Err(failure) if failure.retry_after.is_some() && repeats < REPEATS && failure.code != "login_locked" => {
+                    let wait = failure.retry_after.unwrap_or_default().clamp(1, REPEAT_WAIT_S);
+                    tokio::time::sleep(Duration::from_secs(wait)).await;
+                    repeats += 1;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// POST.
+    pub async fn post(&mut self, path: &str, body: Option<Value>) -> Result<Value, Failure> {
+        Ok(self.send(Method::POST, path, body).await?.body)
+    }
+
+    /// PATCH.
+    pub async fn patch(&mut self, path: &str, body: Value) -> Result<Value, Failure> {
+        Ok(self.send(Method::PATCH, path, Some(body)).await?.body)
+    }
+
+    /// DELETE.
+    pub async fn delete(&mut self, path: &str) -> Result<(), Failure> {
+        self.send(Method::DELETE, path, None).await.map(|_| ())
+    }
+
+    /// A list, page by page, at most `limit` things. `path` may have a query already.
+    pub async fn list(&mut self, path: &str, limit: usize) -> Result<Vec<Value>, Failure> {
+        let (mut items, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = (limit - items.len()).min(PAGE_MAX);
+            let sep = if path.contains('?') { '&' } else { '?' };
+            let mut url = format!("{path}{sep}limit={page}");
+            if !cursor.is_empty() {
+                url.push_str(&format!("&cursor={}", encoded(&cursor)));
+            }
+            let mut body = self.get(&url).await?;
+            if let Some(Value::Array(page)) = body.get_mut("items").map(Value::take) {
+                items.extend(page);
+            }
+            cursor = body.get("nextCursor").and_then(Value::as_str).unwrap_or_default().to_owned();
+            if cursor.is_empty() || items.len() >= limit {
+                return Ok(items);
+            }
+        }
+    }
+
+    async fn send(&mut self, method: Method, path: &str, body: Option<Value>) -> Result<Answer, Failure> {
+        self.access_ensure().await?;
+        let answer = self.once(&method, path, body.as_ref()).await;
+        match answer {
+            // Logged out elsewhere, or the clock is off; nothing was done.
+            Err(failure) if failure.code == "session_invalid" => self.refresh().await?,
+            // A controller that began anew: what is known of the old one is worth nothing.
+            Err(failure) if failure.code == "epoch_other" => self.remember(|c| c.checkpoint.clear())?,
+            answer => return answer,
+        }
+        self.once(&method, path, body.as_ref()).await
+    }
+
+    async fn once(&mut self, method: &Method, path: &str, body: Option<&Value>) -> Result<Answer, Failure> {
+        let mut request = self.request(method.clone(), path);
+        if !self.waits {
+            request = request.timeout(ANSWER_TIME);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        self.answer(self.sent(request).await?).await
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let read = method == Method::GET;
+        let mut request = self
+            .http
+            .request(method, format!("{}{BASE}{path}", self.context.url))
+            .header(header::ACCEPT, "application/json");
+        if !self.context.access_token.is_empty() {
+            request = request.bearer_auth(&self.context.access_token);
+        }
+        if read && !self.context.checkpoint.is_empty() {
+            request = request.header(CHECKPOINT, &self.context.checkpoint);
+        }
+        if !read && !self.reason.is_empty() {
+            request = request.header("cvlan-reason", utf8_percent_encode(&self.reason, TEXT).to_string());
+        }
+        if let Some(revision) = self.if_revision.filter(|_| !read) {
+            request = request.header(header::IF_MATCH, format!("\"{revision}\""));
+        }
+        request
+    }
+
+    async fn sent(&self, request: RequestBuilder) -> Result<Response, Failure> {
+        request.send().await.map_err(|e| Failure::unanswered(&self.context.url, &e))
+    }
+
+    async fn answer(&mut self, mut response: Response) -> Result<Answer, Failure> {
+        let status = response.status();
+        let text = |r: &Response, name: &str| r.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let (retry_after, checkpoint) = (text(&response, "retry-after"), text(&response, CHECKPOINT));
+        let complete_from = text(&response, "cvlan-complete-from").and_then(|v| v.parse().ok()).unwrap_or(1);
+        let mut body = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(|e| Failure::unanswered(&self.context.url, &e))? {
+            body.extend_from_slice(&piece);
+            if body.len() > BODY_MAX {
+                return Err(Failure::new("answer_too_large", format!("the answer is longer than {BODY_MAX} bytes"))
+                    .hint("ask for less, with --limit"));
+            }
+        }
+        if !status.is_success() {
+            let retry_after = retry_after.and_then(|v| v.parse().ok());
+            return Err(Failure::answered(&self.context.url, status, &body, retry_after));
+        }
+        if let Some(checkpoint) = checkpoint {
+            self.remember(|c| c.seen(&checkpoint))?;
+        }
+        let body = match body.as_slice() {
+            [] => Value::Null,
+            body => serde_json::from_slice(body)
+                .map_err(|_| Failure::answered(&self.context.url, status, b"", None))?,
+        };
+        Ok(Answer { body, complete_from })
+    }
+
+    /// Logs in, and keeps the session.
+    pub async fn login(&mut self, name: &str, password: &str, tenant: &str) -> Result<Value, Failure> {
+        self.context.forget_session();
+        let body = json!({"name": name, "password": password, "tenant": tenant});
+        let body = self.once(&Method::POST, "/auth/login", Some(&body)).await?.body;
+        self.session_keep(&body)?;
+        Ok(body)
+    }
+
+    async fn access_ensure(&mut self) -> Result<(), Failure> {
+        if self.context.refresh_token.is_empty() {
+            let name = self.store.as_ref().map_or("", |(_, name)| name.as_str());
+            return Err(Failure::new("not_logged_in", format!("context {name:?} is logged out")).hint("cvlanctl login"));
+        }
+        if self.context.access_expires_s > now_s() + ACCESS_MARGIN_S {
+            return Ok(());
+        }
+        self.refresh().await
+    }
+
+    /// A new access token for the refresh token.
+    pub async fn refresh(&mut self) -> Result<(), Failure> {
+        self.context.access_token.clear();
+        let body = json!({"refreshToken": self.context.refresh_token});
+        let body = self.once(&Method::POST, "/auth/refresh", Some(&body)).await?.body;
+        self.session_keep(&body)
+    }
+
+    fn session_keep(&mut self, body: &Value) -> Result<(), Failure> {
+        let text = |name: &str| body.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let life_s = text("expiresInSeconds").parse::<u64>().unwrap_or_default();
+        let (access, refresh, expires_s) = (text("accessToken"), text("refreshToken"), now_s() + life_s);
+        if access.is_empty() || refresh.is_empty() {
+            return Err(Failure::answered(&self.context.url, StatusCode::OK, b"", None));
+        }
+        self.remember(|c| {
+            (c.access_token, c.refresh_token, c.access_expires_s) = (access.clone(), refresh.clone(), expires_s);
+        })
+    }
+
+    /// Ends the session, there and here.
+    pub async fn logout(&mut self) -> Result<(), Failure> {
+        if !self.context.refresh_token.is_empty() {
+            let body = json!({"refreshToken": self.context.refresh_token});
+            match self.once(&Method::POST, "/auth/logout", Some(&body)).await {
+                Err(failure) if failure.code != "session_invalid" => return Err(failure),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        self.remember(Context::forget_session)
+    }
+
+    /// Changes the context, and the file where that makes a difference.
+    pub fn remember(&mut self, change: impl Fn(&mut Context)) -> Result<(), Failure> {
+        let before = self.context.clone();
+        change(&mut self.context);
+        let Some((store, name)) = self.store.as_ref().filter(|_| before != self.context) else { return Ok(()) };
+        store.change(|contexts| {
+            // Deleted meanwhile, it stays deleted.
+            if let Some(kept) = contexts.contexts.get_mut(name) {
+                change(kept);
+            }
+            Ok(())
+        })
+    }
+
+    /// A stream of server-sent events, read piece by piece; `None` = it ended.
+    pub async fn follow(&mut self, path: &str) -> Result<Response, Failure> {
+        self.access_ensure().await?;
+        let ask = |client: &Self| {
+            let request = client.http.get(format!("{}{BASE}{path}", client.context.url));
+            request.header(header::ACCEPT, "text/event-stream").bearer_auth(&client.context.access_token)
+        };
+        let mut response = self.sent(ask(self)).await?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            self.refresh().await?;
+            response = self.sent(ask(self)).await?;
+        }
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        match self.answer(response).await {
+            Err(failure) => Err(failure),
+            Ok(_) => Err(Failure::answered(&self.context.url, StatusCode::OK, b"", None)),
+        }
+    }
+
+    /// The path of the tenant that the command is about.
+    pub fn tenant_path(&self, global: &Global) -> Result<String, Failure> {
+        match self.tenant(global) {
+            "" => Err(Failure::usage("which tenant? name it with -t TENANT")
+                .hint("`cvlanctl context tenant TENANT` makes one the default; `cvlanctl tenant list` shows them")),
+            tenant => Ok(format!("/tenants/{}", segment(tenant)?)),
+        }
+    }
+
+    /// -t, else the context's; empty = none.
+    pub fn tenant<'a>(&'a self, global: &'a Global) -> &'a str {
+        global.tenant.as_deref().unwrap_or(&self.context.tenant)
+    }
+}
+
+/// A name as a path segment; `.` and `..` would lead elsewhere.
+pub fn segment(name: &str) -> Result<String, Failure> {
+    match name {
+        "" | "." | ".." => Err(Failure::usage(format!("{name:?} is no name"))),
+        name => Ok(encoded(name)),
+    }
+}
+
+/// sha256:HEX.
+pub fn pin_parse(text: &str) -> Result<[u8; 32], Failure> {
+    let mut pin = [0; 32];
+    let hex = text.strip_prefix("sha256:").unwrap_or_default();
+    hex::decode_to_slice(hex, &mut pin).map_err(|_| {
+        Failure::usage(format!("{text:?} is no pin: it is sha256: and 64 hex digits"))
+            .hint("cvlan-api prints it when it starts, in the line `log in with`")
+    })?;
+    Ok(pin)
+}
+
+/// Seconds since 1970.
+pub fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leads_elsewhere_is_no_name() {
+        for (name, wanted) in
+            [("web-1", Some("web-1")), ("a b/c", Some("a%20b%2Fc")), ("..", None), (".", None), ("", None), ("?x", Some("%3Fx"))]
+        {
+            assert_eq!(segment(name).ok().as_deref(), wanted, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_pin_is_sha256_and_64_hex_digits() {
+        let good = format!("sha256:{}", "0a".repeat(32));
+        assert_eq!(pin_parse(&good).unwrap(), [10; 32]);
+        for bad in ["", "sha256:", "0a", &good[7..], &good[..70], &format!("{good}00"), &good.replace('0', "g")] {
+            assert_eq!(pin_parse(bad).unwrap_err().exit, crate::failure::USAGE, "{bad}");
+        }
+    }
+}
