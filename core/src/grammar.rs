@@ -339,7 +339,9 @@ pub fn check_invariants(state: &State) -> Result<(), String> {
                 (Some(_), None) | (None, Some(_)) => false,
             };
             holds(good, || of("IPv6 address"))?;
-            holds(keys.insert(node.wg_key) && state.wg_keys.get(&node.wg_key) == Some(&node.id), || of("WireGuard key"))?;
+            holds(keys.insert(node.wg_key) && state.wg_keys.get(&node.wg_key) == Some(&node.id), || {
+                of("WireGuard key")
+            })?;
             holds(state.node_tenants.get(&node.id) == Some(id), || of("tenant"))?;
             holds(cvlan.names.get(&node.name) == Some(&node.id), || of("name"))?;
         }
@@ -349,11 +351,16 @@ pub fn check_invariants(state: &State) -> Result<(), String> {
             holds(token.uses <= token.max_uses, || format!("{} uses of token {}", token.uses, token.id))?;
         }
         let nets: Vec<_> = tenant.cvlans.values().map(|c| c.record.ipv4).collect();
-        let apart = |(i, a): (usize, &ipnet::Ipv4Net)| nets.iter().skip(i + 1).all(|b| !a.contains(b) && !b.contains(a));
+        let apart =
+            |(i, a): (usize, &ipnet::Ipv4Net)| nets.iter().skip(i + 1).all(|b| !a.contains(b) && !b.contains(a));
         holds(nets.iter().enumerate().all(apart), || format!("ranges of tenant {id}: {nets:?}"))?;
     }
-    holds(keys.len() == state.wg_keys.len(), || format!("{} WireGuard keys, {} indexed", keys.len(), state.wg_keys.len()))?;
-    holds(state.node_tenants.len() == keys.len(), || format!("{} nodes, {} indexed", keys.len(), state.node_tenants.len()))
+    holds(keys.len() == state.wg_keys.len(), || {
+        format!("{} WireGuard keys, {} indexed", keys.len(), state.wg_keys.len())
+    })?;
+    holds(state.node_tenants.len() == keys.len(), || {
+        format!("{} nodes, {} indexed", keys.len(), state.node_tenants.len())
+    })
 }
 
 fn holds(fact: bool, what: impl FnOnce() -> String) -> Result<(), String> {

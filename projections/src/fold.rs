@@ -222,6 +222,23 @@ mod tests {
     }
 
     #[test]
+    fn nothing_of_a_tenant_outlives_it() {
+        let mut world = World::new(1, 0);
+        let tenant = *world.state.tenants.keys().next().unwrap();
+        world.token_left_behind(tenant);
+        assert_eq!(world.state.tenants[&tenant].tokens.len(), 1);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("views.db");
+        let views = folded(&world, &path, || 0);
+        let tokens = || dump(&path).iter().filter(|row| row.starts_with("tokens")).count();
+        assert_eq!(tokens(), 1);
+        let before = world.events.len();
+        assert!(world.run(cvlan_core::Wish::Tenant(cvlan_core::tenant::TenantCommand::Delete { id: tenant })));
+        views.fold(&world.state, &world.events[before..].iter().collect::<Vec<_>>()).unwrap();
+        assert_eq!(tokens(), 0);
+    }
+
+    #[test]
     fn missing_events_are_refused_and_nothing_is_written() {
         let world = World::new(1, 60);
         let folder = tempfile::tempdir().unwrap();

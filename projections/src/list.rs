@@ -128,7 +128,7 @@ pub(crate) fn statements(table: &Table, home: Option<TenantId>, query: &Query) -
     page.push(&filter.text);
     if !query.cursor.is_empty() {
         let (value, id) = cursor_read(&query.cursor, &sort)?;
-        page.push(&format!(" AND ({column}, id) {} (", if descending { "<=" } else { ">=" }));
+        page.push(&format!(" AND ({column}, id) {} (", if descending { "<" } else { ">" }));
         page.arg(value);
         page.push(", ");
         page.arg(id);

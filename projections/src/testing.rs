@@ -121,12 +121,7 @@ impl World {
             }
             13 if self.below(3) > 0 => self.node_create(tenant, cvlan, name),
             13 => Wish::Node(NodeCommand::Delete { tenant, id: node }),
-            14 => {
-                let (id, expires_ms) = (TokenId(self.uuid()), self.now_ms + 60_000 + self.below(600_000));
-                let (key, max_uses) = (home.record.signing_keys[0].id, 1 + self.below(3) as u32);
-                let (tags, note) = (vec!["lab".to_owned()], name);
-                Wish::Token(TokenCommand::Create { tenant, cvlan, id, key, tags, max_uses, expires_ms, note })
-            }
+            14 => self.token_create(tenant, cvlan, name),
             15 => return self.node_register(tenant, token),
             16 => Wish::Token(TokenCommand::Delete { tenant, id: token }),
             17 => {
@@ -139,6 +134,23 @@ impl World {
             _ => Wish::System(SystemCommand::Fact(SystemFact::CheckpointOpened)),
         };
         self.run(wish);
+    }
+
+    /// A token whose CVLAN is gone: nothing keeps its tenant from being deleted.
+    pub(crate) fn token_left_behind(&mut self, tenant: TenantId) {
+        let wish = self.cvlan_create(tenant, "gone".to_owned());
+        assert!(self.run(wish));
+        let cvlan = *self.state.tenants[&tenant].cvlans.keys().next().unwrap();
+        let wish = self.token_create(tenant, cvlan, "left".to_owned());
+        assert!(self.run(wish));
+        assert!(self.run(Wish::Cvlan(CvlanCommand::Delete { tenant, id: cvlan })));
+    }
+
+    fn token_create(&mut self, tenant: TenantId, cvlan: CvlanId, note: String) -> Wish {
+        let (id, expires_ms) = (TokenId(self.uuid()), self.now_ms + 60_000 + self.below(600_000));
+        let (key, max_uses) = (self.state.tenants[&tenant].record.signing_keys[0].id, 1 + self.below(3) as u32);
+        let tags = vec!["lab".to_owned()];
+        Wish::Token(TokenCommand::Create { tenant, cvlan, id, key, tags, max_uses, expires_ms, note })
     }
 
     fn cvlan_create(&mut self, tenant: TenantId, name: String) -> Wish {
@@ -190,6 +202,7 @@ pub(crate) fn all<T>(limit: usize, query: &Query, list: impl Fn(&Query) -> Page<
         let page = list(&query);
         assert!(page.items.len() <= limit);
         items.extend(page.items);
+        assert!(items.len() as u64 <= page.total, "a row comes twice");
         if page.next_cursor.is_empty() {
             assert_eq!(items.len() as u64, page.total);
             return items;

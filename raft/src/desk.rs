@@ -464,9 +464,7 @@ mod tests {
 
         fn open(&self, term: u64) {
             self.desk.overtaken(leader(term));
-            let mut head = Head::default();
-            head.seq = Seq(1);
-            self.desk.open(leader(term), head);
+            self.desk.open(leader(term), Head { seq: Seq(1), ..Head::default() });
         }
 
         fn push(&mut self, by: u64) {
@@ -532,9 +530,7 @@ mod tests {
         }
 
         fn tick(&self) {
-            let mut head = Head::default();
-            head.seq = Seq(1);
-            self.desk.tick(&Arc::new(head));
+            self.desk.tick(&Arc::new(Head { seq: Seq(1), ..Head::default() }));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Errors of the public handle, each with a stable `code()`.
 
-use cvlan_core::id::Seq;
+use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::machine::Unreadable;
 use std::fmt::{Debug, Display};
 
@@ -30,6 +30,16 @@ pub enum OpenError {
         found: u64,
         /// Who opens it.
         expected: u64,
+    },
+    /// A snapshot is of another incarnation of the log than the log itself.
+    #[error("snapshot {snapshot} is of epoch {found}, the log of epoch {expected}: they do not belong together")]
+    WrongEpoch {
+        /// The last event in it.
+        snapshot: Seq,
+        /// Its epoch.
+        found: Epoch,
+        /// The log's epoch.
+        expected: Epoch,
     },
     /// A file that was written and synced cannot be read back as it was.
     #[error("{record} is damaged: {detail}")]
@@ -70,6 +80,7 @@ impl OpenError {
             Self::Locked { .. } => "data_folder_locked",
             Self::Newer { .. } => "data_folder_newer",
             Self::WrongMember { .. } => "data_folder_other_member",
+            Self::WrongEpoch { .. } => "data_folder_other_epoch",
             Self::Damaged { .. } => "data_folder_damaged",
             Self::Incomplete(_) => "data_folder_incomplete",
             Self::Unreadable { .. } => "data_folder_unreadable",

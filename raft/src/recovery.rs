@@ -15,7 +15,10 @@ use crate::status::Stats;
 use crate::store::wal::{Setup, Wal, index, size};
 use crate::store::{open, snapshot};
 use crate::types::{Entry, SnapshotMeta};
+use cvlan_core::id::Epoch;
+use cvlan_core::log::entry_decode;
 use cvlan_core::machine::Machine;
+use openraft::EntryPayload;
 use std::sync::Arc;
 
 /// What a folder came to.
@@ -51,6 +54,14 @@ pub(crate) fn recover<M: Machine>(files: &dyn Files, from: From) -> Result<Recov
     let oldest = wal.oldest();
     let usable = |next: u64| next >= oldest;
     let found = snapshot::newest::<M>(files, |snapshot| usable(next(&snapshot.meta.last_log_id)))?;
+    if let Some(snapshot) = &found
+        && let Some(expected) = epoch(&wal)?
+        && snapshot.head.epoch != expected
+        && snapshot.head.seq.0 > 0
+    {
+        let (snapshot, found) = (snapshot.head.seq, snapshot.head.epoch);
+        return Err(OpenError::WrongEpoch { snapshot, found, expected });
+    }
     let mut replay = Replay::<M>::default();
     let kept = found.map(|snapshot| {
         replay.place.last = snapshot.meta.last_log_id;
@@ -94,6 +105,20 @@ pub(crate) fn recover<M: Machine>(files: &dyn Files, from: From) -> Result<Recov
             Ok(Recovered { wal, replay, kept, grown })
         }
     }
+}
+
+/// The log's epoch, by its oldest entry with events; none of an empty log.
+fn epoch(wal: &Wal) -> Result<Option<Epoch>, OpenError> {
+    let mut found = None;
+    wal.visit(wal.oldest()..u64::MAX, &mut |entry| {
+        if let EntryPayload::Normal(frame) = &entry.payload {
+            let epoch = entry_decode(&frame.0).ok().and_then(|entry| entry.epoch.as_slice().try_into().ok());
+            found = epoch.map(Epoch);
+        }
+        found.is_none()
+    })
+    .map_err(OpenError::io("reading history"))?;
+    Ok(found)
 }
 
 fn step<M: Machine>(replay: &mut Replay<M>, entry: &Entry, grown: &mut [u64; 2]) -> Result<(), OpenError> {

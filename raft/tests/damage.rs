@@ -86,17 +86,38 @@ async fn another_members_or_a_newer_folder_is_refused() {
     let other = open_with(FileDisk::open(folder.path()).unwrap(), |options| options.member = 2).await;
     assert_eq!(other.err().unwrap().code(), "data_folder_other_member");
     let segment = &segments(folder.path())[0];
-    let mut bytes = std::fs::read(segment).unwrap();
+    let whole = std::fs::read(segment).unwrap();
+    let mut bytes = whole.clone();
     bytes[8] = 9;
+    let crc = crc32c::crc32c(&bytes[..28]);
+    bytes[28..32].copy_from_slice(&crc.to_le_bytes());
     std::fs::write(segment, &bytes).unwrap();
     refuses(folder.path(), "data_folder_newer", "log/0000000001.seg has format 9").await;
-    bytes[8] = 1;
-    std::fs::write(segment, &bytes).unwrap();
+    std::fs::write(segment, &whole).unwrap();
 
     std::fs::create_dir_all(folder.path().join("snapshots")).unwrap();
     let snapshot = folder.path().join("snapshots/00000000000000000004.snap");
-    std::fs::write(&snapshot, b"CVLANSNP\x02\0\0\0\0\0\0\0").unwrap();
+    let mut bytes = b"CVLANSNP\x02\0\0\0\0\0\0\0".to_vec();
+    bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+    std::fs::write(&snapshot, bytes).unwrap();
     refuses(folder.path(), "data_folder_newer", "has format 2").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_of_another_epoch_is_refused() {
+    let (folder, _) = filled(30).await;
+    let other = tempfile::tempdir().unwrap();
+    let member = open(other.path()).await.unwrap();
+    member.bootstrap(Epoch([8; 16]), Command::add(1)).await.unwrap();
+    member.snapshot().await.unwrap();
+    member.shutdown().await;
+    drop(member);
+    let name = "snapshots/00000000000000000001.snap";
+    std::fs::create_dir_all(folder.path().join("snapshots")).unwrap();
+    std::fs::copy(other.path().join(name), folder.path().join(name)).unwrap();
+    refuses(folder.path(), "data_folder_other_epoch", &Epoch([8; 16]).to_string()).await;
+    std::fs::remove_file(folder.path().join(name)).unwrap();
+    assert!(open(folder.path()).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -104,6 +104,52 @@ pub struct Counts {
     pub snapshot: u64,
 }
 
+impl Counts {
+    /// Adds another seed's.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            crashes,
+            at_call,
+            cuts,
+            stops,
+            in_recovery,
+            damaged,
+            failed,
+            full,
+            full_answers,
+            retries,
+            done,
+            refused,
+            repeated,
+            checkpoints,
+            calls,
+            segments,
+            events,
+            purged,
+            snapshot,
+        } = other;
+        self.crashes += crashes;
+        self.at_call += at_call;
+        self.cuts += cuts;
+        self.stops += stops;
+        self.in_recovery += in_recovery;
+        self.damaged += damaged;
+        self.failed += failed;
+        self.full += full;
+        self.full_answers += full_answers;
+        self.retries += retries;
+        self.done += done;
+        self.refused += refused;
+        self.repeated += repeated;
+        self.checkpoints += checkpoints;
+        self.calls += calls;
+        self.segments += segments;
+        self.events += events;
+        self.purged += purged;
+        self.snapshot += snapshot;
+    }
+}
+
 /// How a seed went.
 #[derive(Clone, Debug)]
 pub struct Report {

@@ -92,7 +92,8 @@ impl Login {
 
 /// https://HOST[:PORT], without a path.
 fn url_check(text: &str) -> Result<String, Failure> {
-    let wrong = |why: &str| Err(Failure::usage(format!("{text:?} is no controller's URL: {why}")).hint("https://HOST:8443"));
+    let wrong =
+        |why: &str| Err(Failure::usage(format!("{text:?} is no controller's URL: {why}")).hint("https://HOST:8443"));
     let url = text.trim_end_matches('/');
     let Some(authority) = url.strip_prefix("https://") else { return wrong("it starts with https://") };
     if authority.is_empty() || authority.contains(['/', '?', '#', '@', ' ']) {

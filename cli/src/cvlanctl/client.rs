@@ -11,6 +11,7 @@
 use crate::Global;
 use crate::context::{Context, Store};
 use crate::failure::Failure;
+use crate::print::talk;
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
 use serde_json::{Value, json};
@@ -111,7 +112,7 @@ impl Client {
         let mut repeats = 0;
         loop {
             match self.send(Method::GET, path, None).await {
-                Err(failure) if failure.retry_after.is_some() && repeats < REPEATS && failure.code != "login_locked" => {
+                Err(failure) if failure.retry_after.is_some() && repeats < REPEATS => {
                     let wait = failure.retry_after.unwrap_or_default().clamp(1, REPEAT_WAIT_S);
                     tokio::time::sleep(Duration::from_secs(wait)).await;
                     repeats += 1;
@@ -152,6 +153,9 @@ impl Client {
             }
             cursor = body.get("nextCursor").and_then(Value::as_str).unwrap_or_default().to_owned();
             if cursor.is_empty() || items.len() >= limit {
+                if !cursor.is_empty() && limit == LIST_MAX {
+                    talk(&format!("warning: these are the first {LIST_MAX}, there are more; narrow it with -q"));
+                }
                 return Ok(items);
             }
         }
@@ -228,8 +232,9 @@ impl Client {
         }
         let body = match body.as_slice() {
             [] => Value::Null,
-            body => serde_json::from_slice(body)
-                .map_err(|_| Failure::answered(&self.context.url, status, b"", None))?,
+            body => {
+                serde_json::from_slice(body).map_err(|_| Failure::answered(&self.context.url, status, b"", None))?
+            }
         };
         Ok(Answer { body, complete_from })
     }
@@ -366,9 +371,14 @@ mod tests {
 
     #[test]
     fn what_leads_elsewhere_is_no_name() {
-        for (name, wanted) in
-            [("web-1", Some("web-1")), ("a b/c", Some("a%20b%2Fc")), ("..", None), (".", None), ("", None), ("?x", Some("%3Fx"))]
-        {
+        for (name, wanted) in [
+            ("web-1", Some("web-1")),
+            ("a b/c", Some("a%20b%2Fc")),
+            ("..", None),
+            (".", None),
+            ("", None),
+            ("?x", Some("%3Fx")),
+        ] {
             assert_eq!(segment(name).ok().as_deref(), wanted, "{name}");
         }
     }

@@ -178,7 +178,8 @@ mod tests {
                 let store = &store;
                 s.spawn(move || {
                     let insert = |c: &mut Contexts| {
-                        c.contexts.insert(format!("c{n}"), Context { url: format!("https://{n}"), ..Context::default() });
+                        c.contexts
+                            .insert(format!("c{n}"), Context { url: format!("https://{n}"), ..Context::default() });
                         Ok(())
                     };
                     store.change(insert).unwrap();

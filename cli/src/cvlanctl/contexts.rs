@@ -36,7 +36,11 @@ const NOUN: Noun = Noun {
     path: "contexts",
     key: "name",
     columns: &[
-        Column { name: "current", wide: false, value: |i, _| text(i, "current").replace("true", "*").replace("false", "") },
+        Column {
+            name: "current",
+            wide: false,
+            value: |i, _| text(i, "current").replace("true", "*").replace("false", ""),
+        },
         Column { name: "name", wide: false, value: |i, _| text(i, "name") },
         Column { name: "url", wide: false, value: |i, _| text(i, "url") },
         Column { name: "user", wide: false, value: |i, _| text(i, "user") },
@@ -48,7 +52,8 @@ const NOUN: Noun = Noun {
 };
 
 fn unknown(name: &str) -> Failure {
-    Failure::new("context_not_found", format!("there is no context {name:?}")).hint("`cvlanctl context list` shows them")
+    Failure::new("context_not_found", format!("there is no context {name:?}"))
+        .hint("`cvlanctl context list` shows them")
 }
 
 impl Verb {

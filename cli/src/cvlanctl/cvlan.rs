@@ -78,7 +78,7 @@ impl Verb {
                 NOUN.row(global, &client.post(&format!("{home}/cvlans"), Some(body)).await?, &none)
             }
             Self::List(filter) => {
-                let items = client.list(&format!("{home}/cvlans{}", filter.query(&[])), filter.limit()).await?;
+                let items = client.list(&format!("{home}/cvlans{}", filter.query(&[])), filter.limit).await?;
                 NOUN.list(global, items, &none)
             }
             Self::Get(Target { target }) => NOUN.sheet(global, &find(&mut client, &NOUN, &home, &target).await?, &none),

@@ -4,6 +4,7 @@ use crate::Global;
 use crate::client::{Client, LIST_MAX, PAGE_MAX, segment};
 use crate::failure::Failure;
 use crate::print::{Column, Format, Names, Noun, document, lines, number, plain, talk, text};
+use crate::tenant::limit_range;
 use crate::what::Known;
 use clap::Args;
 use reqwest::Response;
@@ -37,7 +38,7 @@ pub struct Events {
     #[arg(long, value_name = "SEQ", value_parser = clap::value_parser!(u64).range(1..))]
     from: Option<u64>,
     /// At most so many [default: the last 100; all with --from]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = limit_range())]
     limit: Option<usize>,
 }
 
@@ -75,7 +76,7 @@ impl Events {
             let (from, limit) = (self.from.unwrap_or(head + 1), self.limit.unwrap_or(usize::MAX));
             return Follow::new(global, from, limit)?.run(client, whose).await;
         }
-        let limit = self.limit.unwrap_or(if self.from.is_some() { LIST_MAX } else { LAST }).clamp(1, LIST_MAX);
+        let limit = self.limit.unwrap_or(if self.from.is_some() { LIST_MAX } else { LAST });
         let events = match self.from {
             Some(from) => pages(&mut client, &format!("/log/events?from={from}"), limit, whose).await?.0,
             None => last(&mut client, head, limit, whose).await?,
@@ -183,7 +184,9 @@ impl<'a> Follow<'a> {
             // It ended: a session's time was over, the controller stopped, or the network did. Nothing is left out.
             stream = match client.follow(&self.path()).await {
                 Ok(live) => Some(live),
-                Err(failure) if matches!(failure.code.as_str(), "unreachable" | "timeout") || failure.retry_after.is_some() => {
+                Err(failure)
+                    if matches!(failure.code.as_str(), "unreachable" | "timeout") || failure.retry_after.is_some() =>
+                {
                     talk(&format!("cvlanctl: {failure}; trying again"));
                     None
                 }
@@ -198,7 +201,12 @@ impl<'a> Follow<'a> {
     }
 
     /// Until the stream ends.
-    async fn read(&mut self, client: &mut Client, mut live: Response, whose: impl Fn(&Value) -> bool) -> Result<(), Failure> {
+    async fn read(
+        &mut self,
+        client: &mut Client,
+        mut live: Response,
+        whose: impl Fn(&Value) -> bool,
+    ) -> Result<(), Failure> {
         let mut lines = Lines::default();
         while let Ok(Ok(Some(piece))) = tokio::time::timeout(SILENCE, live.chunk()).await {
             for data in lines.events(&piece)? {
@@ -280,7 +288,9 @@ impl Lines {
             }
         }
         match self.rest.len() > LINE_MAX {
-            true => Err(Failure::new("answer_too_large", format!("a line of the stream is longer than {LINE_MAX} bytes"))),
+            true => {
+                Err(Failure::new("answer_too_large", format!("a line of the stream is longer than {LINE_MAX} bytes")))
+            }
             false => Ok(complete),
         }
     }

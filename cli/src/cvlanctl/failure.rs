@@ -1,5 +1,6 @@
 //! What goes wrong, as one line with a stable code, and a hint what to do.
 
+use crate::print::Noun;
 use reqwest::StatusCode;
 use serde::Deserialize;
 use std::error::Error;
@@ -10,6 +11,8 @@ use std::io;
 pub const FAILED: u8 = 1;
 /// Exit status of a command that was asked the wrong way.
 pub const USAGE: u8 = 2;
+/// Exit status after Ctrl-C at a question, as shells have it.
+pub const INTERRUPTED: u8 = 130;
 
 /// Why a command did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +23,7 @@ pub struct Failure {
     pub detail: String,
     /// What to do; empty = the detail says it.
     pub hint: String,
-    /// [`FAILED`] or [`USAGE`].
+    /// [`FAILED`], [`USAGE`] or [`INTERRUPTED`].
     pub exit: u8,
     /// Seconds after which the controller wants to be asked again.
     pub retry_after: Option<u64>,
@@ -45,6 +48,11 @@ impl Failure {
     /// Whoever reads our output has gone: no failure worth a word.
     pub fn is_broken_pipe(&self) -> bool {
         self.code == "broken_pipe"
+    }
+
+    /// The controller knows no thing of this noun by the name alone: none, or several.
+    pub fn is_unresolved(&self, noun: &Noun) -> bool {
+        self.code == "name_ambiguous" || self.code == format!("{}_not_found", noun.name)
     }
 
     /// The controller's `application/problem+json` (RFC 9457), or what else it answered.
@@ -76,15 +84,14 @@ impl Failure {
         let mut at: Option<&dyn Error> = Some(error);
         while let Some(cause) = at {
             last = cause.to_string();
-            if let Some(io) = cause.downcast_ref::<io::Error>() {
-                io_kind = Some(io.kind());
-                let inner = io.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
-                tls = tls.or_else(|| inner.map(ToString::to_string));
-            }
             if let Some(error) = cause.downcast_ref::<rustls::Error>() {
                 tls = Some(error.to_string());
             }
-            at = cause.source();
+            let io = cause.downcast_ref::<io::Error>();
+            io_kind = io.map(io::Error::kind).or(io_kind);
+            // What an io::Error wraps is not its source; its source is that of what it wraps.
+            let wrapped = io.and_then(io::Error::get_ref).map(|e| e as &dyn Error);
+            at = wrapped.or_else(|| cause.source());
         }
         if let Some(tls) = tls {
             return Self::untrusted(url, &tls);
@@ -148,7 +155,11 @@ mod tests {
             assert_eq!(failure.to_string(), line);
             assert!(failure.hint.starts_with(hint), "{}", failure.hint);
         };
-        check(r#"{"code":"name_taken","detail":"taken;\n choose another","status":409}"#, "taken; choose another (name_taken)", "");
+        check(
+            r#"{"code":"name_taken","detail":"taken;\n choose another","status":409}"#,
+            "taken; choose another (name_taken)",
+            "",
+        );
         check(r#"{"code":"session_invalid","detail":"over"}"#, "over (session_invalid)", "cvlanctl login");
         let not_ours = "https://c answered 409 Conflict, not as a CVLAN controller does (not_a_controller)";
         check("<html>", not_ours, "give the URL");

@@ -1,7 +1,7 @@
 //! `cvlanctl history NOUN NAME`: everything that happened to one thing. The log knows it also after it is gone.
 
 use crate::Global;
-use crate::client::{Client, LIST_MAX};
+use crate::client::{Client, LIST_MAX, segment};
 use crate::event::{pages, show};
 use crate::failure::Failure;
 use crate::print::{Noun, talk, text};
@@ -59,10 +59,15 @@ impl History {
             Kind::User => self.whose.home(&client, global)?,
             Kind::Cvlan | Kind::Node | Kind::Token => client.tenant_path(global)?,
         };
-        let id = match find(&mut client, noun, &home, &self.target).await {
+        let exact = client.get(&format!("{home}/{}/{}", noun.path, segment(&self.target)?)).await;
+        let id = match exact {
             Ok(item) => text(&item, "id"),
-            Err(failure) if failure.code == format!("{}_not_found", noun.name) => {
-                gone(&mut client, noun, &home, &self.target).await?.ok_or(failure)?
+            // The exact name of what is gone is meant before the start of a name that there is.
+            Err(failure) if failure.is_unresolved(noun) => {
+                match called(&mut client, noun, &home, &self.target).await? {
+                    Some(id) => id,
+                    None => text(&find(&mut client, noun, &home, &self.target).await?, "id"),
+                }
             }
             Err(failure) => return Err(failure),
         };
@@ -75,8 +80,8 @@ impl History {
     }
 }
 
-/// The id of a thing that was once called so.
-async fn gone(client: &mut Client, noun: &Noun, home: &str, wanted: &str) -> Result<Option<String>, Failure> {
+/// The id of the only thing that is or was once called so, or else whose id or a name starts so.
+async fn called(client: &mut Client, noun: &Noun, home: &str, wanted: &str) -> Result<Option<String>, Failure> {
     let tenant = match home {
         "" => String::new(),
         home => text(&client.get(home).await?, "id"),
@@ -96,7 +101,7 @@ async fn gone(client: &mut Client, noun: &Noun, home: &str, wanted: &str) -> Res
         found = pick(&|name| name.starts_with(wanted));
     }
     if found.len() > 1 {
-        let detail = format!("{} {} were once called {wanted:?}: {}", found.len(), noun.path, found.join(", "));
+        let detail = format!("{} {} are or were once called {wanted:?}: {}", found.len(), noun.path, found.join(", "));
         return Err(Failure::new("name_ambiguous", detail).hint("name one by its id"));
     }
     Ok(found.pop())

@@ -62,7 +62,7 @@ struct Cli {
 #[command(next_help_heading = "Everywhere")]
 pub struct Global {
     /// The tenant it is about, by slug or id; else the context's default
-    #[arg(short, long, global = true, env = "CVLAN_TENANT", value_name = "TENANT")]
+    #[arg(short, long, global = true, value_name = "TENANT")]
     pub tenant: Option<String>,
     /// The context to use; else the current one
     #[arg(long, global = true, env = "CVLAN_CONTEXT", value_name = "NAME")]

@@ -15,8 +15,10 @@ use serde_json::{Value, json};
 #[derive(Subcommand)]
 pub enum Verb {
     /// A plain WireGuard device: cvlanctl node create printer --cvlan office --wg-public-key "$(wg pubkey < key)"
-    #[command(after_help = "Machines that run cvlan-ctrl come with a token instead: cvlanctl token create --cvlan office \
-        --expires 24h")]
+    #[command(
+        after_help = "Machines that run cvlan-ctrl come with a token instead: cvlanctl token create --cvlan office \
+        --expires 24h"
+    )]
     Create {
         /// Unique in the CVLAN: a-z, 0-9 and -
         name: String,
@@ -142,7 +144,9 @@ impl Verb {
             Self::Disable(target) => {
                 change(&mut client, &home, &target, json!({"status": Status::Disabled.name()})).await?
             }
-            Self::Enable(target) => change(&mut client, &home, &target, json!({"status": Status::Active.name()})).await?,
+            Self::Enable(target) => {
+                change(&mut client, &home, &target, json!({"status": Status::Active.name()})).await?
+            }
         };
         let names = cvlan::names(&mut client, global, &home).await?;
         NOUN.row(global, &item, &names)
@@ -162,7 +166,7 @@ async fn list(
         None => None,
     };
     let query = filter.query(&[("cvlan", cvlan.as_deref()), ("status", status.map(Status::name))]);
-    let items = client.list(&format!("{home}/nodes{query}"), filter.limit()).await?;
+    let items = client.list(&format!("{home}/nodes{query}"), filter.limit).await?;
     let names = cvlan::names(&mut client, global, home).await?;
     NOUN.list(global, items, &names)
 }

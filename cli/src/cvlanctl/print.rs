@@ -132,7 +132,10 @@ pub fn table(heads: Option<Vec<String>>, rows: impl Iterator<Item = Vec<String>>
         table.set_header(heads);
     }
     for row in rows {
-        table.add_row(row.iter().map(|cell| plain(cell)));
+        // Nothing in the middle of a row is "-", so that scripts can count columns.
+        let last = row.len().saturating_sub(1);
+        let cells = row.iter().enumerate();
+        table.add_row(cells.map(|(i, cell)| if cell.is_empty() && i < last { "-".to_owned() } else { plain(cell) }));
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
@@ -207,8 +210,9 @@ pub fn number(item: &Value, name: &str) -> u64 {
 /// A time (RFC 3339, UTC) to the second: 2026-01-31 09:15:00Z.
 pub fn time(item: &Value, name: &str) -> String {
     let text = text(item, name);
+    let utc = text.ends_with('Z') || text.ends_with("+00:00");
     match (text.get(..10), text.get(11..19)) {
-        (Some(day), Some(clock)) if text.ends_with('Z') => format!("{day} {clock}Z"),
+        (Some(day), Some(clock)) if utc => format!("{day} {clock}Z"),
         _ => text,
     }
 }
@@ -219,13 +223,19 @@ mod tests {
 
     #[test]
     fn fields_as_text() {
-        let item = json!({"s": "x", "list": ["a", "b"], "n": "12", "m": 3, "t": "2026-01-31T09:15:00.123Z", "b": true});
+        let item = json!({"s": "x", "list": ["a", "b"], "n": "12", "m": 3, "t": "2026-01-31T09:15:00.123Z", "b": true, "u": "2026-01-31T09:15:00+00:00", "v": "2026-01-31T09:15:00+01:00"});
         for (name, wanted) in [("s", "x"), ("list", "a,b"), ("n", "12"), ("m", "3"), ("b", "true"), ("absent", "")] {
             assert_eq!(text(&item, name), wanted, "{name}");
         }
         assert_eq!((number(&item, "n"), number(&item, "m"), number(&item, "absent")), (12, 3, 0));
-        assert_eq!(time(&item, "t"), "2026-01-31 09:15:00Z");
-        assert_eq!(time(&item, "absent"), "");
+        for (name, wanted) in [
+            ("t", "2026-01-31 09:15:00Z"),
+            ("u", "2026-01-31 09:15:00Z"),
+            ("v", "2026-01-31T09:15:00+01:00"),
+            ("absent", ""),
+        ] {
+            assert_eq!(time(&item, name), wanted);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What only a person can say: a password, without echo; yes or no.
 
-use crate::failure::Failure;
+use crate::failure::{Failure, INTERRUPTED};
 use crate::print::{is_dialogue, talk};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use std::fs::{File, OpenOptions};
@@ -54,7 +54,7 @@ pub async fn password(question: &str) -> Result<String, Failure> {
         line = rx => line.map_err(|_| no_terminal())??,
         interrupted = tokio::signal::ctrl_c() => {
             interrupted?;
-            return Err(Failure::new("interrupted", "nothing was done"));
+            return Err(Failure { exit: INTERRUPTED, ..Failure::new("interrupted", "nothing was done") });
         }
     };
     drop(silent);
@@ -77,7 +77,9 @@ pub fn stdin_lines<const N: usize>() -> Result<[String; N], Failure> {
     for line in &mut taken {
         *line = match lines.next() {
             Some(read) => read?.trim_end_matches('\r').to_owned(),
-            None => return Err(Failure::usage(format!("--password-stdin reads {N} line(s) from stdin; there are fewer"))),
+            None => {
+                return Err(Failure::usage(format!("--password-stdin reads {N} line(s) from stdin; there are fewer")));
+            }
         };
     }
     Ok(taken)

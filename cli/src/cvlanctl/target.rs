@@ -33,7 +33,7 @@ pub async fn find(client: &mut Client, noun: &Noun, home: &str, wanted: &str) ->
         Ok(item) => return Ok(item),
         Err(failure) => failure,
     };
-    if failure.code != format!("{}_not_found", noun.name) && failure.code != "name_ambiguous" {
+    if !failure.is_unresolved(noun) {
         return Err(failure);
     }
     // The search finds parts of names, addresses and starts of ids; only names and ids count here.

@@ -7,6 +7,7 @@ use crate::print::{Column, Names, Noun, number, talk, text, time};
 use crate::prompt::confirm;
 use crate::target::{Doomed, Target, find};
 use clap::Subcommand;
+use clap::builder::RangedU64ValueParser;
 use serde_json::json;
 
 /// What can be done with tenants.
@@ -45,7 +46,7 @@ pub struct Filter {
     #[arg(long, value_name = "FIELD", allow_hyphen_values = true)]
     pub sort: Option<String>,
     /// At most so many
-    #[arg(long, value_name = "N", default_value_t = LIST_MAX, hide_default_value = true)]
+    #[arg(long, value_name = "N", default_value_t = LIST_MAX, hide_default_value = true, value_parser = limit_range())]
     pub limit: usize,
 }
 
@@ -57,11 +58,11 @@ impl Filter {
         let pairs: Vec<_> = set.map(|(name, value)| format!("{name}={}", crate::client::encoded(value))).collect();
         if pairs.is_empty() { String::new() } else { format!("?{}", pairs.join("&")) }
     }
+}
 
-    /// From 1 to [`LIST_MAX`].
-    pub fn limit(&self) -> usize {
-        self.limit.clamp(1, LIST_MAX)
-    }
+/// From 1 to [`LIST_MAX`].
+pub fn limit_range() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=LIST_MAX as u64)
 }
 
 /// A tenant, as people see it.
@@ -92,7 +93,7 @@ impl Verb {
                 NOUN.row(global, &made, &none)
             }
             Self::List(filter) => {
-                let items = client.list(&format!("/tenants{}", filter.query(&[])), filter.limit()).await?;
+                let items = client.list(&format!("/tenants{}", filter.query(&[])), filter.limit).await?;
                 NOUN.list(global, items, &none)
             }
             Self::Get(Target { target }) => NOUN.sheet(global, &find(&mut client, &NOUN, "", &target).await?, &none),

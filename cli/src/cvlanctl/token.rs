@@ -110,7 +110,7 @@ impl Verb {
                     None => None,
                 };
                 let query = filter.query(&[("cvlan", cvlan.as_deref()), ("status", status.map(Status::name))]);
-                let items = client.list(&format!("{home}/tokens{query}"), filter.limit()).await?;
+                let items = client.list(&format!("{home}/tokens{query}"), filter.limit).await?;
                 let names = cvlan::names(&mut client, global, &home).await?;
                 NOUN.list(global, items, &names)
             }

@@ -7,7 +7,7 @@ use crate::print::{Column, Names, Noun, talk, text, time};
 use crate::prompt::{self, confirm};
 use crate::target::{Doomed, Target, find};
 use crate::tenant::Filter;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 /// What can be done with users.
@@ -17,9 +17,9 @@ pub enum Verb {
     Create {
         /// Login name: a-z, 0-9 and . _ @ -
         name: String,
-        /// superadmin, tenantadmin, member, readonly or auditor
-        #[arg(long)]
-        role: String,
+        /// What it may do
+        #[arg(long, value_enum)]
+        role: Role,
         /// Read the password from stdin, one line
         #[arg(long)]
         password_stdin: bool,
@@ -47,6 +47,33 @@ pub enum Verb {
         #[command(flatten)]
         whose: Whose,
     },
+}
+
+/// What a user may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Everything, everywhere; always a global user
+    Superadmin,
+    /// Everything in its tenant
+    Tenantadmin,
+    /// Networks and machines of its tenant
+    Member,
+    /// Look at them
+    Readonly,
+    /// Look at everything, the log too; global users everywhere
+    Auditor,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Superadmin => "superadmin",
+            Self::Tenantadmin => "tenantadmin",
+            Self::Member => "member",
+            Self::Readonly => "readonly",
+            Self::Auditor => "auditor",
+        }
+    }
 }
 
 /// A tenant's or nobody's.
@@ -96,12 +123,12 @@ impl Verb {
                 } else {
                     prompt::password_new(&name).await?
                 };
-                let body = json!({"name": name, "role": role, "password": password});
+                let body = json!({"name": name, "role": role.name(), "password": password});
                 NOUN.row(global, &client.post(&format!("{home}/users"), Some(body)).await?, &none)
             }
             Self::List { filter, whose } => {
                 let home = whose.home(&client, global)?;
-                let items = client.list(&format!("{home}/users{}", filter.query(&[])), filter.limit()).await?;
+                let items = client.list(&format!("{home}/users{}", filter.query(&[])), filter.limit).await?;
                 NOUN.list(global, items, &none)
             }
             Self::Get { target, whose } => {

@@ -97,7 +97,9 @@ impl Known {
 
     /// The sentence.
     fn what(&self, event: &Value) -> String {
-        let Some((noun, verb, fields)) = body(event) else { return "something this version has no word for".to_owned() };
+        let Some((noun, verb, fields)) = body(event) else {
+            return "something this version has no word for".to_owned();
+        };
         let f = |name: &str| text(fields, name);
         let it = self.name(&subject(event));
         let (cvlan, name) = (self.name(&f("cvlanId")), f("name"));
@@ -112,7 +114,8 @@ impl Known {
             ("tenant", "updated") => format!("tenant {it} is called {name:?} now"),
             ("cvlan", "created") => format!("CVLAN {name} created with {}", both(&f("ipv4Cidr"), &f("ipv6Cidr"))),
             ("node", "created") => {
-                let came = if fields.get("enrolment").is_some_and(Value::is_object) { "joined" } else { "was added to" };
+                let came =
+                    if fields.get("enrolment").is_some_and(Value::is_object) { "joined" } else { "was added to" };
                 format!("node {name} {came} {cvlan} as {}", both(&f("ipv4"), &f("ipv6")))
             }
             ("node", "updated") if !f("status").is_empty() && name.is_empty() => match f("status").as_str() {
@@ -211,13 +214,19 @@ mod tests {
         check(json!({"node": {"created": joined}}), "node web-1 joined office as 10.0.0.2");
         let added = json!({"nodeId": "p", "cvlanId": "c", "name": "printer", "ipv4": "10.0.0.3"});
         check(json!({"node": {"created": added}}), "node printer was added to office as 10.0.0.3");
-        check(json!({"node": {"endpointsChanged": {"nodeId": "n", "endpoints": ["192.0.2.1:51820"]}}}), "node web-1 is reached at 192.0.2.1:51820");
+        check(
+            json!({"node": {"endpointsChanged": {"nodeId": "n", "endpoints": ["192.0.2.1:51820"]}}}),
+            "node web-1 is reached at 192.0.2.1:51820",
+        );
         check(json!({"node": {"updated": {"nodeId": "n", "name": "web-2"}}}), "node web-1 renamed to web-2");
         check(json!({"node": {"updated": {"nodeId": "n", "status": "disabled"}}}), "node web-2 disabled");
         check(json!({"cvlan": {"updated": {"cvlanId": "c", "name": "lab"}}}), "CVLAN office renamed to lab");
         check(json!({"node": {"deleted": {"nodeId": "n", "cvlanId": "c"}}}), "node web-2 deleted from lab");
         check(json!({"token": {"deleted": {"tokenId": token}}}), "token 11112222 deleted");
-        check(json!({"user": {"created": {"userId": "u", "name": "ada", "role": "member"}}}), "user ada created as member");
+        check(
+            json!({"user": {"created": {"userId": "u", "name": "ada", "role": "member"}}}),
+            "user ada created as member",
+        );
         check(json!({"user": {"passwordChanged": {"userId": "u"}}}), "user ada has a new password");
         check(json!({"node": {"keyRotated": {"nodeId": "n"}}}), "node web-2 key rotated");
         check(json!({"relay": {"created": {}}}), "something this version has no word for");

@@ -142,6 +142,9 @@ impl StartError {
                 OpenError::Locked { .. } => "is another cvlan-api running on it? stop it, or use another --data-dir",
                 OpenError::Newer { .. } => "start the version that wrote it",
                 OpenError::WrongMember { .. } => "use this member's own --data-dir",
+                OpenError::WrongEpoch { .. } => {
+                    "log/ and snapshots/ were taken from different controllers; put back what belongs together"
+                }
                 OpenError::Damaged { .. } | OpenError::Incomplete(_) | OpenError::Unreadable { .. } => {
                     "nothing was changed; restore a backup, or copy the folder and look with `cvlan-api log verify`"
                 }

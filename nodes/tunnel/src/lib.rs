@@ -183,7 +183,7 @@ pub trait Tunnel: Send {
     /// How the peers are doing, ordered by key.
     fn stats(&self) -> impl Future<Output = Vec<PeerStats>> + Send;
 
-    /// Looks after the paths; `locals` are the networks that this machine's interfaces are on. Returns after how long
-    /// it wants to be called again.
+    /// Looks after the paths; `locals` are the networks that this machine's interfaces are on, which a tunnel that is
+    /// down remembers for when it comes up. Returns after how long it wants to be called again.
     fn tick(&mut self, now: Instant, locals: &[IpNet]) -> impl Future<Output = Duration> + Send;
 }

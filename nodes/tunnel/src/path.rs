@@ -35,8 +35,10 @@ const FAST_MAX: usize = 64;
 /// Moves in one step; the rest comes in the next.
 const MOVES_MAX: usize = 64;
 /// Handshakes in vain after which a standing path counts as lost. WireGuard sends the first 15 s after data went
-/// unanswered, the next 5 s later.
-const LOST: u64 = 2;
+/// unanswered, the others 5 s apart; fewer would take two lost packets for a lost path.
+const LOST: u64 = 3;
+/// Two readings of one handshake's time differ by less than this, two handshakes by more.
+const AGE_ERROR: Duration = Duration::from_secs(1);
 
 /// How many handshakes were sent to an address so far.
 pub(crate) type Sent<'a> = &'a (dyn Fn(SocketAddr) -> u64 + Sync);
@@ -63,8 +65,19 @@ pub(crate) struct Move {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Searching { since: Instant, moved: Instant, sent: u64, tries: u32, fast: bool },
-    Connected { handshake_at: Instant, sent: u64 },
+    /// `before` = the handshake that was known when the search began; a newer one ends it. (Not the time at which it
+    /// began: ages are read with an error, and a handshake may complete in the same instant.)
+    Searching {
+        before: Option<Instant>,
+        moved: Instant,
+        sent: u64,
+        tries: u32,
+        fast: bool,
+    },
+    Connected {
+        handshake_at: Instant,
+        sent: u64,
+    },
 }
 
 struct Path {
@@ -80,7 +93,7 @@ pub(crate) struct Paths {
     own: Vec<IpNet>,
     locals: Vec<IpNet>,
     peers: BTreeMap<PublicKey, Path>,
-    /// Peers searched fast, as counted by the last step and added to since.
+    /// Peers searched fast, as counted by the last step and added to from then on.
     fast: usize,
 }
 
@@ -105,7 +118,11 @@ impl Paths {
         let fast = self.fast < FAST_MAX;
         self.fast += usize::from(fast);
         let endpoint = order.first().copied();
-        let state = State::searching(endpoint, fast, sent, now);
+        let before = match self.peers.get(&key).map(|path| path.state) {
+            Some(State::Searching { before, .. }) => before,
+            Some(State::Connected { .. }) | None => None,
+        };
+        let state = State::searching(before, endpoint, fast, sent, now);
         self.peers.insert(key, Path { given, order, at: 0, state });
         Move { key, endpoint, fast }
     }
@@ -115,7 +132,8 @@ impl Paths {
         self.peers.remove(key);
     }
 
-    /// The networks that this machine is on. A path over one that is gone is searched anew.
+    /// The networks that this machine is on. Candidates are ordered anew, and a path over a network that is gone is
+    /// searched anew. Comes after [`Paths::step`], which sees what has connected by now.
     pub fn locals_set(&mut self, locals: &[IpNet], samples: &[Sample], sent: Sent, now: Instant) -> Vec<Move> {
         if self.locals == locals {
             return Vec::new();
@@ -124,17 +142,17 @@ impl Paths {
         let mut moves = Vec::new();
         for sample in samples {
             let Some(path) = self.peers.get_mut(&sample.key) else { continue };
-            path.order = order(&path.given, &self.own, locals);
-            path.at = 0;
-            let lost = match path.state {
-                State::Searching { .. } => true,
+            let order = order(&path.given, &self.own, locals);
+            let anew = match path.state {
+                State::Searching { .. } => path.order != order,
                 State::Connected { .. } => {
                     sample.endpoint.is_some_and(|at| inside(&before, at.ip()) && !inside(locals, at.ip()))
                 }
             };
-            if lost && let Some(endpoint) = path.order.first().copied() {
+            (path.order, path.at) = (order, 0);
+            if anew && let Some(endpoint) = path.order.first().copied() {
                 let fast = path.fast() || self.fast < FAST_MAX;
-                path.state = State::searching(Some(endpoint), fast, sent, now);
+                path.state = State::searching(sample.handshake_at, Some(endpoint), fast, sent, now);
                 moves.push(Move { key: sample.key, endpoint: Some(endpoint), fast });
             }
         }
@@ -148,8 +166,11 @@ impl Paths {
             if moves.len() >= MOVES_MAX {
                 break;
             }
-            if let Some(path) = self.peers.get_mut(&sample.key) {
-                moves.extend(path.step(sample, sent, now));
+            let may_fast = self.fast < FAST_MAX;
+            let moved = self.peers.get_mut(&sample.key).and_then(|path| path.step(sample, sent, now, may_fast));
+            if let Some(moved) = moved {
+                self.fast += usize::from(moved.fast);
+                moves.push(moved);
             }
         }
         self.fast = self.peers.values().filter(|path| path.fast()).count();
@@ -168,8 +189,8 @@ impl Paths {
 }
 
 impl State {
-    fn searching(endpoint: Option<SocketAddr>, fast: bool, sent: Sent, now: Instant) -> Self {
-        State::Searching { since: now, moved: now, sent: endpoint.map_or(0, sent), tries: 0, fast }
+    fn searching(before: Option<Instant>, endpoint: Option<SocketAddr>, fast: bool, sent: Sent, now: Instant) -> Self {
+        State::Searching { before, moved: now, sent: endpoint.map_or(0, sent), tries: 0, fast }
     }
 }
 
@@ -178,38 +199,41 @@ impl Path {
         matches!(self.state, State::Searching { fast: true, .. })
     }
 
-    fn step(&mut self, sample: &Sample, sent: Sent, now: Instant) -> Option<Move> {
+    fn step(&mut self, sample: &Sample, sent: Sent, now: Instant, may_fast: bool) -> Option<Move> {
+        let key = sample.key;
         let sent_now = sample.endpoint.map_or(0, sent);
+        let newer =
+            |than: Option<Instant>| sample.handshake_at.filter(|at| than.is_none_or(|than| *at > than + AGE_ERROR));
         match self.state {
-            State::Searching { since, moved, sent: before, tries, fast } => {
-                if let Some(handshake_at) = sample.handshake_at.filter(|at| *at >= since) {
+            State::Searching { before, moved, sent: sent_then, tries, fast } => {
+                if let Some(handshake_at) = newer(before) {
                     self.state = State::Connected { handshake_at, sent: sent_now };
-                    return fast.then_some(Move { key: sample.key, endpoint: None, fast: false });
+                    return fast.then_some(Move { key, endpoint: None, fast: false });
                 }
                 let dwell = if fast { DWELL_FAST } else { DWELL_SLOW };
-                if sent_now <= before || now.saturating_duration_since(moved) < dwell {
+                if sent_now <= sent_then || now.saturating_duration_since(moved) < dwell {
                     return None;
                 }
                 let tries = tries.saturating_add(1);
                 let fast_now = fast && (tries as usize) < FAST_ROUNDS * self.order.len();
                 let endpoint = self.next(sample.endpoint);
                 let sent = endpoint.or(sample.endpoint).map_or(0, sent);
-                self.state = State::Searching { since, moved: now, sent, tries, fast: fast_now };
-                (endpoint.is_some() || fast != fast_now).then_some(Move { key: sample.key, endpoint, fast: fast_now })
+                self.state = State::Searching { before, moved: now, sent, tries, fast: fast_now };
+                (endpoint.is_some() || fast != fast_now).then_some(Move { key, endpoint, fast: fast_now })
             }
-            State::Connected { handshake_at, sent: before } => {
-                // Ages are read with a small error; the count is per address, and roaming starts another one.
-                let again = sample.handshake_at.filter(|at| *at > handshake_at + Duration::from_secs(1));
-                if again.is_some() || sent_now < before {
+            State::Connected { handshake_at, sent: sent_then } => {
+                let again = newer(Some(handshake_at));
+                // The count is per address: roaming starts another one.
+                if again.is_some() || sent_now < sent_then {
                     self.state = State::Connected { handshake_at: again.unwrap_or(handshake_at), sent: sent_now };
                     return None;
                 }
-                if sent_now - before < LOST {
+                if sent_now - sent_then < LOST {
                     return None;
                 }
                 let endpoint = self.next(sample.endpoint);
-                self.state = State::searching(endpoint.or(sample.endpoint), true, sent, now);
-                Some(Move { key: sample.key, endpoint, fast: true })
+                self.state = State::searching(Some(handshake_at), endpoint.or(sample.endpoint), may_fast, sent, now);
+                Some(Move { key, endpoint, fast: may_fast })
             }
         }
     }
@@ -351,6 +375,18 @@ mod tests {
     }
 
     #[test]
+    fn a_handshake_in_the_instant_of_the_search_ends_it() {
+        let mut world = World::new(&["1.1.1.1:1", "2.2.2.2:1"], None);
+        world.talking = false;
+        // Read a little early: the age of a session has an error.
+        world.handshake_at = Some(world.start - Duration::from_millis(3));
+        world.run(5);
+        assert!(world.connected());
+        assert_eq!(world.endpoint, Some(at("1.1.1.1:1")));
+        assert_eq!(*world.moves.borrow(), [(250, None, false)], "connected at the first look");
+    }
+
+    #[test]
     fn an_absent_peer_is_searched_slowly_after_two_rounds_and_never_when_nothing_is_sent() {
         let mut world = World::new(&["1.1.1.1:1", "2.2.2.2:1"], None);
         world.run(60);
@@ -402,7 +438,10 @@ mod tests {
     fn losing_the_network_of_a_path_searches_anew() {
         let mut world = World::new(&["10.1.0.2:1", "2.2.2.2:1"], Some("10.1.0.2:1"));
         let sample = world.sample();
-        assert_eq!(world.paths.locals_set(&nets(&["10.1.0.0/24"]), &[sample], &|_| 0, world.now).len(), 1);
+        let moves = world.paths.locals_set(&nets(&["2.2.2.0/24"]), std::slice::from_ref(&sample), &|_| 0, world.now);
+        assert_eq!(moves[0].endpoint, Some(at("2.2.2.2:1")), "another order starts anew");
+        let moves = world.paths.locals_set(&nets(&["10.1.0.0/24"]), &[sample], &|_| 0, world.now);
+        assert_eq!(moves[0].endpoint, Some(at("10.1.0.2:1")));
         world.run(3);
         assert!(world.connected());
         let sample = world.sample();

@@ -23,6 +23,8 @@ pub struct WireGuard {
     device: Device,
     running: Option<Running>,
     initiations: Initiations,
+    /// The networks that this machine is on, as last told.
+    locals: Vec<IpNet>,
 }
 
 struct Running {
@@ -36,10 +38,10 @@ struct Running {
 impl WireGuard {
     /// A tunnel that is down.
     pub fn new(device: Device) -> Self {
-        Self { device, running: None, initiations: Initiations::default() }
+        Self { device, running: None, initiations: Initiations::default(), locals: Vec::new() }
     }
 
-    async fn up(&mut self) -> Result<&mut Running, TunnelError> {
+    async fn up(&mut self, now: Instant) -> Result<&mut Running, TunnelError> {
         if self.running.is_none() {
             let tun = Tun::open(&self.device.ifname)?;
             let factory = Factory { initiations: self.initiations.clone(), ..Factory::default() };
@@ -53,7 +55,8 @@ impl WireGuard {
             // The key is what opens the socket, peers or not.
             let key = x25519::StaticSecret::from(self.device.private_key);
             gotatun.set_private_key(key).await.map_err(refused)?;
-            let (addresses, peers, paths) = (Vec::new(), BTreeMap::new(), Paths::default());
+            let (addresses, peers, mut paths) = (Vec::new(), BTreeMap::new(), Paths::default());
+            paths.locals_set(&self.locals, &[], &|_| 0, now);
             self.running = Some(Running { gotatun, tun, addresses, peers, paths });
         }
         self.running.as_mut().ok_or(TunnelError::Down)
@@ -63,7 +66,7 @@ impl WireGuard {
 impl Tunnel for WireGuard {
     async fn configure(&mut self, config: &Config, now: Instant) -> Result<(), TunnelError> {
         let (ifname, initiations) = (self.device.ifname.clone(), self.initiations.clone());
-        let running = self.up().await?;
+        let running = self.up(now).await?;
         let wanted: BTreeMap<&PublicKey, &Peer> = config.peers.iter().map(|peer| (&peer.public_key, peer)).collect();
         let patch = Patch {
             addresses: Some(config.addresses.clone()),
@@ -96,6 +99,7 @@ impl Tunnel for WireGuard {
     }
 
     async fn tick(&mut self, now: Instant, locals: &[IpNet]) -> Duration {
+        self.locals = locals.to_vec();
         let Some(running) = self.running.as_mut() else { return Duration::from_secs(30) };
         if running.died().await {
             tracing::error!("the device {} is gone; making it again", self.device.ifname);
@@ -192,10 +196,8 @@ impl Running {
             })
             .collect();
         let sent = |to: SocketAddr| initiations.sent(to);
-        let mut moves = self.paths.locals_set(locals, &samples, &sent, now);
-        if moves.is_empty() {
-            moves = self.paths.step(&samples, &sent, now);
-        }
+        let mut moves = self.paths.step(&samples, &sent, now);
+        moves.extend(self.paths.locals_set(locals, &samples, &sent, now));
         if !moves.is_empty()
             && let Err(error) = self.gotatun.write(async |device| moves_make(device, &moves).await).await
         {

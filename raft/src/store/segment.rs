@@ -60,19 +60,19 @@ pub(crate) enum Header {
     Bad,
 }
 
-/// Reads a segment's header.
+/// Reads a segment's header. Only a whole one says what it is: a flipped bit does not make a newer version.
 pub(crate) fn segment_check(header: &[u8], number: u64) -> Header {
     let mut from = Fields(header);
-    let (Some(magic), Some(format)) = (from.take::<8>(), from.u32()) else { return Header::Bad };
-    if &magic != SEGMENT_MAGIC {
+    let fields = (from.take::<8>(), from.u32(), from.u64(), from.u64(), from.u32());
+    let (Some(magic), Some(format), Some(found), Some(member), Some(crc)) = fields else { return Header::Bad };
+    let whole = header.get(..28).is_some_and(|fields| crc32c::crc32c(fields) == crc);
+    if &magic != SEGMENT_MAGIC || !whole {
         return Header::Bad;
     }
     if format > SEGMENT_FORMAT {
         return Header::Newer(format);
     }
-    let (Some(found), Some(member), Some(crc)) = (from.u64(), from.u64(), from.u32()) else { return Header::Bad };
-    let good = found == number && header.get(..28).is_some_and(|fields| crc32c::crc32c(fields) == crc);
-    if good { Header::Good { member } } else { Header::Bad }
+    if found == number { Header::Good { member } } else { Header::Bad }
 }
 
 /// A block that is being filled; its buffer is used again and again.
@@ -425,6 +425,9 @@ mod tests {
         assert_eq!(segment_check(&header, 8), Header::Bad);
         let mut newer = header;
         newer[8] = 2;
+        assert_eq!(segment_check(&newer, 7), Header::Bad, "a flipped bit");
+        let crc = crc32c::crc32c(&newer[..28]);
+        newer[28..32].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(segment_check(&newer, 7), Header::Newer(2));
         let mut bad = header;
         bad[13] ^= 1;

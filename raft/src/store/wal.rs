@@ -334,7 +334,7 @@ impl Wal {
             self.full.fetch_and(state.ready.is_none(), Relaxed);
             let more = !state.filling.block.is_empty();
             state.in_flight = more;
-            (more, state.wants_blank())
+            (more, state.wants_blank(self.full()))
         };
         for done in done {
             done(Ok(()));
@@ -385,7 +385,7 @@ impl Wal {
     pub(crate) fn prepare(self: &Arc<Self>) {
         let name = {
             let mut state = lock(&self.state);
-            if !state.wants_blank() {
+            if !state.wants_blank(self.full()) {
                 return;
             }
             state.preparing = true;
@@ -418,9 +418,10 @@ impl State {
         self.segments.last_key_value().map(|(number, segment)| (*number, segment))
     }
 
-    fn wants_blank(&self) -> bool {
+    /// While the disk is `full`, at any filling: only a segment that could be made says that there is room again.
+    fn wants_blank(&self, full: bool) -> bool {
         let idle = !self.preparing && self.ready.is_none() && self.closed.is_none();
-        idle && self.active().is_some_and(|(_, active)| active.end * 2 > active.len)
+        idle && (full || self.active().is_some_and(|(_, active)| active.end * 2 > active.len))
     }
 
     fn blank_name(&mut self) -> String {

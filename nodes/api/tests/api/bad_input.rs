@@ -210,10 +210,10 @@ async fn ranges() {
     for (what, v4, v6, status, code) in [
         ("overlapping", "10.0.0.0/16", "", 409, "cidr_overlap"),
         ("inside another", "10.0.0.128/25", "", 409, "cidr_overlap"),
-        ("not a network address", "10.1.0.1/24", "", 400, "cidr_invalid"),
+        ("not a network address", "10.1.0.1/24", "", 400, "cidr_not_network"),
         ("no CIDR", "10.1.0.0", "", 400, "cidr_invalid"),
         ("IPv6 too small", "10.1.0.0/24", "fd00::/127", 400, "ipv6_too_small"),
-        ("IPv6 not a network address", "10.1.0.0/24", "fd00::1/64", 400, "cidr_invalid"),
+        ("IPv6 not a network address", "10.1.0.0/24", "fd00::1/64", 400, "cidr_not_network"),
     ] {
         let body = json!({"name": "x", "ipv4Cidr": v4, "ipv6Cidr": v6});
         let answer = admin.post("/tenants/acme/cvlans", body).await;

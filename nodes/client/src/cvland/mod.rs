@@ -79,6 +79,8 @@ impl<T: Tunnel> Daemon<T> {
     /// Looks after the tunnel; `locals` are the networks this machine is on. Returns when to call again.
     pub async fn tick(&mut self, now: Instant, locals: &[IpNet]) -> Duration {
         if let (false, Some(config)) = (self.up, &self.config) {
+            // Where the machine is decides which endpoint of a peer is tried first.
+            self.tunnel.tick(now, locals).await;
             let wanted = tunnel_config(&self.key, config);
             match self.tunnel.configure(&wanted, now).await {
                 Ok(()) => {

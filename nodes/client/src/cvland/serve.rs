@@ -25,7 +25,8 @@ pub async fn serve<T: Tunnel>(
     let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut watch = Watch::new();
     let mut locals = locals_read(ifname);
-    let mut due = Instant::now();
+    // Before any request: the tunnel then knows where this machine is.
+    let mut due = Instant::now() + daemon.tick(std::time::Instant::now(), &locals).await;
     tokio::pin!(ended);
     loop {
         tokio::select! {

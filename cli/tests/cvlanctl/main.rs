@@ -1,0 +1,8 @@
+//! `cvlanctl` against a real controller, over real TLS.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod bad_input;
+mod common;
+mod nouns;
+mod session;
+mod timeline;
