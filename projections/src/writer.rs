@@ -442,6 +442,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_pushed_twice_is_folded_once_and_needs_no_log() {
+        let world = World::new(13, 100);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("views.db");
+        let (state, start) = world.at(0);
+        Views::open(&path).unwrap().rebuild(&state, start).unwrap();
+        let silent: History = Box::new(|_, _| Err(Past::Unavailable("not asked for".into())));
+        let (views, writer) = open(&path, silent);
+        let (state, checkpoint) = world.at(50);
+        writer.push(state, checkpoint, world.events[..50].to_vec());
+        assert!(writer.wait(checkpoint, LONG));
+        writer.push(world.state.clone(), world.checkpoint(), world.events[40..].to_vec());
+        assert!(writer.wait(world.checkpoint(), LONG));
+        drop(writer);
+        assert_eq!(views.audit_from().unwrap(), Seq(1));
+        assert_eq!(dump(&path), whole(&world, folder.path()));
+    }
+
+    #[test]
     fn more_than_can_be_kept_is_read_from_the_log() {
         let world = World::new(4, 200);
         let folder = tempfile::tempdir().unwrap();

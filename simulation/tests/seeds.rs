@@ -18,7 +18,7 @@ fn play(what: &str, range: RangeInclusive<u64>, setup: &Setup, each: &(dyn Fn(&R
         let mut done = done.lock().unwrap();
         done.0 += 1;
         done.1 += u32::from(report.violation.is_some());
-        if done.0 % (total / 5).max(1) == 0 {
+        if done.0.is_multiple_of((total / 5).max(1)) {
             eprintln!("{what}: {} of {total} seeds, {} with a violation", done.0, done.1);
         }
     });

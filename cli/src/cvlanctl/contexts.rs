@@ -73,9 +73,12 @@ impl Verb {
                 NOUN.list(global, contexts.contexts.iter().map(item).collect(), &Names::default())
             }
             Self::Use { name } => {
-                store.change(|c| match c.contexts.contains_key(&name) {
-                    true => Ok(c.current.clone_from(&name)),
-                    false => Err(unknown(&name)),
+                store.change(|c| {
+                    if !c.contexts.contains_key(&name) {
+                        return Err(unknown(&name));
+                    }
+                    c.current.clone_from(&name);
+                    Ok(())
                 })?;
                 talk(&format!("context {name:?} is the current one"));
                 Ok(())

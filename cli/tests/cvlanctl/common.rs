@@ -37,26 +37,16 @@ fn binary() -> PathBuf {
     binary
 }
 
-fn spawn(dir: &Path, [rest, node, metrics]: [u16; 3]) -> (Child, String) {
-    let out = dir.join("out");
-    let child = Command::new(binary())
+/// Starts it; what it prints is in `out`.
+fn spawn(dir: &Path, [rest, node, metrics]: [u16; 3]) -> Child {
+    Command::new(binary())
         .args(["--data-dir".into(), dir.join("data").into_os_string()])
         .args(["--listen", &format!("127.0.0.1:{rest}"), "--node-listen", &format!("127.0.0.1:{node}")])
         .args(["--metrics-listen", &format!("127.0.0.1:{metrics}")])
-        .stdout(File::create(&out).unwrap())
+        .stdout(File::create(dir.join("out")).unwrap())
         .stderr(File::create(dir.join("err")).unwrap())
         .spawn()
-        .unwrap();
-    let end = Instant::now() + Duration::from_secs(60);
-    loop {
-        let text = std::fs::read_to_string(&out).unwrap();
-        if text.contains("  metrics        http://") && text.ends_with('\n') {
-            return (child, text);
-        }
-        let err = || std::fs::read_to_string(dir.join("err")).unwrap();
-        assert!(Instant::now() < end, "the controller does not start: {text} {}", err());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+        .unwrap()
 }
 
 impl Controller {
@@ -66,12 +56,29 @@ impl Controller {
         let free: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let ports = [0, 1, 2].map(|i: usize| free[i].local_addr().unwrap().port());
         drop(free);
-        let (child, out) = spawn(dir.path(), ports);
+        let child = spawn(dir.path(), ports);
+        let empty = String::new;
+        let mut controller = Self { child, dir, ports, url: empty(), pin: empty(), password: empty() };
+        let out = controller.ready();
         let after = |mark: &str| out.split_once(mark).unwrap().1.split_whitespace().next().unwrap().to_owned();
         let (url, pin) = (format!("https://127.0.0.1:{}", ports[0]), after("--ca-pin "));
         assert!(out.contains(&format!("cvlanctl login {url} --ca-pin {pin}")), "{out}");
-        let password = after("superadmin     admin");
-        Self { child, dir, ports, url, pin, password }
+        (controller.url, controller.pin, controller.password) = (url, pin, after("superadmin     admin"));
+        controller
+    }
+
+    /// Waits until it has printed everything.
+    fn ready(&self) -> String {
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let text = |name: &str| std::fs::read_to_string(self.dir.path().join(name)).unwrap();
+            let out = text("out");
+            if out.contains("  metrics        http://") && out.ends_with('\n') {
+                return out;
+            }
+            assert!(Instant::now() < end, "the controller does not start: {out} {}", text("err"));
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Dies at once.
@@ -82,7 +89,8 @@ impl Controller {
 
     /// Starts again on its folder and ports, after [`Controller::kill`].
     pub fn again(&mut self) {
-        self.child = spawn(self.dir.path(), self.ports).0;
+        self.child = spawn(self.dir.path(), self.ports);
+        self.ready();
     }
 }
 
