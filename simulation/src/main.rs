@@ -8,10 +8,17 @@ use cvlan_sim::world::{Counts, Report, Setup, run};
 use cvlan_sim::{bench, ledger::short};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
+
+/// A line on stdout; a reader that has gone is no reason to stop.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
 
 /// Deterministic simulation and benchmarks of CVLAN.
 #[derive(Parser)]
@@ -136,7 +143,7 @@ fn one_by_one(args: &Run) -> anyhow::Result<ExitCode> {
         }
         if let Some(violation) = &report.violation {
             violations += 1;
-            println!("seed {seed}: VIOLATION: {violation}\n  {}", reproduce(seed, &setup));
+            say!("seed {seed}: VIOLATION: {violation}\n  {}", reproduce(seed, &setup));
         }
         all.update(report.digest);
         text.push_str(&report.text.unwrap_or_default());
@@ -144,28 +151,36 @@ fn one_by_one(args: &Run) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.trace {
         std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
     }
-    println!("digest {}", hex::encode(all.finalize()));
+    say!("digest {}", hex::encode(all.finalize()));
     Ok(if violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print(report: &Report) {
     let Report { seed, lines, virtual_ms, counts, .. } = report;
     let Counts { crashes, at_call, cuts, in_recovery, stops, damaged, failed, full, .. } = counts;
-    println!(
+    say!(
         "seed {seed}: {lines} trace lines, {virtual_ms} ms, {} calls of the disk, {}",
         counts.calls,
         short(&report.digest)
     );
-    println!(
+    say!(
         "  ends: {crashes} crashes ({at_call} at a call, {in_recovery} in a recovery), {stops} in order; {cuts} power cuts, {damaged} damaged snapshots, {failed} failed calls, {full} × disk full"
     );
-    println!(
+    say!(
         "  commands: {} done ({} answered again), {} refused, {} sent again, {} told that the disk is full",
-        counts.done, counts.repeated, counts.refused, counts.retries, counts.full_answers
+        counts.done,
+        counts.repeated,
+        counts.refused,
+        counts.retries,
+        counts.full_answers
     );
-    println!(
+    say!(
         "  log: {} events, {} segments, purged up to entry {}, snapshot at event {}, {} checkpoints",
-        counts.events, counts.segments, counts.purged, counts.snapshot, counts.checkpoints
+        counts.events,
+        counts.segments,
+        counts.purged,
+        counts.snapshot,
+        counts.checkpoints
     );
 }
 
@@ -180,7 +195,7 @@ fn many(args: &Seeds) -> anyhow::Result<ExitCode> {
         state.0.insert(report.seed, report.digest);
         if let Some(violation) = &report.violation {
             state.1 += 1;
-            println!("seed {}: VIOLATION: {violation}\n  {}", report.seed, reproduce(report.seed, &setup));
+            say!("seed {}: VIOLATION: {violation}\n  {}", report.seed, reproduce(report.seed, &setup));
         }
         if progress {
             eprint!("\r{} of {total} seeds, {} failed ", state.0.len(), state.1);
@@ -189,10 +204,10 @@ fn many(args: &Seeds) -> anyhow::Result<ExitCode> {
     if progress {
         eprintln!();
     }
-    println!("{}", summary.line());
+    say!("{}", summary.line());
     let mut all = Sha256::new();
     let digests = state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).0;
     digests.values().for_each(|digest| all.update(digest));
-    println!("digest {}", hex::encode(all.finalize()));
+    say!("digest {}", hex::encode(all.finalize()));
     Ok(if summary.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -12,7 +12,7 @@ const THREADS: usize = 2;
 /// Runs seeds, with a line of progress for every fifth of them.
 fn play(what: &str, range: RangeInclusive<u64>, setup: &Setup, each: &(dyn Fn(&Report) + Sync)) -> Summary {
     let total = range.end() - range.start() + 1;
-    let done = Mutex::new((0, 0));
+    let done = Mutex::new((0u64, 0u32));
     let summary = seeds(range, THREADS, setup, &|report| {
         each(report);
         let mut done = done.lock().unwrap();

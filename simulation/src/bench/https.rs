@@ -290,7 +290,7 @@ impl Handler for Empty {
 }
 
 /// The process behind `floor_http`: writes its CA and port into `folder` and serves until it is ended.
-pub fn floor_serve(folder: &PathBuf) -> anyhow::Result<()> {
+pub fn floor_serve(folder: &Path) -> anyhow::Result<()> {
     on_tokio(async {
         let now_ms = u64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis())?;
         let (key, der) = ca_make(now_ms)?;
