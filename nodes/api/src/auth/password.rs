@@ -28,7 +28,7 @@ pub fn generate() -> String {
         if i > 0 && i % 5 == 0 {
             text.push('-');
         }
-        text.push(char::from(ALPHABET[usize::from(byte & 31)]));
+        text.push(char::from(ALPHABET.get(usize::from(byte & 31)).copied().unwrap_or(b'A')));
     }
     text
 }

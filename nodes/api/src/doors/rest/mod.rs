@@ -49,6 +49,9 @@ pub const TOTAL: HeaderName = HeaderName::from_static("x-total-count");
 /// Longest request id that is taken over.
 const REQUEST_ID_MAX: usize = 64;
 
+/// A line of ROUTES, its place there, and what its path's placeholders stand for.
+type Found = (usize, &'static Route, Vec<(String, String)>);
+
 /// Answers it.
 #[derive(Clone)]
 pub struct RestDoor {
@@ -109,7 +112,7 @@ impl RestDoor {
     }
 
     /// The line of ROUTES, and what its path's placeholders stand for.
-    fn find(&self, path: &str, method: &Method) -> Result<(usize, &'static Route, Vec<(String, String)>), Problem> {
+    fn find(&self, path: &str, method: &Method) -> Result<Found, Problem> {
         let unknown = || {
             let detail = format!("there is nothing at {BASE}{path}; README names the paths");
             Problem::not_found("route_not_found", detail)
