@@ -13,13 +13,12 @@ use serde_json::{Value, json};
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  cvlanctl login https://127.0.0.1:8443 --ca-pin sha256:…          as admin; cvlan-api prints this line
+  cvlanctl login https://127.0.0.1:8443 --ca-pin sha256:…    as admin; cvlan-api prints this line
   cvlanctl login https://c.example:8443 --ca-pin sha256:… -t acme --name ada
-  cvlanctl login                                                   again, into the current context
-  cvlanctl login --password-stdin < password.txt                   from a script; CVLAN_PASSWORD works too
+  cvlanctl login                                             again, into the current context
+  cvlanctl login --password-stdin < password.txt             or with CVLAN_PASSWORD set
 
-The pin is the SHA-256 of the CA's key: the one thing that tells your controller from someone else's. It is checked
-at every connection. There is no way to do without.")]
+The pin is the SHA-256 of the CA's key. It is checked at every connection; there is no way without.")]
 pub struct Login {
     /// https://HOST:PORT of the controller; none = the context's
     url: Option<String>,

@@ -13,7 +13,7 @@ use serde_json::json;
 /// What can be done with CVLANs.
 #[derive(Subcommand)]
 pub enum Verb {
-    /// A new one: cvlanctl cvlan create office --ipv4 10.20.0.0/24 --ipv6 auto
+    /// Create one: cvlanctl cvlan create office --ipv4 10.20.0.0/24 --ipv6 auto
     Create {
         /// Unique in the tenant: a-z, 0-9 and -
         name: String,

@@ -36,9 +36,9 @@ use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Start here:
-  cvlanctl login https://127.0.0.1:8443 --ca-pin sha256:…      cvlan-api prints this line
+  cvlanctl login https://127.0.0.1:8443 --ca-pin sha256:…    cvlan-api prints this line
   cvlanctl tenant create acme
-  cvlanctl context tenant acme                                 no -t acme from here on
+  cvlanctl context tenant acme                               no -t acme from here on
   cvlanctl cvlan create office --ipv6 auto
   cvlanctl token create --cvlan office --expires 24h --max-uses 10
   cvlanctl node list -o wide
@@ -49,7 +49,7 @@ stdout is data, stderr is talk. Exit status: 0 done, 1 failed, 2 asked the wrong
 
 /// CVLAN from the command line: tenants, networks, machines, people, and the log of everything.
 #[derive(Parser)]
-#[command(name = "cvlanctl", version, after_help = EXAMPLES, propagate_version = true, max_term_width = 120)]
+#[command(name = "cvlanctl", version, after_help = EXAMPLES, max_term_width = 120)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -67,8 +67,9 @@ pub struct Global {
     /// The context to use; else the current one
     #[arg(long, global = true, env = "CVLAN_CONTEXT", value_name = "NAME")]
     pub context: Option<String>,
-    /// How results are written
-    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT", hide_default_value = true)]
+    /// table, wide (all columns), json (as the API says it), yaml, or name (names or ids alone)
+    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(hide_default_value = true, hide_possible_values = true)]
     pub output: Format,
     /// Columns of the table, in this order
     #[arg(long, global = true, value_delimiter = ',', value_name = "A,B")]

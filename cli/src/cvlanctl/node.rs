@@ -14,11 +14,13 @@ use serde_json::{Value, json};
 /// What can be done with nodes.
 #[derive(Subcommand)]
 pub enum Verb {
-    /// A plain WireGuard device: cvlanctl node create printer --cvlan office --wg-public-key "$(wg pubkey < key)"
-    #[command(
-        after_help = "Machines that run cvlan-ctrl come with a token instead: cvlanctl token create --cvlan office \
-        --expires 24h"
-    )]
+    /// Add a plain WireGuard device, which runs no agent
+    #[command(after_help = "\
+Example:
+  cvlanctl node create printer --cvlan office --wg-public-key \"$(wg pubkey < key)\" --tag iot
+
+Machines that run cvlan-ctrl come with a token instead:
+  cvlanctl token create --cvlan office --expires 24h")]
     Create {
         /// Unique in the CVLAN: a-z, 0-9 and -
         name: String,

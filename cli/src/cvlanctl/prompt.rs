@@ -5,6 +5,7 @@ use crate::print::{is_dialogue, talk};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// The longest line that is read.
 const LINE_MAX: u64 = 4096;
@@ -40,6 +41,8 @@ fn no_terminal() -> Failure {
 
 /// A password from the terminal, whatever stdin is. Ctrl-C gives the terminal its echo back.
 pub async fn password(question: &str) -> Result<String, Failure> {
+    // Heard from before the echo goes: a Ctrl-C in between would leave the terminal without it.
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let mut silent = Silent::new().map_err(|_| no_terminal())?;
     write!(silent.tty, "{question}: ")?;
     silent.tty.flush()?;
@@ -52,8 +55,7 @@ pub async fn password(question: &str) -> Result<String, Failure> {
     });
     let line = tokio::select! {
         line = rx => line.map_err(|_| no_terminal())??,
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted?;
+        _ = interrupt.recv() => {
             return Err(Failure { exit: INTERRUPTED, ..Failure::new("interrupted", "nothing was done") });
         }
     };

@@ -13,7 +13,7 @@ use serde_json::json;
 /// What can be done with tenants.
 #[derive(Subcommand)]
 pub enum Verb {
-    /// A new one: cvlanctl tenant create acme --display-name "ACME Inc."
+    /// Create one: cvlanctl tenant create acme --display-name "ACME Inc."
     Create {
         /// Its slug: a-z, 0-9 and -; part of names, it never changes
         slug: String,

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 /// What can be done with tokens.
 #[derive(Subcommand)]
 pub enum Verb {
-    /// A new one: cvlanctl token create --cvlan office --expires 24h --max-uses 10
+    /// Create one: cvlanctl token create --cvlan office --expires 24h --max-uses 10
     Create(Create),
     /// The tenant's; never their secrets
     List {

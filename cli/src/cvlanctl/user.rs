@@ -13,7 +13,7 @@ use serde_json::json;
 /// What can be done with users.
 #[derive(Subcommand)]
 pub enum Verb {
-    /// A new one: cvlanctl -t acme user create ada --role tenantadmin
+    /// Create one: cvlanctl -t acme user create ada --role tenantadmin
     Create {
         /// Login name: a-z, 0-9 and . _ @ -
         name: String,
@@ -79,7 +79,7 @@ impl Role {
 /// A tenant's or nobody's.
 #[derive(Args)]
 pub struct Whose {
-    /// A user of the cluster, not of a tenant; so it is without -t and default tenant, too
+    /// The cluster's users, not a tenant's; so it is too where no tenant is named
     #[arg(long)]
     pub global: bool,
 }

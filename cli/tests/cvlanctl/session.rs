@@ -9,8 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, Stdio};
 
 #[test]
 fn a_session_lives_in_its_context() {
@@ -124,47 +123,86 @@ fn nobody_else_is_talked_to() {
     shell.run("status").fails(1, "(ca_pin_mismatch)");
 }
 
+/// A terminal, and a command in a session of its own on it.
+struct Terminal {
+    slave: File,
+    master: File,
+    child: Child,
+}
+
+impl Terminal {
+    fn start(shell: &Shell, args: &[&str]) -> Self {
+        let pty = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&pty).unwrap();
+        unlockpt(&pty).unwrap();
+        let path = ptsname(&pty, Vec::new()).unwrap();
+        let path = OsStr::from_bytes(path.as_bytes());
+        let slave = OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let child = Command::new("setsid")
+            .args(["--ctty", "--wait", env!("CARGO_BIN_EXE_cvlanctl")])
+            .args(args)
+            .env("CVLAN_CONTEXT_DIR", shell.dir.path())
+            .env_remove("CVLAN_PASSWORD")
+            .stdin(slave.try_clone().unwrap())
+            .stdout(Stdio::null())
+            .stderr(slave.try_clone().unwrap())
+            .spawn()
+            .unwrap();
+        Self { slave, master: File::from(pty), child }
+    }
+
+    fn echo(&self) -> bool {
+        tcgetattr(&self.slave).unwrap().local_modes.contains(LocalModes::ECHO)
+    }
+
+    /// Reads until the terminal shows this.
+    fn shows(&mut self, wanted: &str) -> String {
+        let mut shown = String::new();
+        while !shown.contains(wanted) {
+            let mut piece = [0; 4096];
+            let n = self.master.read(&mut piece).unwrap();
+            shown.push_str(&String::from_utf8_lossy(&piece[..n]));
+        }
+        shown
+    }
+
+    fn exit(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+}
+
 #[test]
 fn a_password_is_typed_without_echo() {
     let controller = Controller::start();
     let shell = Shell::new();
-    let pty = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&pty).unwrap();
-    unlockpt(&pty).unwrap();
-    let path = ptsname(&pty, Vec::new()).unwrap();
-    let path = OsStr::from_bytes(path.as_bytes());
-    let open = || OpenOptions::new().read(true).write(true).open(path).unwrap();
-    let (slave, mut master) = (open(), File::from(pty));
-    // setsid makes it the terminal of a session of its own.
-    let mut child = Command::new("setsid")
-        .args([
-            "--ctty",
-            "--wait",
-            env!("CARGO_BIN_EXE_cvlanctl"),
-            "login",
-            &controller.url,
-            "--ca-pin",
-            &controller.pin,
-        ])
-        .env("CVLAN_CONTEXT_DIR", shell.dir.path())
-        .env_remove("CVLAN_PASSWORD")
-        .stdin(slave.try_clone().unwrap())
-        .stdout(Stdio::null())
-        .stderr(slave.try_clone().unwrap())
-        .spawn()
-        .unwrap();
-    let echo = || tcgetattr(&slave).unwrap().local_modes.contains(LocalModes::ECHO);
-    let end = Instant::now() + Duration::from_secs(20);
-    while echo() {
-        assert!(Instant::now() < end, "the terminal is still with echo");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    writeln!(master, "{}", controller.password).unwrap();
-    assert!(child.wait().unwrap().success());
-    assert!(echo(), "it is given back as it was");
-    let mut shown = [0; 4096];
-    let n = master.read(&mut shown).unwrap();
-    let shown = String::from_utf8_lossy(&shown[..n]).into_owned();
-    assert!(shown.starts_with("Password of admin: ") && !shown.contains(&controller.password), "{shown}");
+    let login = ["login", &controller.url, "--ca-pin", &controller.pin];
+    let mut terminal = Terminal::start(&shell, &login);
+    terminal.shows("Password of admin: ");
+    assert!(!terminal.echo());
+    writeln!(terminal.master, "{}", controller.password).unwrap();
+    let shown = terminal.shows("is the current one");
+    assert!(!shown.contains(&controller.password), "{shown}");
+    assert_eq!(terminal.exit(), Some(0));
+    assert!(terminal.echo(), "it is given back as it was");
     shell.run("status").ok();
+
+    let mut terminal = Terminal::start(&Shell::new(), &login);
+    terminal.shows("Password of admin: ");
+    terminal.master.write_all(b"\x03").unwrap();
+    assert_eq!(terminal.exit(), Some(130), "Ctrl-C");
+    assert!(terminal.echo(), "it is given back as it was");
+}
+
+#[test]
+fn a_person_is_asked_before_something_goes() {
+    let controller = Controller::start();
+    let shell = Shell::admin(&controller);
+    shell.run("tenant create acme").ok();
+    for (answer, exit, left) in [("n", 1, "acme\n"), ("", 1, "acme\n"), ("y", 0, "")] {
+        let mut terminal = Terminal::start(&shell, &["tenant", "delete", "acme"]);
+        terminal.shows("delete tenant acme? [y/N] ");
+        writeln!(terminal.master, "{answer}").unwrap();
+        assert_eq!(terminal.exit(), Some(exit), "{answer:?}");
+        assert_eq!(shell.run("tenant list -o name").ok().out, left, "{answer:?}");
+    }
 }

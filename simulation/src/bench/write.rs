@@ -250,6 +250,9 @@ pub(super) fn floor_disk(bench: &Bench) -> anyhow::Result<Sample> {
     on_tokio(async {
         let folder = bench.folder()?;
         let file = File::options().read(true).write(true).create_new(true).open(folder.path().join("segment"))?;
+        // Before the clock runs: the log's segments are zeroed beforehand, too.
+        file.write_all_at(&vec![0; SEGMENT], 0)?;
+        file.sync_all()?;
         let (tx, rx) = mpsc::channel::<oneshot::Sender<()>>(4096);
         let writer = std::thread::spawn(move || group_commits(&file, rx));
         let rate = closed_loop(bench.callers(), bench.length(), move |_, _| {
@@ -266,11 +269,11 @@ pub(super) fn floor_disk(bench: &Bench) -> anyhow::Result<Sample> {
     })
 }
 
-/// A segment of 64 MiB, zeroed beforehand, is written from the front again and again.
+/// Length of the file that the bare group commits go to.
+const SEGMENT: usize = 64 << 20;
+
+/// Writes the segment from the front again and again.
 fn group_commits(file: &File, mut rx: mpsc::Receiver<oneshot::Sender<()>>) -> std::io::Result<()> {
-    const SEGMENT: usize = 64 << 20;
-    file.write_all_at(&vec![0; SEGMENT], 0)?;
-    file.sync_all()?;
     let (mut waiting, mut at) = (Vec::new(), 0);
     while rx.blocking_recv_many(&mut waiting, 4096) > 0 {
         let bytes = vec![7; waiting.len() * EVENT_BYTES];

@@ -181,6 +181,9 @@ fn newer_format(log: &Path) {
     file.read_exact_at(&mut head, 0).unwrap();
     assert_eq!(head[8..12], cvlan_raft::store::segment::SEGMENT_FORMAT.to_le_bytes(), "after 8 bytes of magic");
     head[8..12].copy_from_slice(&999u32.to_le_bytes());
+    // Whole otherwise: a header with a wrong checksum is damaged, not newer.
+    let sum = crc32c::crc32c(&head[..28]);
+    head[28..32].copy_from_slice(&sum.to_le_bytes());
     file.write_all_at(&head, 0).unwrap();
 }
 
