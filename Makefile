@@ -49,7 +49,7 @@ fix: ui/node_modules/.stamp ## format and apply what the linters can mend
 	@cd ui && $(NPM) run --silent fix
 
 bench: ## figures, one CVLAN_BENCH line each; ONLY=name for one
-	@$(CARGO) build --release -p cvlan-api -p cvlan-sim --bins
+	@$(CARGO) build --release -p cvlan-api -p cvlan-client -p cvlan-sim --bins
 	@$${CARGO_TARGET_DIR:-target}/release/cvlan-sim bench $(if $(ONLY),--only $(ONLY))
 
 sim: ## one simulated history: make sim SEED=42

@@ -116,8 +116,8 @@ printf '%s' "$password" | ctl login "$url" --ca-pin "$pin" --name admin --passwo
 ok "ready on $url, logged in as admin with the pinned CA"
 ctl tenant create acme >/dev/null && ctl context tenant acme >/dev/null 2>&1
 ctl -t acme cvlan create office --ipv4 10.20.0.0/24 --ipv6 auto >/dev/null || fail "cvlan create"
-token=$(ctl -t acme token create --cvlan office --expires 1h --max-uses 3 -o name) || fail "token create"
-ok "tenant acme, CVLAN office (10.20.0.0/24 and an IPv6 /64), a token for three machines"
+token=$(ctl -t acme token create --cvlan office --expires 24h --max-uses 10 -o name) || fail "token create"
+ok "tenant acme, CVLAN office (10.20.0.0/24 and an IPv6 /64), a token for ten machines"
 
 # ---- machines -----------------------------------------------------------------------------------------------------
 start_cvland() {

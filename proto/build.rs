@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .btree_map(["."])
         .bytes([".cvlan.v1.Entry.events"])
         .compile_well_known_types()
-        .extern_path(".google.protobuf", "::pbjson_types")
+        .extern_path(".google.protobuf.Timestamp", "crate::Timestamp")
         .compile_fds(set)?;
     pbjson_build::Builder::new().register_descriptors(&bytes)?.emit_fields().build(&[".cvlan.v1"])?;
     Ok(())

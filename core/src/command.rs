@@ -29,9 +29,9 @@ impl Actor {
     pub fn to_proto(&self) -> v1::Actor {
         let (kind, id, name) = match self {
             Self::System => ("system", String::new(), String::new()),
-            Self::User(id, name) => ("user", id.to_string(), name.clone()),
-            Self::Node(id, name) => ("node", id.to_string(), name.clone()),
-            Self::Token(id) => ("token", id.to_string(), String::new()),
+            Self::User(id, name) => ("user", id.text(), name.clone()),
+            Self::Node(id, name) => ("node", id.text(), name.clone()),
+            Self::Token(id) => ("token", id.text(), String::new()),
         };
         v1::Actor { kind: kind.to_owned(), id, name }
     }

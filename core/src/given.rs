@@ -57,7 +57,7 @@ pub(crate) fn given() -> World {
         let slug = format!("tenant{n}");
         world.ok(Wish::Tenant(TenantCommand::Create { id: tenant(n), slug, name: String::new(), key }));
         world.ok(cvlan_create(n, n, "net", "10.0.0.0/24", "fd00::/64"));
-        world.ok(token_create(n, n, 2, world.now_ms + 3_600_000));
+        world.ok(token_create(n, n, 2, 3_600_000));
     }
     world
 }
@@ -95,7 +95,7 @@ pub(crate) fn cvlan_create(t: u128, n: u128, name: &str, ipv4: &str, ipv6: &str)
     Wish::Cvlan(CvlanCommand::Create { tenant: tenant(t), id: cvlan(n), name, ipv4, ipv6, global_id: [n as u8; 5] })
 }
 
-pub(crate) fn token_create(t: u128, n: u128, max_uses: u32, expires_ms: u64) -> Wish {
+pub(crate) fn token_create(t: u128, n: u128, max_uses: u32, life_ms: u64) -> Wish {
     Wish::Token(TokenCommand::Create {
         tenant: tenant(t),
         cvlan: cvlan(t),
@@ -103,7 +103,7 @@ pub(crate) fn token_create(t: u128, n: u128, max_uses: u32, expires_ms: u64) -> 
         key: key(t),
         tags: vec!["b".into(), "a".into()],
         max_uses,
-        expires_ms,
+        life_ms,
         note: String::new(),
     })
 }

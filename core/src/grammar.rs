@@ -114,8 +114,8 @@ impl Grammar {
         self.wish(Wish::System(SystemCommand::Bootstrap(Box::new(bootstrap))))
     }
 
-    /// The next command, and which generator made it; `now_ms` is about the time at which it is decided.
-    pub fn next(&mut self, state: &State, now_ms: u64) -> (&'static str, Command) {
+    /// The next command, and which generator made it.
+    pub fn next(&mut self, state: &State) -> (&'static str, Command) {
         let mut at = self.rng.below(self.weights.iter().sum());
         let mut kind = KINDS.len() - 1;
         for (i, weight) in self.weights.iter().enumerate() {
@@ -126,11 +126,11 @@ impl Grammar {
             at -= weight;
         }
         let name = KINDS.get(kind).copied().unwrap_or_default();
-        let command = self.of_kind(name, state, now_ms);
+        let command = self.of_kind(name, state);
         (name, command)
     }
 
-    fn of_kind(&mut self, kind: &str, state: &State, now_ms: u64) -> Command {
+    fn of_kind(&mut self, kind: &str, state: &State) -> Command {
         let tenant = self.tenant(state);
         let id = tenant.as_ref().map(|t| t.record.id).unwrap_or(TenantId(self.rng.uuid()));
         let wish = match kind {
@@ -166,7 +166,7 @@ impl Grammar {
             }
             "node_endpoints" => return self.endpoints(id, tenant.as_deref()),
             "node_delete" => Wish::Node(NodeCommand::Delete { tenant: id, id: self.node(tenant.as_deref()) }),
-            "token_create" => self.token_create(id, tenant.as_deref(), now_ms),
+            "token_create" => self.token_create(id, tenant.as_deref()),
             "token_delete" => {
                 let token = tenant
                     .as_ref()
@@ -288,7 +288,7 @@ impl Grammar {
         command
     }
 
-    fn token_create(&mut self, tenant: TenantId, home: Option<&TenantState>, now_ms: u64) -> Wish {
+    fn token_create(&mut self, tenant: TenantId, home: Option<&TenantState>) -> Wish {
         let key = home.and_then(|t| t.record.signing_keys.first()).map(|k| k.id).unwrap_or_default();
         Wish::Token(TokenCommand::Create {
             tenant,
@@ -297,7 +297,7 @@ impl Grammar {
             key,
             tags: Vec::new(),
             max_uses: self.rng.below(6) as u32,
-            expires_ms: now_ms + 60_000 + self.rng.below(3_600_000),
+            life_ms: 60_000 + self.rng.below(3_600_000),
             note: String::new(),
         })
     }

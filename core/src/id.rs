@@ -17,6 +17,11 @@ macro_rules! uuid_id {
                 Self(Uuid::parse_str(text).unwrap_or_default())
             }
 
+            /// The text form that events carry: as `Display`, without its detours.
+            pub fn text(&self) -> String {
+                self.0.hyphenated().encode_lower(&mut Uuid::encode_buffer()).to_owned()
+            }
+
             /// True for the nil id.
             pub fn is_nil(&self) -> bool {
                 self.0.is_nil()

@@ -200,16 +200,16 @@ impl Node {
     /// As people and scripts see it; presence is the door's to add.
     pub fn to_proto(&self) -> v1::Node {
         v1::Node {
-            id: self.id.to_string(),
-            tenant_id: self.tenant.to_string(),
-            cvlan_id: self.cvlan.to_string(),
+            id: self.id.text(),
+            tenant_id: self.tenant.text(),
+            cvlan_id: self.cvlan.text(),
             name: self.name.to_string(),
             wg_public_key: BASE64.encode(self.wg_key),
             ipv4: self.ipv4.to_string(),
             ipv6: self.ipv6.map(|a| a.to_string()).unwrap_or_default(),
             endpoints: self.endpoints.to_vec(),
             tags: self.tags.to_vec(),
-            owner_id: self.owner.map(|o| o.to_string()).unwrap_or_default(),
+            owner_id: self.owner.map(|o| o.text()).unwrap_or_default(),
             status: self.status.as_str().to_owned(),
             hostname: self.hostname.to_string(),
             os: self.os.to_string(),
@@ -219,7 +219,7 @@ impl Node {
             revision: self.revision.0,
             online: false,
             last_seen_at: None,
-            token_id: self.enrolment.as_ref().map(|e| e.token.to_string()).unwrap_or_default(),
+            token_id: self.enrolment.as_ref().map(|e| e.token.text()).unwrap_or_default(),
         }
     }
 }
@@ -251,13 +251,13 @@ pub(crate) fn decide(state: &State, ctx: &Context, meta: &Meta, command: &NodeCo
         NodeCommand::Endpoints { id, endpoints, .. } => {
             let node = home.nodes.get(id).ok_or_else(node_unknown)?;
             endpoints_check(endpoints)?;
-            let changed = || v1::NodeEndpointsChanged { node_id: id.to_string(), endpoints: endpoints.clone() };
+            let changed = || v1::NodeEndpointsChanged { node_id: id.text(), endpoints: endpoints.clone() };
             (*node.endpoints != **endpoints).then(|| Kind::EndpointsChanged(changed()))
         }
         NodeCommand::Delete { id, .. } => {
             let node = home.nodes.get(id).ok_or_else(node_unknown)?;
             fresh(meta, node.revision)?;
-            Some(Kind::Deleted(v1::NodeDeleted { node_id: id.to_string(), cvlan_id: node.cvlan.to_string() }))
+            Some(Kind::Deleted(v1::NodeDeleted { node_id: id.text(), cvlan_id: node.cvlan.text() }))
         }
     };
     let fact = |kind| Fact { tenant, body: Body::Node(v1::NodeEvent { kind: Some(kind) }) };
@@ -315,7 +315,7 @@ fn register(
     }
     let mut created = created(state, ctx, place, r.id, name, &r.wg_key, &token.tags, &r.machine)?;
     created.enrolment = Some(v1::Enrolment {
-        token_id: r.token.to_string(),
+        token_id: r.token.text(),
         csr_key_hash: r.csr_key_hash.to_vec(),
         nonce: r.nonce.to_vec(),
         device_binding: r.device_binding.to_vec(),
@@ -369,8 +369,8 @@ fn created(
     tags.sort();
     tags.dedup();
     Ok(v1::NodeCreated {
-        node_id: id.to_string(),
-        cvlan_id: place.record.id.to_string(),
+        node_id: id.text(),
+        cvlan_id: place.record.id.text(),
         name,
         wg_public_key: wg_key.to_vec(),
         ipv4: Ipv4Addr::from(ipv4 as u32).to_string(),
@@ -410,7 +410,7 @@ fn update(
         }
     };
     let changed = name.is_some() || status.is_some();
-    Ok(changed.then(|| Kind::Updated(v1::NodeUpdated { node_id: id.to_string(), name: name.cloned(), status })))
+    Ok(changed.then(|| Kind::Updated(v1::NodeUpdated { node_id: id.text(), name: name.cloned(), status })))
 }
 
 pub(crate) fn apply(state: &mut State, stamp: Stamp, tenant: TenantId, event: &v1::NodeEvent) {

@@ -173,11 +173,11 @@ fn known(event: &Event) -> bool {
 fn envelopes(state: &State, ctx: &Context, meta: &Meta, facts: Vec<Fact>) -> Vec<Event> {
     let mut events: Vec<Event> = Vec::with_capacity(facts.len());
     for (i, fact) in facts.into_iter().enumerate() {
-        let tenant_seq = if fact.tenant.is_nil() {
+        let tenant_id = if fact.tenant.is_nil() { String::new() } else { fact.tenant.text() };
+        let tenant_seq = if tenant_id.is_empty() {
             0
         } else {
-            let id = fact.tenant.to_string();
-            let here = events.iter().filter(|e| e.tenant_id == id).count() as u64;
+            let here = events.iter().filter(|e| e.tenant_id == tenant_id).count() as u64;
             state.tenants.get(&fact.tenant).map_or(0, |t| t.events) + here + 1
         };
         let once = meta.once.filter(|_| i == 0);
@@ -185,9 +185,9 @@ fn envelopes(state: &State, ctx: &Context, meta: &Meta, facts: Vec<Fact>) -> Vec
             seq: ctx.next_seq.0 + i as u64,
             time: Some(timestamp(ctx.time_ms)),
             tenant_seq,
-            tenant_id: if fact.tenant.is_nil() { String::new() } else { fact.tenant.to_string() },
+            tenant_id,
             actor: Some(meta.actor.to_proto()),
-            command_id: meta.id.to_string(),
+            command_id: meta.id.text(),
             request_id: meta.request_id.clone(),
             reason: meta.reason.clone(),
             source: meta.source.clone(),

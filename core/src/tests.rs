@@ -43,7 +43,7 @@ impl Run {
 
     fn step(&mut self) {
         self.now_ms += self.rng.below(90_000);
-        let (kind, command) = self.grammar.next(&self.state, self.now_ms);
+        let (kind, command) = self.grammar.next(&self.state);
         *self.kinds.entry(kind).or_default() += 1;
         if let Err(code) = self.carry_out(&command) {
             *self.codes.entry(code).or_default() += 1;

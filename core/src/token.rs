@@ -80,8 +80,8 @@ pub enum TokenCommand {
         tags: Vec<String>,
         /// Machines it lets in.
         max_uses: u32,
-        /// Milliseconds since 1970.
-        expires_ms: u64,
+        /// From the event's time on: whoever asks and the log need not agree on what time it is.
+        life_ms: u64,
         /// For people.
         note: String,
     },
@@ -275,17 +275,17 @@ pub(crate) fn decide(
     permit(state, &meta.actor, Permission::NetworkWrite, *tenant)?;
     let home = state.tenants.get(tenant).ok_or_else(tenant_unknown)?;
     let kind = match command {
-        TokenCommand::Create { cvlan, id, key, tags, max_uses, expires_ms, note, .. } => {
+        TokenCommand::Create { cvlan, id, key, tags, max_uses, life_ms, note, .. } => {
             home.cvlans.get(cvlan).ok_or_else(cvlan_unknown)?;
             tags_check(tags)?;
             text_check("note", note)?;
             if !(1..=USES_MAX).contains(max_uses) {
                 return Err(Rejection::invalid("max_uses_invalid", format!("max_uses is from 1 to {USES_MAX}")));
             }
-            // A door's clock may run a little behind or before the log's: a minute of grace.
-            let life = expires_ms.saturating_sub(ctx.time_ms);
-            if life + 60_000 < *LIFE_MS.start() || life > LIFE_MS.end() + 60_000 || *expires_ms <= ctx.time_ms {
-                return Err(Rejection::invalid("expiry_invalid", "a token lives from one minute to one year"));
+            if !LIFE_MS.contains(life_ms) {
+                let (least, most) = (LIFE_MS.start() / 1000, LIFE_MS.end() / 1000);
+                let detail = format!("a token lives from {least} s to {most} s (a minute to a year)");
+                return Err(Rejection::invalid("expiry_invalid", detail));
             }
             if home.tokens.contains_key(id) || !home.record.signing_keys.iter().any(|k| k.id == *key) {
                 return Err(Rejection::conflict(
@@ -301,7 +301,7 @@ pub(crate) fn decide(
                 cvlan_id: cvlan.to_string(),
                 key_id: key.to_string(),
                 max_uses: *max_uses,
-                expires_at: Some(timestamp(*expires_ms)),
+                expires_at: Some(timestamp(ctx.time_ms + life_ms)),
                 tags,
                 note: note.clone(),
             })
@@ -359,8 +359,9 @@ pub(crate) fn touched(tenant: TenantId, event: &v1::TokenEvent) -> Vec<Key> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::Wish;
-    use crate::given::{cvlan, given, key, seed, tenant, token, token_create};
+    use crate::command::{Actor, Wish};
+    use crate::given::{cvlan, given, key, machine, seed, tenant, token, token_create};
+    use crate::node::Register;
 
     fn claims() -> TokenClaims {
         let id = |u: Uuid| u.as_bytes().to_vec();
@@ -406,18 +407,37 @@ mod tests {
 
     #[test]
     fn refusals() {
-        let w = given();
-        let (now, hour) = (w.now_ms, 3_600_000);
+        let hour = 3_600_000;
         for (wish, code) in [
-            (token_create(1, 5, 0, now + hour), "max_uses_invalid"),
-            (token_create(1, 5, USES_MAX + 1, now + hour), "max_uses_invalid"),
-            (token_create(1, 5, 1, now), "expiry_invalid"),
-            (token_create(1, 5, 1, now + 400 * 24 * hour), "expiry_invalid"),
-            (token_create(1, 1, 1, now + hour), "token_exists"),
-            (token_create(9, 5, 1, now + hour), "tenant_not_found"),
+            (token_create(1, 5, 0, hour), "max_uses_invalid"),
+            (token_create(1, 5, USES_MAX + 1, hour), "max_uses_invalid"),
+            (token_create(1, 1, 1, hour), "token_exists"),
+            (token_create(9, 5, 1, hour), "tenant_not_found"),
             (Wish::Token(TokenCommand::Delete { tenant: tenant(2), id: token(1) }), "token_not_found"),
         ] {
             assert_eq!(given().code(wish.clone()), code, "{wish:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_lives_from_a_minute_to_a_year_of_the_logs_time() {
+        let year = 366 * 24 * 3_600_000;
+        for (life_ms, taken) in
+            [(0, false), (59_999, false), (60_000, true), (year, true), (year + 1, false), (u64::MAX, false)]
+        {
+            let mut w = given();
+            let made = w.when(Actor::System, token_create(1, 5, 1, life_ms)).map(|_| ()).map_err(|r| r.code);
+            assert_eq!(made, if taken { Ok(()) } else { Err("expiry_invalid") }, "{life_ms} ms");
+            let ends = w.state.tenants[&tenant(1)].tokens.get(&token(5)).map(|t| t.expires_ms);
+            assert_eq!(ends, taken.then(|| w.now_ms + life_ms), "{life_ms} ms");
+        }
+        // Good up to the very end, and no longer.
+        for (later_ms, comes) in [(59_999, Ok(1)), (60_000, Err("token_expired"))] {
+            let mut w = given();
+            w.ok(token_create(1, 5, 1, 60_000));
+            w.now_ms += later_ms;
+            let machine = Register { token: token(5), ..machine(1) };
+            assert_eq!(w.register(machine), comes, "after {later_ms} ms");
         }
     }
 

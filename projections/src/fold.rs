@@ -92,8 +92,9 @@ pub(crate) fn fold(
             return Err(Error::Gap { needed: Seq(to.seq.0 + 1), given: Seq(event.seq) });
         }
         to.seq = Seq(event.seq);
-        keys.extend(Rules::touched(event));
-        audit::insert(&tx, event)?;
+        let touched = Rules::touched(event);
+        audit::insert(&tx, event, touched.first())?;
+        keys.extend(touched);
     }
     for key in keys {
         write(&tx, state, key)?;
@@ -127,7 +128,7 @@ pub(crate) fn backfill(db: &mut Connection, was: Checkpoint, events: &[Event]) -
         if event.seq + 1 != from.0 {
             return Err(Error::Gap { needed: Seq(from.0.saturating_sub(1)), given: Seq(event.seq) });
         }
-        audit::insert(&tx, event)?;
+        audit::insert(&tx, event, Rules::touched(event).first())?;
         from = Seq(event.seq);
     }
     meta_move(&tx, was, was, from)?;

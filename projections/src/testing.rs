@@ -147,10 +147,10 @@ impl World {
     }
 
     fn token_create(&mut self, tenant: TenantId, cvlan: CvlanId, note: String) -> Wish {
-        let (id, expires_ms) = (TokenId(self.uuid()), self.now_ms + 60_000 + self.below(600_000));
+        let (id, life_ms) = (TokenId(self.uuid()), 60_000 + self.below(600_000));
         let (key, max_uses) = (self.state.tenants[&tenant].record.signing_keys[0].id, 1 + self.below(3) as u32);
         let tags = vec!["lab".to_owned()];
-        Wish::Token(TokenCommand::Create { tenant, cvlan, id, key, tags, max_uses, expires_ms, note })
+        Wish::Token(TokenCommand::Create { tenant, cvlan, id, key, tags, max_uses, life_ms, note })
     }
 
     fn cvlan_create(&mut self, tenant: TenantId, name: String) -> Wish {

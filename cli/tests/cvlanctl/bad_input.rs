@@ -25,6 +25,7 @@ fn bad_input_is_one_line_and_changes_nothing() {
         ("node create b --cvlan office --wg-public-key x", 1, "(wg_key_invalid)"),
         ("token create --cvlan nope --expires 1h", 1, "(cvlan_not_found)"),
         ("token create --cvlan office --expires 400d", 1, "(expiry_invalid)"),
+        ("token create --cvlan office --expires 59s", 1, "(expiry_invalid)"),
         ("token get nope", 1, "(token_not_found)"),
         ("node list --sort nope", 1, "(sort_invalid)"),
         ("node list --columns name,nope", 2, "there is no column \"nope\""),

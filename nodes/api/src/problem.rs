@@ -44,6 +44,12 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, code, detail)
     }
 
+    /// 405, with the methods that the path takes.
+    pub fn method_not_allowed(path: &str, takes: String) -> Self {
+        let detail = format!("{path} takes {takes}");
+        Self { allow: Some(takes), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail) }
+    }
+
     /// 429 or 503: later.
     pub fn later(status: StatusCode, code: &'static str, detail: impl Into<Cow<'static, str>>, seconds: u64) -> Self {
         Self { retry_after: Some(seconds), ..Self::new(status, code, detail) }

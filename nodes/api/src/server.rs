@@ -11,15 +11,14 @@ use crate::app::{App, now_ms};
 use crate::auth::Auth;
 use crate::bootstrap::{self, BootstrapError, Ready, purpose};
 use crate::ca::{CaError, SERVER_MS};
+use crate::doors;
 use crate::doors::accept::{Door, serve};
 use crate::doors::limit::Limits;
-use crate::doors::metrics::MetricsDoor;
-use crate::doors::node::NodeDoor;
-use crate::doors::rest::RestDoor;
 use crate::doors::rest::events::FOLLOWERS_MAX;
 use crate::keys::{Keys, KeysError, file_write};
 use crate::metrics::Metrics;
 use crate::problem::Problem;
+use crate::random::RequestIds;
 use crate::streams::Streams;
 use cvlan_core::system::SystemCommand;
 use cvlan_core::{Meta, Rules, Wish};
@@ -312,6 +311,7 @@ async fn serve_all(
         applied,
         views,
         followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+        request_ids: RequestIds::default(),
         metrics: metrics.clone(),
         started: Instant::now(),
         draining: watch::channel(false).0,
@@ -321,22 +321,16 @@ async fn serve_all(
     let certificate = Arc::new(Certificate(RwLock::new(app.ca.server(&names, now_ms())?)));
     let rest_tls = tls(&app, certificate.clone(), false)?;
     let node_tls = tls(&app, certificate.clone(), true)?;
-    let rest_door = RestDoor::new(app.clone()).map_err(|e| StartError::Setup(e.to_string()))?;
+    let rest_router = doors::rest::router(app.clone()).map_err(|e| StartError::Setup(e.to_string()))?;
+    let (node_router, probes_router) = (doors::node::router(app.clone()), doors::metrics::router(app.clone()));
     let door =
         |(listener, _): Bound, tls, connections_max| Door { listener, tls, connections_max, metrics: metrics.clone() };
     let (rest_at, node_at, probes_at) = (rest.1, node.1, probes.1);
+    let draining = || app.draining.subscribe();
     let doors = vec![
-        tokio::spawn(serve(door(rest, Some(rest_tls), REST_CONNECTIONS), rest_door, app.draining.subscribe())),
-        tokio::spawn(serve(
-            door(node, Some(node_tls), NODE_CONNECTIONS),
-            NodeDoor::new(app.clone()),
-            app.draining.subscribe(),
-        )),
-        tokio::spawn(serve(
-            door(probes, None, METRICS_CONNECTIONS),
-            MetricsDoor(app.clone()),
-            app.draining.subscribe(),
-        )),
+        tokio::spawn(serve(door(rest, Some(rest_tls), REST_CONNECTIONS), rest_router, draining())),
+        tokio::spawn(serve(door(node, Some(node_tls), NODE_CONNECTIONS), node_router, draining())),
+        tokio::spawn(serve(door(probes, None, METRICS_CONNECTIONS), probes_router, draining())),
     ];
     let renewal = tokio::spawn(renew(app.clone(), certificate, names));
     Ok(Running { app, rest: rest_at, node: node_at, metrics: probes_at, password, doors, renewal })

@@ -165,6 +165,9 @@ impl Streams {
 
     /// Is a stream of the node open, and when was it last heard of, if it was by this process?
     pub fn presence(&self, node: NodeId) -> (bool, Option<u64>) {
+        if !self.ever.load(Relaxed) {
+            return (false, None);
+        }
         let inner = self.inner();
         if inner.by_node.contains_key(&node) {
             return (true, Some(crate::app::now_ms()));

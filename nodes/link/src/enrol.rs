@@ -134,6 +134,11 @@ struct Registered {
 }
 
 /// Makes this machine a node, once; a store that has an identity is left as it is. Goes on until a controller accepts
+/// Is it a token at all? Nobody is asked.
+pub fn token_check(token: &str) -> Result<(), EnrolError> {
+    token_parse(token).map(drop).map_err(EnrolError::Token)
+}
+
 /// or refuses: one that is away is asked again, each URL in turn.
 pub async fn enrol(store: &mut Store, token: &str, about: &About, prover: &mut impl Prover) -> Result<(), EnrolError> {
     if store.identity()?.is_some() {

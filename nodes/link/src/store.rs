@@ -551,4 +551,24 @@ mod tests {
         drop(store);
         assert_eq!(Store::open(&path).err().unwrap().code(), "state_format");
     }
+
+    #[test]
+    fn a_half_written_file_is_an_error_and_is_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path()).unwrap();
+        store.take(&Effect::Advance(cp(1))).unwrap();
+        drop(store);
+        let file = folder.path().join(FILE);
+        let whole = std::fs::read(&file).unwrap();
+        for half in
+            [b"no database, but long enough to be looked at as one".to_vec(), whole[..whole.len() / 2 - 7].to_vec()]
+        {
+            std::fs::write(&file, &half).unwrap();
+            let refused = Store::open(folder.path()).and_then(|store| store.position().and(store.peers()).map(|_| ()));
+            assert_eq!(refused.err().map(|e| e.code()), Some("state_sqlite"));
+            assert_eq!(std::fs::read(&file).unwrap(), half);
+        }
+        std::fs::write(&file, &whole).unwrap();
+        assert_eq!(Store::open(folder.path()).unwrap().position().unwrap().checkpoint, Some(cp(1)));
+    }
 }

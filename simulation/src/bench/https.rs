@@ -4,16 +4,19 @@
 
 use super::{Bench, Sample, on_tokio};
 use anyhow::{Context, anyhow, bail};
+use axum::Router;
+use axum::extract::Request;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::routing::post;
 use cvlan_api::ca::{Ca, ca_make};
-use cvlan_api::doors::accept::{Client, Door, Handler, serve};
-use cvlan_api::doors::body::{Body, body_read};
+use cvlan_api::doors::accept::{Door, serve};
+use cvlan_api::doors::body::body_read;
 use cvlan_api::metrics::Metrics;
 use cvlan_proto::v1;
-use http::{Request, Response};
-use hyper::body::Incoming;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -24,11 +27,11 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 /// A process must be up within this.
-const START: Duration = Duration::from_secs(20);
+pub(super) const START: Duration = Duration::from_secs(20);
 /// Before a measurement begins.
 const WARM_UP: Duration = Duration::from_millis(500);
-/// A controller is idle so long before its memory is read.
-const IDLE: Duration = Duration::from_secs(3);
+/// A process is idle so long before its memory is read.
+pub(super) const IDLE: Duration = Duration::from_secs(3);
 /// The longest answer that is read.
 const ANSWER_MAX: usize = 64 << 10;
 
@@ -64,25 +67,16 @@ pub fn floor(bench: &Bench) -> anyhow::Result<Sample> {
 
 /// `rss_controller`: resident memory of an idle controller, MiB.
 pub fn rss_controller(bench: &Bench) -> anyhow::Result<Sample> {
-    let controller = Controller::start(bench)?;
+    let controller = Controller::start(bench, "127.0.0.1:0")?;
     std::thread::sleep(IDLE);
-    let status = std::fs::read_to_string(format!("/proc/{}/status", controller.process.0.id()))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(Sample { value: kib / 1024.0, keys: Vec::new() })
+    Ok(Sample { value: controller.process.resident_mib()?, keys: Vec::new() })
 }
 
 fn write(bench: &Bench, callers: usize) -> anyhow::Result<Sample> {
-    let controller = Controller::start(bench)?;
+    let controller = Controller::start(bench, "127.0.0.1:0")?;
     on_tokio(async {
-        let target = Target::new(controller.port, &controller.folder.path().join("data/ca.pem"))?;
-        let login =
-            v1::LoginRequest { name: "admin".into(), password: controller.password.clone(), ..Default::default() };
-        let answer = target.once("/api/v1/auth/login", "none", &serde_json::to_string(&login)?).await?;
-        let session: v1::LoginResponse = serde_json::from_slice(&answer)?;
-        let bearer = format!("Bearer {}", session.access_token);
-        target.once("/api/v1/tenants", &bearer, r#"{"slug":"acme"}"#).await?;
-        target.once("/api/v1/tenants/acme/cvlans", &bearer, r#"{"name":"net","ipv4Cidr":"10.0.0.0/8"}"#).await?;
+        let target = controller.target()?;
+        let bearer = controller.found(&target).await?;
         target.load(callers, bench.length(), "/api/v1/tenants/acme/nodes", &bearer, &|i| body(i, "net")).await
     })
 }
@@ -97,12 +91,29 @@ fn body(i: u64, cvlan: &str) -> String {
 }
 
 /// A child that ends with its owner.
-struct Process(Child);
+pub(super) struct Process(pub(super) Child);
 
 impl Process {
-    fn start(command: &mut Command) -> anyhow::Result<Self> {
+    pub(super) fn start(command: &mut Command) -> anyhow::Result<Self> {
         Ok(Self(command.stdin(Stdio::null()).spawn().context("starting a process")?))
     }
+
+    /// Its resident memory, MiB.
+    pub(super) fn resident_mib(&self) -> anyhow::Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
+        Ok(kib / 1024.0)
+    }
+}
+
+/// A program of ours: `make bench` builds them beside this one.
+pub(super) fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe()?.with_file_name(name);
+    if !program.exists() {
+        bail!("{} is missing: cargo build --release -p cvlan-api -p cvlan-client --bins", program.display());
+    }
+    Ok(program)
 }
 
 impl Drop for Process {
@@ -114,7 +125,7 @@ impl Drop for Process {
 }
 
 /// A controller of its own, in a folder of its own.
-struct Controller {
+pub(super) struct Controller {
     process: Process,
     folder: tempfile::TempDir,
     port: u16,
@@ -122,15 +133,11 @@ struct Controller {
 }
 
 impl Controller {
-    fn start(bench: &Bench) -> anyhow::Result<Self> {
+    pub(super) fn start(bench: &Bench, node_listen: &str) -> anyhow::Result<Self> {
         let folder = bench.folder()?;
-        let program = std::env::current_exe()?.with_file_name("cvlan-api");
-        if !program.exists() {
-            bail!("{} is missing: cargo build --release -p cvlan-api --bins", program.display());
-        }
         let out = folder.path().join("out");
-        let any = ["--listen", "127.0.0.1:0", "--node-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
-        let mut command = Command::new(program);
+        let any = ["--listen", "127.0.0.1:0", "--node-listen", node_listen, "--metrics-listen", "127.0.0.1:0"];
+        let mut command = Command::new(program("cvlan-api")?);
         command.arg("--data-dir").arg(folder.path().join("data")).args(any).env("RUST_LOG", "error");
         let process = Process::start(command.stdout(std::fs::File::create(&out)?))?;
         let field = |text: &str, name: &str, at: usize| {
@@ -154,6 +161,24 @@ impl Controller {
     }
 }
 
+impl Controller {
+    /// Its REST door.
+    pub(super) fn target(&self) -> anyhow::Result<Target> {
+        Target::new(self.port, &self.folder.path().join("data/ca.pem"))
+    }
+
+    /// Logs in, makes tenant `acme` and its CVLAN `net`; the `Authorization` header from now on.
+    pub(super) async fn found(&self, target: &Target) -> anyhow::Result<String> {
+        let login = v1::LoginRequest { name: "admin".into(), password: self.password.clone(), ..Default::default() };
+        let answer = target.once("/api/v1/auth/login", "none", &serde_json::to_string(&login)?).await?;
+        let session: v1::LoginResponse = serde_json::from_slice(&answer)?;
+        let bearer = format!("Bearer {}", session.access_token);
+        target.once("/api/v1/tenants", &bearer, r#"{"slug":"acme"}"#).await?;
+        target.once("/api/v1/tenants/acme/cvlans", &bearer, r#"{"name":"net","ipv4Cidr":"10.0.0.0/8"}"#).await?;
+        Ok(bearer)
+    }
+}
+
 fn wait_for(path: &Path) -> anyhow::Result<String> {
     let end = Instant::now() + START;
     loop {
@@ -166,7 +191,7 @@ fn wait_for(path: &Path) -> anyhow::Result<String> {
 }
 
 /// Where requests go.
-struct Target {
+pub(super) struct Target {
     port: u16,
     tls: TlsConnector,
 }
@@ -190,7 +215,7 @@ impl Target {
         Ok(Connection { stream, buffer: vec![0; ANSWER_MAX] })
     }
 
-    async fn once(&self, path: &str, bearer: &str, body: &str) -> anyhow::Result<Vec<u8>> {
+    pub(super) async fn once(&self, path: &str, bearer: &str, body: &str) -> anyhow::Result<Vec<u8>> {
         self.connect().await?.post(path, bearer, body).await
     }
 
@@ -275,18 +300,10 @@ impl Connection {
 }
 
 /// Reads the body, answers with as much as a node's creation does.
-#[derive(Clone)]
-struct Empty(bytes::Bytes);
-
-impl Handler for Empty {
-    async fn handle(&self, _: Arc<Client>, request: Request<Incoming>) -> Response<Body> {
-        // What is measured is the way to the handler and back; a broken body shows as a broken connection.
-        let _ = body_read(request.into_body()).await;
-        let mut response = Response::new(Body::whole(self.0.clone()));
-        let json = http::HeaderValue::from_static("application/json");
-        response.headers_mut().insert(http::header::CONTENT_TYPE, json);
-        response
-    }
+async fn empty(request: Request) -> impl IntoResponse {
+    // What is measured is the way to the handler and back; a broken body shows as a broken connection.
+    let _ = body_read(request.into_body()).await;
+    ([(CONTENT_TYPE, "application/json")], bytes::Bytes::from_static(&[b'x'; 620]))
 }
 
 /// The process behind `floor_http`: writes its CA and port into `folder` and serves until it is ended.
@@ -307,7 +324,7 @@ pub fn floor_serve(folder: &Path) -> anyhow::Result<()> {
         let door =
             Door { listener, tls: Some(Arc::new(tls)), connections_max: 1000, metrics: Arc::new(Metrics::new()) };
         let (_open, draining) = tokio::sync::watch::channel(false);
-        serve(door, Empty(vec![b'x'; 620].into()), draining).await;
+        serve(door, Router::new().route("/floor", post(empty)), draining).await;
         Ok(())
     })
 }

@@ -6,6 +6,7 @@
 //! ```
 //! A figure is one line in [`FIGURES`] and one function that measures one round.
 
+mod agents;
 mod https;
 mod replay;
 mod write;
@@ -71,11 +72,24 @@ pub const FIGURES: &[Figure] = &[
     Figure { name: "https_write_m1_c64", unit: "writes/s", peer: Some("floor_http"), round: https::write_c64 },
     Figure { name: "https_write_m1_c200", unit: "writes/s", peer: Some("floor_http"), round: https::write_c200 },
     Figure { name: "rss_controller", unit: "MiB", peer: None, round: https::rss_controller },
+    Figure { name: "rss_agent", unit: "MiB", peer: None, round: agents::rss_agent },
     Figure { name: "bulk_m1", unit: "events/s", peer: None, round: write::bulk },
     Figure { name: "replay_apply", unit: "events/s", peer: None, round: replay::apply },
     Figure { name: "replay_scan", unit: "events/s", peer: None, round: replay::scan },
     Figure { name: "disk_per_event", unit: "bytes/byte", peer: None, round: replay::disk_per_event },
 ];
+
+/// Why a figure cannot be measured on this machine; it is said, and the others go on.
+#[derive(Debug)]
+pub struct Skipped(pub String);
+
+impl std::error::Error for Skipped {}
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// What the rounds share.
 pub struct Bench {
@@ -136,7 +150,13 @@ pub fn main(options: &Options) -> anyhow::Result<()> {
     let mut samples: Vec<Vec<Sample>> = chosen.iter().map(|_| Vec::new()).collect();
     for round in 1..=options.rounds.max(1) {
         for (figure, samples) in chosen.iter().zip(&mut samples) {
-            let sample = (figure.round)(&bench).with_context(|| figure.name)?;
+            let sample = match (figure.round)(&bench) {
+                Err(error) if error.is::<Skipped>() => {
+                    eprintln!("round {round}: {:<15} SKIPPED: {error:#}", figure.name);
+                    continue;
+                }
+                result => result.with_context(|| figure.name)?,
+            };
             eprintln!("round {round}: {:<15} {:>14.2} {}", figure.name, sample.value, figure.unit);
             samples.push(sample);
         }
@@ -189,7 +209,7 @@ mod tests {
             Options { only: Vec::new(), rounds: 1, seconds: 0.1, callers: 20, events: 3000, dir: std::env::temp_dir() };
         let bench = Bench::new(&options);
         // Those through the door need the programs beside this one; `make bench` builds them.
-        for figure in FIGURES.iter().filter(|f| !f.name.contains("http") && f.name != "rss_controller") {
+        for figure in FIGURES.iter().filter(|f| !f.name.contains("http") && !f.name.starts_with("rss_")) {
             let sample = (figure.round)(&bench).unwrap();
             assert!(sample.value > 0.0, "{}", figure.name);
             let line = line(figure, &sample, Some(("peer", 2.0)));

@@ -30,8 +30,7 @@ impl World {
         loop {
             let state = lock(&self.up).as_ref().map(|up| up.member.head()).or_else(|| self.ledger.head());
             if let Some(head) = state.filter(|head| head.seq.0 > 0) {
-                let now_ms = cvlan_raft::Clock::wall_ms(&*self.clock);
-                let (kind, command) = lock(&self.grammar).next(&head.machine, now_ms);
+                let (kind, command) = lock(&self.grammar).next(&head.machine);
                 self.trace.line(format_args!("client {session} sends {n}: {kind} {}", command.meta.id));
                 return Some(Grammar::numbered(command, session, n));
             }

@@ -24,7 +24,7 @@ use crate::doors::limit::Limits;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::problem::Problem;
-use crate::random::uuid;
+use crate::random::{RequestIds, uuid};
 use crate::streams::Streams;
 use cvlan_core::id::{Checkpoint, CommandId};
 use cvlan_core::name::{TEXT_MAX, text_check};
@@ -62,6 +62,8 @@ pub struct App {
     pub limits: Limits,
     /// Turns of those who follow live events.
     pub followers: Arc<Semaphore>,
+    /// Names the requests that come without a name.
+    pub request_ids: RequestIds,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Since when this process is up.

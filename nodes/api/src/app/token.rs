@@ -50,7 +50,6 @@ pub async fn create(
     let seed = seed.try_into().map_err(|_| Problem::internal("a signing seed is not 32 bytes"))?;
 
     let (tenant, id) = (home.record.id, TokenId(uuid()));
-    let expires_s = (now_ms() / 1000).saturating_add(expires_in_seconds);
     let max_uses = if max_uses == 0 { 1 } else { max_uses };
     tags.sort();
     tags.dedup();
@@ -61,26 +60,26 @@ pub async fn create(
         key,
         tags: tags.clone(),
         max_uses,
-        expires_ms: expires_s.saturating_mul(1000),
+        life_ms: expires_in_seconds.saturating_mul(1000),
         note,
     };
     let answer = app.write(caller, Wish::Token(wish)).await?;
 
     let head = app.log.head();
+    let token = head.machine.tenants.get(&tenant).and_then(|t| t.tokens.get(&id)).ok_or_else(token_unknown)?;
     let urls = head.machine.system.node_urls.clone();
     let claims = TokenClaims {
         token_id: id.0.as_bytes().to_vec(),
         tenant_id: tenant.0.as_bytes().to_vec(),
         cvlan_id: cvlan.0.as_bytes().to_vec(),
         key_id: key.0.as_bytes().to_vec(),
-        expires_at: expires_s,
+        expires_at: token.expires_ms / 1000,
         max_uses,
         tags,
         urls: urls.clone(),
         ca_spki_sha256: app.ca.spki_sha256().to_vec(),
         tenant_slug: home.record.slug.to_string(),
     };
-    let token = head.machine.tenants.get(&tenant).and_then(|t| t.tokens.get(&id)).ok_or_else(token_unknown)?;
     let body = v1::TokenCreateResponse {
         token: Some(token.to_proto(now_ms())),
         secret: token_sign(&claims, &seed),

@@ -6,7 +6,7 @@ use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, Salt
 use argon2::{Algorithm, Argon2, Params, Version};
 use http::StatusCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use tokio::sync::Semaphore;
 
 const MEMORY_KIB: u32 = 19_456;
@@ -54,6 +54,7 @@ fn verify_now(password: &str, phc: &str) -> bool {
 pub struct Passwords {
     turns: Arc<Semaphore>,
     waiting: AtomicUsize,
+    hashed: AtomicU64,
     /// A hash of a password that nobody has: an unknown user costs as much as a known one.
     nobody: Arc<str>,
 }
@@ -63,7 +64,12 @@ impl Passwords {
     pub async fn new() -> Result<Self, Problem> {
         let made = tokio::task::spawn_blocking(|| hash_now(&generate())).await;
         let nobody: Arc<str> = made.map_err(Problem::internal)??.into();
-        Ok(Self { turns: Arc::new(Semaphore::new(AT_ONCE)), waiting: AtomicUsize::new(0), nobody })
+        Ok(Self {
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            waiting: AtomicUsize::new(0),
+            hashed: AtomicU64::new(0),
+            nobody,
+        })
     }
 
     async fn turn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
@@ -80,7 +86,14 @@ impl Passwords {
             drop(permit);
             result
         });
-        done.await.map_err(Problem::internal)
+        let done = done.await.map_err(Problem::internal)?;
+        self.hashed.fetch_add(1, Relaxed);
+        Ok(done)
+    }
+
+    /// Hashes computed so far.
+    pub fn hashed(&self) -> u64 {
+        self.hashed.load(Relaxed)
     }
 
     /// A new hash.

@@ -11,12 +11,16 @@ use cvlan_core::seal::ClusterKey;
 use cvlan_core::user::{PASSWORD_MAX, User};
 use cvlan_proto::v1;
 use http::StatusCode;
+use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Sessions that were logged out and whose tokens have not expired yet; beyond, the one that expires first is forgotten.
 pub const REVOKED_MAX: usize = 65_536;
+
+/// Checked tokens remembered; beyond, they are all forgotten and checked again.
+pub const CHECKED_MAX: usize = 4096;
 
 /// A session, proven by its access token.
 #[derive(Clone, Debug)]
@@ -37,6 +41,8 @@ pub struct Auth {
     lockout: Lockout,
     /// Session → when its refresh token ends, seconds. In memory: a restart forgets it, the tokens' ends do not move.
     revoked: Mutex<HashMap<String, u64>>,
+    /// Access tokens whose signature was checked before, by their SHA-256; what their user may do is asked each time.
+    checked: RwLock<HashMap<[u8; 32], Arc<Claims>>>,
 }
 
 fn login_failed() -> Problem {
@@ -58,6 +64,7 @@ impl Auth {
             jwt: Jwt::new(cluster),
             lockout: Lockout::default(),
             revoked: Mutex::default(),
+            checked: RwLock::default(),
         })
     }
 
@@ -144,19 +151,36 @@ impl Auth {
     }
 
     /// The session of an access token.
-    pub fn access(&self, state: &State, token: &str) -> Result<Session, Problem> {
-        self.session(state, token, TokenType::Access)
+    pub fn access(&self, state: &State, token: &str, now_ms: u64) -> Result<Session, Problem> {
+        let digest: [u8; 32] = Sha256::digest(token).into();
+        let known = self.checked.read().unwrap_or_else(PoisonError::into_inner).get(&digest).cloned();
+        let claims = match known.filter(|c| c.exp > now_ms / 1000) {
+            Some(claims) => claims,
+            None => {
+                let claims = Arc::new(self.jwt.check(&state.system, token, TokenType::Access)?);
+                let mut map = self.checked.write().unwrap_or_else(PoisonError::into_inner);
+                if map.len() >= CHECKED_MAX {
+                    map.clear();
+                }
+                map.insert(digest, claims.clone());
+                claims
+            }
+        };
+        self.session_of(state, &claims)
     }
 
     fn session(&self, state: &State, token: &str, token_type: TokenType) -> Result<Session, Problem> {
-        let claims = self.jwt.check(&state.system, token, token_type)?;
+        self.session_of(state, &self.jwt.check(&state.system, token, token_type)?)
+    }
+
+    fn session_of(&self, state: &State, claims: &Claims) -> Result<Session, Problem> {
         let user = state.users.get(&UserId::of(&claims.sub)).ok_or_else(session_over)?;
         let over = user.sessions_valid_from_ms != claims.pwv
             || self.revoked.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&claims.sid);
         if over {
             return Err(session_over());
         }
-        Ok(Session { user: user.clone(), sid: claims.sid, expires_s: claims.exp })
+        Ok(Session { user: user.clone(), sid: claims.sid.clone(), expires_s: claims.exp })
     }
 
     /// Is it still good: neither logged out, nor its user gone or with another password?

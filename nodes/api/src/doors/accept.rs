@@ -1,18 +1,20 @@
 //! The accept loop of every door.
 //!
 //! ```text
-//!  listener ─► permit (connections_max) ─► TLS handshake (10 s) ─► ALPN ─► HTTP/1.1 or 2 ─► Handler
+//!  listener ─► permit (connections_max) ─► TLS handshake (10 s) ─► ALPN ─► HTTP/1.1 or 2 ─► Router
 //!                  draining: no new connection, open ones finish their request, then close
 //! ```
 
-use super::body::Body;
 use super::drained;
 use crate::metrics::Metrics;
-use http::{Request, Response};
+use axum::Router;
+use axum::response::Response;
+use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
+use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use std::convert::Infallible;
@@ -38,19 +40,13 @@ const STREAMS_MAX: u32 = 256;
 /// After a failed accept (no file descriptor left, say) the loop rests.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
-/// One side of a connection, known since its handshake.
+/// One side of a connection, known since its handshake; handlers get it as `Extension<Arc<Client>>`.
 #[derive(Clone, Debug)]
 pub struct Client {
     /// Its address.
     pub address: IpAddr,
     /// Its certificate, proven against the CA.
     pub certificate: Option<CertificateDer<'static>>,
-}
-
-/// Answers requests.
-pub trait Handler: Clone + Send + Sync + 'static {
-    /// One answer; cannot fail: errors are answers too.
-    fn handle(&self, client: Arc<Client>, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
 }
 
 /// A door: where it listens and how.
@@ -66,9 +62,10 @@ pub struct Door {
 }
 
 /// Serves until draining, then until the open connections are done.
-pub async fn serve<H: Handler>(door: Door, handler: H, mut draining: watch::Receiver<bool>) {
+pub async fn serve(door: Door, router: Router, mut draining: watch::Receiver<bool>) {
     let permits = Arc::new(Semaphore::new(door.connections_max));
-    let shared = Arc::new(Shared { tls: door.tls.map(TlsAcceptor::from), metrics: door.metrics, handler });
+    let router = TowerToHyperService::new(router);
+    let shared = Arc::new(Shared { tls: door.tls.map(TlsAcceptor::from), metrics: door.metrics, router });
     loop {
         let accepted = async {
             let permit = permits.clone().acquire_owned().await.ok()?;
@@ -93,14 +90,31 @@ pub async fn serve<H: Handler>(door: Door, handler: H, mut draining: watch::Rece
     let _ = permits.acquire_many(u32::try_from(door.connections_max).unwrap_or(u32::MAX)).await;
 }
 
-struct Shared<H> {
+struct Shared {
     tls: Option<TlsAcceptor>,
     metrics: Arc<Metrics>,
-    handler: H,
+    router: TowerToHyperService<Router>,
 }
 
-async fn connection<H: Handler>(
-    shared: Arc<Shared<H>>,
+/// The router for one connection: it tells every request whose it is.
+struct Routed {
+    router: TowerToHyperService<Router>,
+    client: Arc<Client>,
+}
+
+impl Service<Request<Incoming>> for Routed {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Future;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.client.clone());
+        self.router.call(request)
+    }
+}
+
+async fn connection(
+    shared: Arc<Shared>,
     tcp: TcpStream,
     address: SocketAddr,
     draining: watch::Receiver<bool>,
@@ -109,10 +123,9 @@ async fn connection<H: Handler>(
     // Without it small answers may wait for the other side's acknowledgement. It fails only on a dead socket.
     let _ = tcp.set_nodelay(true);
     let address = address.ip().to_canonical();
-    let Some(tls) = &shared.tls else {
-        let client = Arc::new(Client { address, certificate: None });
-        return http1_serve(shared.handler.clone(), tcp, client, draining).await;
-    };
+    let routed =
+        |certificate| Routed { router: shared.router.clone(), client: Arc::new(Client { address, certificate }) };
+    let Some(tls) = &shared.tls else { return http1_serve(routed(None), tcp, draining).await };
     let stream = match tokio::time::timeout(HANDSHAKE_TIME, tls.accept(tcp)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -127,29 +140,23 @@ async fn connection<H: Handler>(
     let (_, session) = stream.get_ref();
     let certificate = session.peer_certificates().and_then(|c| c.first()).map(|c| c.clone().into_owned());
     let http2 = session.alpn_protocol() == Some(b"h2");
-    let client = Arc::new(Client { address, certificate });
     match http2 {
-        true => http2_serve(shared.handler.clone(), stream, client, draining).await,
-        false => http1_serve(shared.handler.clone(), stream, client, draining).await,
+        true => http2_serve(routed(certificate), stream, draining).await,
+        false => http1_serve(routed(certificate), stream, draining).await,
     }
 }
 
-async fn http1_serve<H: Handler>(
-    handler: H,
+async fn http1_serve(
+    routed: Routed,
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    client: Arc<Client>,
     mut draining: watch::Receiver<bool>,
 ) {
-    let service = service_fn(move |request| {
-        let (handler, client) = (handler.clone(), client.clone());
-        async move { Ok::<_, Infallible>(handler.handle(client, request).await) }
-    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIME)
         .max_headers(HEADERS_MAX)
         .max_buf_size(BUFFER_MAX)
-        .serve_connection(TokioIo::new(io), service)
+        .serve_connection(TokioIo::new(io), routed)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     // A connection that ends with an error has no one left to tell.
@@ -160,22 +167,17 @@ async fn http1_serve<H: Handler>(
     let _ = connection.await;
 }
 
-async fn http2_serve<H: Handler>(
-    handler: H,
+async fn http2_serve(
+    routed: Routed,
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    client: Arc<Client>,
     mut draining: watch::Receiver<bool>,
 ) {
-    let service = service_fn(move |request| {
-        let (handler, client) = (handler.clone(), client.clone());
-        async move { Ok::<_, Infallible>(handler.handle(client, request).await) }
-    });
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(HEADER_TIME)
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(BUFFER_MAX as u32)
-        .serve_connection(TokioIo::new(io), service);
+        .serve_connection(TokioIo::new(io), routed);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         _ = connection.as_mut() => return,

@@ -1,14 +1,13 @@
 //! Bodies: of requests, read whole and bounded; of answers, one piece or a bounded stream.
 
 use crate::problem::Problem;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Response, StatusCode, header};
-use http_body_util::BodyExt;
-use hyper::body::{Frame, Incoming, SizeHint};
+use futures_util::StreamExt;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::de::DeserializeOwned;
 use std::convert::Infallible;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -21,70 +20,26 @@ pub const BODY_TIME: Duration = Duration::from_secs(30);
 /// Pieces of a streamed answer that wait to be written.
 pub const STREAM_QUEUE: usize = 16;
 
-/// An answer's body.
-pub enum Body {
-    /// One piece; `None` once it was taken.
-    Whole(Option<Bytes>),
-    /// Pieces as they come; it ends when the sender is dropped.
-    Stream(mpsc::Receiver<Bytes>),
-}
-
-impl Body {
-    /// No byte.
-    pub fn empty() -> Self {
-        Self::Whole(None)
-    }
-
-    /// One piece.
-    pub fn whole(bytes: impl Into<Bytes>) -> Self {
-        Self::Whole(Some(bytes.into()))
-    }
-
-    /// Pieces as they are sent.
-    pub fn stream() -> (mpsc::Sender<Bytes>, Self) {
-        let (tx, rx) = mpsc::channel(STREAM_QUEUE);
-        (tx, Self::Stream(rx))
-    }
-}
-
-impl hyper::body::Body for Body {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        match self.get_mut() {
-            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
-            Self::Stream(rx) => rx.poll_recv(cx).map(|piece| piece.map(|b| Ok(Frame::data(b)))),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Whole(bytes) => bytes.is_none(),
-            Self::Stream(_) => false,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            Self::Stream(_) => SizeHint::default(),
-        }
-    }
+/// An answer whose pieces are written as they are sent; it ends when the sender is dropped.
+pub fn stream() -> (mpsc::Sender<Bytes>, Body) {
+    let (tx, mut rx) = mpsc::channel(STREAM_QUEUE);
+    let pieces = futures_util::stream::poll_fn(move |cx| rx.poll_recv(cx));
+    (tx, Body::from_stream(pieces.map(Ok::<_, Infallible>)))
 }
 
 /// Reads a request's body whole, at most [`BODY_MAX`].
-pub async fn body_read(body: Incoming) -> Result<Bytes, Problem> {
+pub async fn body_read(body: Body) -> Result<Bytes, Problem> {
     let read = tokio::time::timeout(BODY_TIME, gather(body)).await;
     read.map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "body_slow", "the body did not come in 30 s"))?
 }
 
-async fn gather(mut body: Incoming) -> Result<Bytes, Problem> {
+async fn gather(body: Body) -> Result<Bytes, Problem> {
     let cut = |_| Problem::invalid("body_invalid", "the body was cut off");
     // Most come in one piece, which is not copied.
     let (mut whole, mut more, mut length) = (Bytes::new(), BytesMut::new(), 0);
-    while let Some(frame) = body.frame().await {
-        let Ok(piece) = frame.map_err(cut)?.into_data() else { continue };
+    let mut pieces = body.into_data_stream();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(cut)?;
         length += piece.len();
         if length > DISCARD_MAX {
             break;
@@ -122,18 +77,19 @@ pub fn json_read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(|e| Problem::invalid("body_invalid", format!("the body cannot be read: {e}")))
 }
 
-/// A problem as an answer.
-pub fn problem_response(problem: &Problem) -> Response<Body> {
-    let body = serde_json::to_vec(&problem.to_proto()).unwrap_or_default();
-    let mut response = Response::new(Body::whole(body));
-    *response.status_mut() = problem.status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/problem+json"));
-    if let Some(seconds) = problem.retry_after {
-        headers.insert(header::RETRY_AFTER, seconds.into());
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = serde_json::to_vec(&self.to_proto()).unwrap_or_default();
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if let Some(allow) = self.allow.and_then(|a| HeaderValue::try_from(a).ok()) {
+            headers.insert(header::ALLOW, allow);
+        }
+        response
     }
-    if let Some(allow) = problem.allow.as_deref().and_then(|a| http::HeaderValue::from_str(a).ok()) {
-        headers.insert(header::ALLOW, allow);
-    }
-    response
 }

@@ -1,35 +1,38 @@
 //! The plain door for probes and Prometheus: /metrics, /livez, /readyz. Loopback by default; it changes nothing.
 
-use super::accept::{Client, Handler};
-use super::body::Body;
 use crate::app::App;
-use http::{Request, Response, StatusCode, header};
-use hyper::body::Incoming;
+use axum::Router;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use http::{StatusCode, header};
 use std::sync::Arc;
 
-/// Answers it.
-#[derive(Clone)]
-pub struct MetricsDoor(pub Arc<App>);
+/// Its router.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/livez", get(alive))
+        .route("/readyz", get(ready))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "try /metrics, /livez or /readyz\n") })
+        .with_state(app)
+}
 
-impl Handler for MetricsDoor {
-    async fn handle(&self, _: Arc<Client>, request: Request<Incoming>) -> Response<Body> {
-        match request.uri().path() {
-            "/metrics" => {
-                let mut response = text(StatusCode::OK, self.0.metrics.render(&self.0));
-                let kind = http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-                response.headers_mut().insert(header::CONTENT_TYPE, kind);
-                response
-            }
-            "/livez" => match self.0.log.status().fatal {
-                None => text(StatusCode::OK, "alive\n".to_owned()),
-                Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("stopped: {why}\n")),
-            },
-            "/readyz" => match not_ready(&self.0) {
-                None => text(StatusCode::OK, "ready\n".to_owned()),
-                Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
-            },
-            _ => text(StatusCode::NOT_FOUND, "try /metrics, /livez or /readyz\n".to_owned()),
-        }
+async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.metrics.render(&app))
+}
+
+async fn alive(State(app): State<Arc<App>>) -> (StatusCode, String) {
+    match app.log.status().fatal {
+        None => (StatusCode::OK, "alive\n".to_owned()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("stopped: {why}\n")),
+    }
+}
+
+async fn ready(State(app): State<Arc<App>>) -> (StatusCode, String) {
+    match not_ready(&app) {
+        None => (StatusCode::OK, "ready\n".to_owned()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
 }
 
@@ -46,10 +49,4 @@ fn not_ready(app: &App) -> Option<&'static str> {
     } else {
         None
     }
-}
-
-fn text(status: StatusCode, body: String) -> Response<Body> {
-    let mut response = Response::new(Body::whole(body));
-    *response.status_mut() = status;
-    response
 }

@@ -4,9 +4,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Buf, BytesMut};
 use cvlan_api::server::{Options, Running, start};
+use cvlan_core::tenant::TenantCommand;
 use cvlan_core::token::{proof_make, token_parse};
+use cvlan_core::{Command, Meta, Wish};
 use cvlan_proto::Message;
 use cvlan_proto::v1::{self, SyncFrame, sync_frame::Frame};
+use cvlan_raft::{Clock, FileDisk, NoTransport, SystemClock};
 use rcgen::{CertificateParams, KeyPair};
 use reqwest::{Client, Method};
 use rustls::pki_types::pem::PemObject;
@@ -36,6 +39,19 @@ pub fn options(dir: &Path) -> Options {
         advertise_api: vec!["https://127.0.0.1:8443".into()],
         advertise_node: vec!["https://127.0.0.1:8444".into()],
         rate_limits: false,
+    }
+}
+
+/// A wall clock that is ahead.
+struct Ahead(SystemClock, u64);
+
+impl Clock for Ahead {
+    fn wall_ms(&self) -> u64 {
+        self.0.wall_ms() + self.1
+    }
+
+    fn monotonic_us(&self) -> u64 {
+        self.0.monotonic_us()
     }
 }
 
@@ -106,6 +122,24 @@ impl Controller {
         running.stop().await;
         let running = start(options(dir.path())).await.unwrap();
         assert_eq!(running.password(), None, "shown once");
+        Self { running, dir, password, http }
+    }
+
+    /// Stops it and starts it again on a log that is `later_ms` older: written to, meanwhile, with a clock that far ahead.
+    /// A log's time never goes back, so what ends by it has ended.
+    pub async fn restart_later(self, later_ms: u64) -> Self {
+        let Self { running, dir, password, http } = self;
+        running.stop().await;
+        let mut ahead = cvlan_raft::Options::single(FileDisk::open(dir.path()).unwrap());
+        ahead.clock = Arc::new(Ahead(SystemClock::default(), later_ms));
+        let log = cvlan_api::Log::open(ahead, NoTransport).await.unwrap();
+        assert!(log.writable(Duration::from_secs(10)).await);
+        let tenant = log.head().machine.slugs["acme"];
+        let wish = TenantCommand::Update { id: tenant, name: Some("later".into()) };
+        log.write(Command { meta: Meta::default(), wish: Wish::Tenant(wish) }).await.unwrap();
+        log.shutdown().await;
+        drop(log);
+        let running = start(options(dir.path())).await.unwrap();
         Self { running, dir, password, http }
     }
 

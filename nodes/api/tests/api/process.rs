@@ -149,6 +149,17 @@ fn what_cannot_start_says_why_on_one_line() {
     copy(&data, &newer.path().join("cvlan-data"));
     newer_format(&newer.path().join("cvlan-data/log"));
     check_refused(newer.path(), "start the version that wrote it");
+    // snapshots/ of another log.
+    snapshot(&stranger.path().join("cvlan-data"));
+    let foreign = tempfile::tempdir().unwrap();
+    copy(&data, &foreign.path().join("cvlan-data"));
+    copy(&stranger.path().join("cvlan-data/snapshots"), &foreign.path().join("cvlan-data/snapshots"));
+    check_refused(foreign.path(), "taken from different controllers");
+    // Half-written where it had been whole.
+    let hurt = tempfile::tempdir().unwrap();
+    copy(&data, &hurt.path().join("cvlan-data"));
+    flip_bit(&hurt.path().join("cvlan-data/log/0000000001.seg"), 100);
+    check_refused(hurt.path(), "log/0000000001.seg");
 
     // The folder itself is as good as before.
     let mut verify = binary(dir.path());
@@ -156,6 +167,67 @@ fn what_cannot_start_says_why_on_one_line() {
     let output = verify.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(String::from_utf8(output.stdout).unwrap().starts_with("ok "));
+}
+
+/// What a crash leaves of a write that nobody was told of goes; everything else is there.
+#[test]
+fn a_half_written_end_is_cut_and_nothing_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let ports = free_ports();
+    Process::start(dir.path(), ports).kill();
+    let verified = || {
+        let mut verify = binary(dir.path());
+        verify.args(["log", "verify"]);
+        let output = verify.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let before = verified();
+    let log = dir.path().join("cvlan-data/log/0000000001.seg");
+    let whole = std::fs::read(&log).unwrap();
+    let end = whole.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let at = (end + 8).next_multiple_of(8);
+    for torn in [&whole[64..end / 2], &[0xff; 5], b"CVB1"] {
+        let mut bytes = whole.clone();
+        bytes[at..at + torn.len()].copy_from_slice(torn);
+        std::fs::write(&log, bytes).unwrap();
+        Process::start(dir.path(), ports).kill();
+        assert_eq!(verified(), before, "{} torn bytes", torn.len());
+        std::fs::write(&log, &whole).unwrap();
+    }
+}
+
+/// A first start that ended before its first entry is repeated with the password that was shown.
+#[test]
+fn a_first_start_that_was_cut_off_is_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    Process::start(dir.path(), free_ports()).kill();
+    let keys = dir.path().join("cvlan-data/keys");
+    let file: Value = serde_json::from_str(&std::fs::read_to_string(keys.join("bootstrap")).unwrap()).unwrap();
+    let cut = tempfile::tempdir().unwrap();
+    copy(&keys, &cut.path().join("cvlan-data/keys"));
+    std::fs::remove_file(cut.path().join("cvlan-data/keys/identity")).unwrap();
+    let again = Process::start(cut.path(), free_ports());
+    assert!(again.lines.join("\n").contains(file["password"].as_str().unwrap()), "{:?}", again.lines);
+    again.kill();
+}
+
+/// Writes a snapshot into a folder that no process has.
+fn snapshot(data: &Path) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let options = cvlan_raft::Options::single(cvlan_raft::FileDisk::open(data).unwrap());
+        let log = cvlan_api::Log::open(options, cvlan_raft::NoTransport).await.unwrap();
+        assert!(log.writable(Duration::from_secs(10)).await);
+        log.snapshot().await.unwrap();
+        log.shutdown().await;
+    });
+}
+
+fn flip_bit(path: &Path, at: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= 0x10;
+    std::fs::write(path, bytes).unwrap();
 }
 
 /// Refused twice alike: the first refusal changed nothing.

@@ -58,6 +58,10 @@ pub enum Exit {
 pub async fn run(settings: &Settings) -> Result<Exit> {
     let mut store = Store::open(&settings.state_dir)?;
     let token = if store.identity()?.is_none() { Some(token_read(settings)?) } else { None };
+    if let Some(Err(error)) = token.as_deref().map(enrol::token_check) {
+        tracing::error!("{error}");
+        return Ok(Exit::Refused);
+    }
     store.daemon_started(&std::path::absolute(&settings.ctrl_socket)?.to_string_lossy())?;
     let listener = ipc::listen(&settings.ctrl_socket).context("ctrl socket")?;
     let ended = tokio::select! {

@@ -10,98 +10,86 @@
 
 pub mod sync;
 
-use super::accept::{Client, Handler};
-use super::body::{Body, body_read, json_expected, json_read, problem_response};
+use super::accept::Client;
+use super::body::{body_read, json_expected, json_read};
 use crate::app::{App, register};
 use crate::metrics::Other;
 use crate::problem::Problem;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::MethodRouter;
+use axum::{Extension, Router};
 use cvlan_proto::v1;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use hyper::body::Incoming;
+use http::{HeaderValue, Uri, header};
 use serde::Serialize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-/// Answers it.
-#[derive(Clone)]
-pub struct NodeDoor {
-    app: Arc<App>,
-    ids: Arc<(u64, AtomicU64)>,
+/// Its router.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/client/discover", only("GET").get(discover))
+        .route("/client/register", only("POST").post(register))
+        .route("/client/sync", only("GET").get(sync::upgrade))
+        .fallback(elsewhere)
+        .layer(from_fn_with_state(app.clone(), counted))
+        .with_state(app)
 }
 
-impl NodeDoor {
-    /// Its handler.
-    pub fn new(app: Arc<App>) -> Self {
-        let first = u64::from_be_bytes(crate::random::bytes());
-        Self { app, ids: Arc::new((first, AtomicU64::new(1))) }
-    }
-
-    async fn route(&self, client: &Client, request: Request<Incoming>) -> (Other, Result<Response<Body>, Problem>) {
-        let (app, metrics) = (&self.app, &self.app.metrics);
-        let allowed = |method: Method| match *request.method() == method {
-            true => Ok(()),
-            false => {
-                let detail = format!("{} takes {method}", request.uri().path());
-                let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail);
-                Err(Problem { allow: Some(method.to_string()), ..problem })
-            }
-        };
-        match request.uri().path() {
-            "/client/discover" => {
-                let checked = allowed(Method::GET).and_then(|()| app.limits.discover.check(client.address, metrics));
-                (Other::Discover, checked.and_then(|()| self.discover(&request)))
-            }
-            "/client/register" => {
-                let checked = allowed(Method::POST).and_then(|()| app.limits.register.check(client.address, metrics));
-                let answer = match checked {
-                    Ok(()) => self.register(client, request).await,
-                    Err(problem) => Err(problem),
-                };
-                (Other::Register, answer)
-            }
-            "/client/sync" => {
-                let checked = allowed(Method::GET);
-                (Other::Sync, checked.and_then(|()| sync::upgrade(app, client, request)))
-            }
-            path => {
-                let detail =
-                    format!("there is nothing at {path}; this is the machines' door, the API is on another port");
-                (Other::None, Err(Problem::not_found("route_not_found", detail)))
-            }
-        }
-    }
-
-    fn discover(&self, request: &Request<Incoming>) -> Result<Response<Body>, Problem> {
-        let query = request.uri().query().unwrap_or_default();
-        let tenant = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "tenant").map(|(_, v)| v);
-        let tenant = tenant.ok_or_else(|| Problem::invalid("query_invalid", "name the tenant: ?tenant=SLUG"))?;
-        json(&register::discover(&self.app, &self.app.log.head(), &tenant)?)
-    }
-
-    async fn register(&self, client: &Client, request: Request<Incoming>) -> Result<Response<Body>, Problem> {
-        json_expected(request.headers())?;
-        let body = body_read(request.into_body()).await?;
-        let body: v1::RegisterRequest = json_read(&body)?;
-        let request_id = format!("{:016x}-{:x}", self.ids.0, self.ids.1.fetch_add(1, Relaxed));
-        json(&register::register(&self.app, body, client.address, request_id).await?)
-    }
+/// A path that refuses every method but the one it gets; HEAD too, which axum would give to GET.
+fn only(method: &'static str) -> MethodRouter<Arc<App>> {
+    let refuse = move |uri: Uri| async move { Problem::method_not_allowed(uri.path(), method.to_owned()) };
+    MethodRouter::new().head(refuse).fallback(refuse)
 }
 
-impl Handler for NodeDoor {
-    async fn handle(&self, client: Arc<Client>, request: Request<Incoming>) -> Response<Body> {
-        let started = Instant::now();
-        let (other, answer) = self.route(&client, request).await;
-        let mut response = answer.unwrap_or_else(|problem| problem_response(&problem));
-        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        let micros = started.elapsed().as_micros() as u64;
-        self.app.metrics.other(other, response.status().as_u16(), micros);
-        response
-    }
+async fn counted(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let other = match request.uri().path() {
+        "/client/discover" => Other::Discover,
+        "/client/register" => Other::Register,
+        "/client/sync" => Other::Sync,
+        _ => Other::None,
+    };
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    app.metrics.other(other, response.status().as_u16(), started.elapsed().as_micros() as u64);
+    response
 }
 
-fn json<T: Serialize>(value: &T) -> Result<Response<Body>, Problem> {
-    let mut response = Response::new(Body::whole(serde_json::to_vec(value).map_err(Problem::internal)?));
+async fn elsewhere(uri: Uri) -> Problem {
+    let path = uri.path();
+    let detail = format!("there is nothing at {path}; this is the machines' door, the API is on another port");
+    Problem::not_found("route_not_found", detail)
+}
+
+async fn discover(
+    State(app): State<Arc<App>>,
+    Extension(client): Extension<Arc<Client>>,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    app.limits.discover.check(client.address, &app.metrics)?;
+    let query = uri.query().unwrap_or_default();
+    let tenant = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "tenant").map(|(_, v)| v);
+    let tenant = tenant.ok_or_else(|| Problem::invalid("query_invalid", "name the tenant: ?tenant=SLUG"))?;
+    json(&register::discover(&app, &app.log.head(), &tenant)?)
+}
+
+async fn register(
+    State(app): State<Arc<App>>,
+    Extension(client): Extension<Arc<Client>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    app.limits.register.check(client.address, &app.metrics)?;
+    json_expected(request.headers())?;
+    let body = body_read(request.into_body()).await?;
+    let body: v1::RegisterRequest = json_read(&body)?;
+    json(&register::register(&app, body, client.address, app.request_ids.next()).await?)
+}
+
+fn json<T: Serialize>(value: &T) -> Result<Response, Problem> {
+    let mut response = Response::new(Body::from(serde_json::to_vec(value).map_err(Problem::internal)?));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
 }

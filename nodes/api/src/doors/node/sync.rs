@@ -11,11 +11,14 @@
 use crate::app::{App, now_ms};
 use crate::ca::peer_read;
 use crate::doors::accept::Client;
-use crate::doors::body::Body;
 use crate::doors::drained;
 use crate::metrics::Sent;
 use crate::problem::Problem;
 use crate::streams::Open;
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
 use bytes::{Buf, BytesMut};
 use cvlan_core::id::NodeId;
 use cvlan_core::map::{Place, place};
@@ -24,8 +27,7 @@ use cvlan_core::sync::{FRAME_MAX, Output, Session, Upward, View};
 use cvlan_core::{Actor, Meta, Wish};
 use cvlan_proto::Message;
 use cvlan_proto::v1::{self, SyncFrame, sync_frame::Frame};
-use http::{HeaderValue, Request, Response, StatusCode, header};
-use hyper::body::Incoming;
+use http::{HeaderValue, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use std::io;
 use std::net::IpAddr;
@@ -44,15 +46,19 @@ const READ_BUFFER: usize = 512;
 const BACK_AFTER_MS: u32 = 500;
 
 /// Checks the certificate against the state and answers 101; the stream then runs in a task of its own.
-pub fn upgrade(app: &Arc<App>, client: &Client, mut request: Request<Incoming>) -> Result<Response<Body>, Problem> {
-    let here = proven(app, client)?;
+pub async fn upgrade(
+    State(app): State<Arc<App>>,
+    Extension(client): Extension<Arc<Client>>,
+    mut request: Request,
+) -> Result<Response, Problem> {
+    let here = proven(&app, &client)?;
     let asked = request.headers().get(header::UPGRADE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if !asked.eq_ignore_ascii_case(PROTOCOL) {
         let detail = format!("this path speaks {PROTOCOL}: send Connection: Upgrade and Upgrade: {PROTOCOL}");
         return Err(Problem::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", detail));
     }
     let upgrading = hyper::upgrade::on(&mut request);
-    let (app, source) = (app.clone(), client.address);
+    let source = client.address;
     tokio::spawn(async move {
         let Ok(upgraded) = upgrading.await else { return };
         let node = here.node.id;

@@ -5,6 +5,7 @@ use crate::app::{App, Caller};
 use crate::doors::body::json_read;
 use crate::doors::limit::Limit;
 use crate::problem::Problem;
+use axum::extract::RawPathParams;
 use bytes::Bytes;
 use cvlan_core::State;
 use cvlan_core::access::tenant_unknown;
@@ -23,7 +24,7 @@ pub struct Call {
     pub head: Arc<Head<State>>,
     pub(super) caller: Option<Caller>,
     pub(super) home: Option<Arc<TenantState>>,
-    pub(super) params: Vec<(String, String)>,
+    pub(super) params: RawPathParams,
     /// Query parameters, known ones only.
     pub query: Params,
     pub(super) body: Bytes,
@@ -48,7 +49,7 @@ impl Call {
 
     /// A placeholder of the path.
     pub fn param(&self, name: &str) -> &str {
-        self.params.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str()).unwrap_or_default()
+        param(&self.params, name)
     }
 
     /// The body.
@@ -65,4 +66,9 @@ impl Call {
     pub fn limited(&self, limit: &Limit) -> Result<(), Problem> {
         limit.check(self.source, &self.app.metrics)
     }
+}
+
+/// A placeholder's value; empty where the path has no such one.
+pub(super) fn param<'a>(params: &'a RawPathParams, name: &str) -> &'a str {
+    params.iter().find(|(n, _)| *n == name).map(|(_, v)| v).unwrap_or_default()
 }

@@ -13,14 +13,15 @@ use super::reply;
 use crate::app::event::{EventQuery, page, redact, scanned};
 use crate::app::{App, Output};
 use crate::auth::Session;
-use crate::doors::body::Body;
-use crate::doors::drained;
+use crate::doors::{body, drained};
 use crate::problem::Problem;
 use crate::streams::PresenceChange;
+use axum::body::Body;
+use axum::response::Response;
 use bytes::Bytes;
 use cvlan_core::access::{Permission, allowed};
 use cvlan_core::id::Seq;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +41,7 @@ pub const NEXT: HeaderName = HeaderName::from_static("cvlan-next-seq");
 pub const COMPLETE_FROM: HeaderName = HeaderName::from_static("cvlan-complete-from");
 
 /// GET /log/events.
-pub async fn answer(c: Call) -> Result<Response<Body>, Problem> {
+pub async fn answer(c: Call) -> Result<Response, Problem> {
     let query = EventQuery::read(&c.query, c.at_least)?;
     let follow = match c.query.get("follow") {
         None => c.accept.contains("text/event-stream"),
@@ -61,7 +62,7 @@ pub async fn answer(c: Call) -> Result<Response<Body>, Problem> {
             serde_json::to_writer(&mut lines, event).map_err(Problem::internal)?;
             lines.push(b'\n');
         }
-        let mut response = reply::bare(StatusCode::OK, &found, Body::whole(lines))?;
+        let mut response = reply::bare(StatusCode::OK, &found, Body::from(lines))?;
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
         response
     };
@@ -74,7 +75,7 @@ pub async fn answer(c: Call) -> Result<Response<Body>, Problem> {
     Ok(response)
 }
 
-fn live(c: &Call, query: EventQuery) -> Result<Response<Body>, Problem> {
+fn live(c: &Call, query: EventQuery) -> Result<Response, Problem> {
     let caller = c.caller()?;
     // Without `from`, from now on.
     let from = if c.query.get("from").is_some() { query.from } else { Seq(c.head.seq.0 + 1) };
@@ -85,7 +86,7 @@ fn live(c: &Call, query: EventQuery) -> Result<Response<Body>, Problem> {
         let detail = "too many follow events here already; try again";
         Problem::later(StatusCode::SERVICE_UNAVAILABLE, "busy", detail, 5)
     })?;
-    let (tx, body) = Body::stream();
+    let (tx, body) = body::stream();
     let follower = Follower { app: c.app.clone(), session: caller.session.clone(), next: from, to: query.to, tx };
     tokio::spawn(async move {
         follower.run().await;

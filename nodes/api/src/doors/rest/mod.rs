@@ -12,26 +12,29 @@ pub mod reply;
 pub mod routes;
 pub mod ui;
 
-use super::accept::{Client, Handler};
-use super::body::{Body, body_read, json_expected, problem_response};
+use super::accept::Client;
+use super::body::{body_read, json_expected};
 use crate::app::list::Params;
 use crate::app::{App, Caller};
 use crate::auth::Session;
 use crate::metrics::Other;
 use crate::problem::Problem;
+use axum::extract::rejection::RawPathParamsRejection;
+use axum::extract::{RawPathParams, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodFilter, on};
+use axum::{Extension, Router};
 use bytes::Bytes;
-use call::Call;
+use call::{Call, param};
+use cvlan_core::Actor;
 use cvlan_core::access::{allowed, permit, tenant_unknown};
 use cvlan_core::id::{Checkpoint, TenantId};
 use cvlan_core::state::TenantState;
-use cvlan_core::{Actor, State};
 use cvlan_raft::Head;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use routes::{Access, ROUTES, Route, Whose};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 /// Where the API begins.
@@ -49,192 +52,172 @@ pub const TOTAL: HeaderName = HeaderName::from_static("x-total-count");
 /// Longest request id that is taken over.
 const REQUEST_ID_MAX: usize = 64;
 
-/// A line of ROUTES, its place there, and what its path's placeholders stand for.
-type Found = (usize, &'static Route, Vec<(String, String)>);
-
-/// Answers it.
-#[derive(Clone)]
-pub struct RestDoor {
-    app: Arc<App>,
-    router: Arc<matchit::Router<Vec<usize>>>,
-    /// Ids that this process gives to requests: random once, then counted.
-    ids: Arc<(u64, AtomicU64)>,
+/// The router of [`ROUTES`]; an error names a method that axum does not know.
+pub fn router(app: Arc<App>) -> Result<Router, <MethodFilter as TryFrom<Method>>::Error> {
+    let mut router = Router::new();
+    for (at, route) in ROUTES.iter().enumerate() {
+        let line = move |app, client, params, request| answer(at, route, app, client, params, request);
+        let mut methods = on(MethodFilter::try_from(route.method.clone())?, line);
+        // The first line of a path refuses what none of them takes; HEAD too, which axum would give to GET.
+        if ROUTES.iter().position(|r| r.path == route.path) == Some(at) {
+            let refuse = move |app, request| refuse(route.path, app, request);
+            methods = methods.head(refuse).fallback(refuse);
+        }
+        router = router.route(&route.full_path(), methods);
+    }
+    Ok(router.fallback(elsewhere).with_state(app))
 }
 
-impl RestDoor {
-    /// With a router made of [`ROUTES`].
-    pub fn new(app: Arc<App>) -> Result<Self, matchit::InsertError> {
-        let mut paths: Vec<(&str, Vec<usize>)> = Vec::new();
-        for (i, route) in ROUTES.iter().enumerate() {
-            match paths.iter_mut().find(|(path, _)| *path == route.path) {
-                Some((_, routes)) => routes.push(i),
-                None => paths.push((route.path, vec![i])),
-            }
-        }
-        let mut router = matchit::Router::new();
-        for (path, routes) in paths {
-            router.insert(path, routes)?;
-        }
-        let first = u64::from_be_bytes(crate::random::bytes());
-        Ok(Self { app, router: Arc::new(router), ids: Arc::new((first, AtomicU64::new(1))) })
-    }
-
-    fn request_id(&self, headers: &HeaderMap) -> String {
-        let given = headers.get(REQUEST_ID).and_then(|v| v.to_str().ok()).filter(|id| {
-            (1..=REQUEST_ID_MAX).contains(&id.len())
-                && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-        });
-        match given {
-            Some(id) => id.to_owned(),
-            None => format!("{:016x}-{:x}", self.ids.0, self.ids.1.fetch_add(1, Relaxed)),
-        }
-    }
-
-    async fn api(&self, client: &Client, request: Request<Incoming>) -> (Result<usize, Other>, Response<Body>) {
-        let request_id = self.request_id(request.headers());
-        let path = request.uri().path().get(BASE.len()..).unwrap_or_default();
-        let (route, answer) = match self.find(path, request.method()) {
-            Ok((at, route, params)) => (Ok(at), self.run(route, params, client, request, &request_id).await),
-            Err(problem) => (Err(Other::None), Err(problem)),
-        };
-        let mut response = answer.unwrap_or_else(|problem| problem_response(&problem));
-        let unproven = response.status() == StatusCode::UNAUTHORIZED;
-        let headers = response.headers_mut();
-        if unproven {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        if let Ok(id) = HeaderValue::try_from(request_id) {
-            headers.insert(REQUEST_ID, id);
-        }
-        (route, response)
-    }
-
-    /// The line of ROUTES, and what its path's placeholders stand for.
-    fn find(&self, path: &str, method: &Method) -> Result<Found, Problem> {
-        let unknown = || {
-            let detail = format!("there is nothing at {BASE}{path}; README names the paths");
-            Problem::not_found("route_not_found", detail)
-        };
-        let found = self.router.at(path).map_err(|_| unknown())?;
-        let routes = || found.value.iter().filter_map(|i| Some((*i, ROUTES.get(*i)?)));
-        let Some((at, route)) = routes().find(|(_, r)| r.method == *method) else {
-            let known = routes().map(|(_, r)| r.method.as_str()).collect::<Vec<_>>().join(", ");
-            let detail = format!("{BASE}{path} takes {known}");
-            let allow = Some(known);
-            return Err(Problem {
-                allow,
-                ..Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
-            });
-        };
-        let mut params = Vec::with_capacity(2);
-        for (name, value) in found.params.iter() {
-            let value = percent_decode_str(value).decode_utf8().map_err(|_| unknown())?;
-            params.push((name.to_owned(), value.into_owned()));
-        }
-        Ok((at, route, params))
-    }
-
-    async fn run(
-        &self,
-        route: &'static Route,
-        params: Vec<(String, String)>,
-        client: &Client,
-        request: Request<Incoming>,
-        request_id: &str,
-    ) -> Result<Response<Body>, Problem> {
-        let head = self.app.log.head();
-        let (parts, body) = request.into_parts();
-        let headers = &parts.headers;
-        let (caller, home) = match route.access {
-            Access::Public => (None, None),
-            Access::Session => (Some(self.session(&head.machine, headers)?), None),
-            Access::May(permission, whose) => {
-                let session = self.session(&head.machine, headers)?;
-                let home = self.permitted(&head.machine, &session, permission, whose, &params)?;
-                (Some(session), home)
-            }
-        };
-        let caller = match caller {
-            Some(session) => Some(Caller {
-                session,
-                request_id: request_id.to_owned(),
-                reason: reason_read(headers)?,
-                source: client.address,
-                if_revision: if_match_read(headers)?,
-            }),
-            None => None,
-        };
-        let query = query_read(parts.uri.query().unwrap_or_default(), route.query)?;
-        let at_least = match parts.method {
-            Method::GET => checkpoint_read(headers, &head)?,
-            _ => None,
-        };
-        let bytes = if route.request.is_empty() {
-            Bytes::new()
-        } else {
-            json_expected(headers)?;
-            body_read(body).await?
-        };
-        let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-        let (app, source) = (self.app.clone(), client.address);
-        (route.run)(Call { app, head, caller, home, params, query, body: bytes, source, at_least, accept }).await
-    }
-
-    fn session(&self, state: &State, headers: &HeaderMap) -> Result<Session, Problem> {
-        let given = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-        let token = given.and_then(|v| v.strip_prefix("Bearer ")).ok_or_else(|| {
-            Problem::unproven(
-                "session_missing",
-                "log in first: POST /api/v1/auth/login, then Authorization: Bearer TOKEN",
-            )
-        })?;
-        self.app.auth.access(state, token.trim())
-    }
-
-    fn permitted(
-        &self,
-        state: &State,
-        session: &Session,
-        permission: cvlan_core::access::Permission,
-        whose: Whose,
-        params: &[(String, String)],
-    ) -> Result<Option<Arc<TenantState>>, Problem> {
-        let user = &session.user;
-        let (home, tenant) = match whose {
-            Whose::Cluster => (None, TenantId::default()),
-            Whose::Own => (None, user.tenant),
-            Whose::Tenant => {
-                let name = params.iter().find(|(n, _)| n == "t").map(|(_, v)| v.as_str()).unwrap_or_default();
-                let home = state.tenant_find(name).ok_or_else(tenant_unknown)?;
-                (Some(home.clone()), home.record.id)
-            }
-        };
-        if allowed(user.role, user.tenant, permission, tenant) {
-            return Ok(home);
-        }
-        // The rule's own words; another tenant's thing is not found.
-        permit(state, &Actor::User(user.id, user.name.to_string()), permission, tenant)?;
-        Ok(home)
-    }
+/// A request that a line of ROUTES takes.
+async fn answer(
+    at: usize,
+    route: &'static Route,
+    State(app): State<Arc<App>>,
+    Extension(client): Extension<Arc<Client>>,
+    params: Result<RawPathParams, RawPathParamsRejection>,
+    request: Request,
+) -> Response {
+    let started = Instant::now();
+    let request_id = request_id(&app, request.headers());
+    let answer = match params {
+        Ok(params) => run(&app, route, params, &client, request, &request_id).await,
+        Err(_) => Err(unknown(request.uri().path())),
+    };
+    let response = dressed(answer, request_id);
+    app.metrics.route(at, response.status().as_u16(), started.elapsed().as_micros() as u64);
+    response
 }
 
-impl Handler for RestDoor {
-    async fn handle(&self, client: Arc<Client>, request: Request<Incoming>) -> Response<Body> {
-        let started = Instant::now();
-        let path = request.uri().path();
-        let (route, response) = match path.strip_prefix(BASE) {
-            Some(rest) if rest.is_empty() || rest.starts_with('/') => self.api(&client, request).await,
-            _ => (Err(Other::Ui), ui::serve(request.method(), path)),
-        };
-        let (status, micros) = (response.status().as_u16(), started.elapsed().as_micros() as u64);
-        match route {
-            Ok(at) => self.app.metrics.route(at, status, micros),
-            Err(other) => self.app.metrics.other(other, status, micros),
+/// A path of ROUTES, asked with a method that none of its lines has.
+async fn refuse(path: &'static str, State(app): State<Arc<App>>, request: Request) -> Response {
+    let started = Instant::now();
+    let takes: Vec<_> = ROUTES.iter().filter(|r| r.path == path).map(|r| r.method.as_str()).collect();
+    let problem = Problem::method_not_allowed(request.uri().path(), takes.join(", "));
+    let response = dressed(Err(problem), request_id(&app, request.headers()));
+    counted(&app, Other::None, started, response)
+}
+
+/// No path of ROUTES: nothing, or the UI.
+async fn elsewhere(State(app): State<Arc<App>>, request: Request) -> Response {
+    let started = Instant::now();
+    let path = request.uri().path();
+    let (other, response) = match path.strip_prefix(BASE) {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => {
+            (Other::None, dressed(Err(unknown(path)), request_id(&app, request.headers())))
         }
-        response
+        _ => (Other::Ui, ui::serve(request.method(), path)),
+    };
+    counted(&app, other, started, response)
+}
+
+fn counted(app: &App, other: Other, started: Instant, response: Response) -> Response {
+    app.metrics.other(other, response.status().as_u16(), started.elapsed().as_micros() as u64);
+    response
+}
+
+async fn run(
+    app: &Arc<App>,
+    route: &'static Route,
+    params: RawPathParams,
+    client: &Client,
+    request: Request,
+    request_id: &str,
+) -> Result<Response, Problem> {
+    let head = app.log.head();
+    let (parts, body) = request.into_parts();
+    let headers = &parts.headers;
+    let (caller, home) = match route.access {
+        Access::Public => (None, None),
+        Access::Session => (Some(session(app, &head.machine, headers)?), None),
+        Access::May(permission, whose) => {
+            let session = session(app, &head.machine, headers)?;
+            let home = permitted(&head.machine, &session, permission, whose, &params)?;
+            (Some(session), home)
+        }
+    };
+    let caller = match caller {
+        Some(session) => Some(Caller {
+            session,
+            request_id: request_id.to_owned(),
+            reason: reason_read(headers)?,
+            source: client.address,
+            if_revision: if_match_read(headers)?,
+        }),
+        None => None,
+    };
+    let query = query_read(parts.uri.query().unwrap_or_default(), route.query)?;
+    let at_least = match parts.method {
+        Method::GET => checkpoint_read(headers, &head)?,
+        _ => None,
+    };
+    let bytes = if route.request.is_empty() {
+        Bytes::new()
+    } else {
+        json_expected(headers)?;
+        body_read(body).await?
+    };
+    let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+    let (app, source) = (app.clone(), client.address);
+    (route.run)(Call { app, head, caller, home, params, query, body: bytes, source, at_least, accept }).await
+}
+
+fn session(app: &App, state: &cvlan_core::State, headers: &HeaderMap) -> Result<Session, Problem> {
+    let given = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+    let token = given.and_then(|v| v.strip_prefix("Bearer ")).ok_or_else(|| {
+        Problem::unproven("session_missing", "log in first: POST /api/v1/auth/login, then Authorization: Bearer TOKEN")
+    })?;
+    app.auth.access(state, token.trim(), crate::app::now_ms())
+}
+
+fn permitted(
+    state: &cvlan_core::State,
+    session: &Session,
+    permission: cvlan_core::access::Permission,
+    whose: Whose,
+    params: &RawPathParams,
+) -> Result<Option<Arc<TenantState>>, Problem> {
+    let user = &session.user;
+    let (home, tenant) = match whose {
+        Whose::Cluster => (None, TenantId::default()),
+        Whose::Own => (None, user.tenant),
+        Whose::Tenant => {
+            let home = state.tenant_find(param(params, "t")).ok_or_else(tenant_unknown)?;
+            (Some(home.clone()), home.record.id)
+        }
+    };
+    if allowed(user.role, user.tenant, permission, tenant) {
+        return Ok(home);
     }
+    // The rule's own words; another tenant's thing is not found.
+    permit(state, &Actor::User(user.id, user.name.to_string()), permission, tenant)?;
+    Ok(home)
+}
+
+/// What every answer of the API has.
+fn dressed(answer: Result<Response, Problem>, request_id: String) -> Response {
+    let mut response = answer.into_response();
+    let unproven = response.status() == StatusCode::UNAUTHORIZED;
+    let headers = response.headers_mut();
+    if unproven {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Ok(id) = HeaderValue::try_from(request_id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    response
+}
+
+fn request_id(app: &App, headers: &HeaderMap) -> String {
+    let given = headers.get(REQUEST_ID).and_then(|v| v.to_str().ok()).filter(|id| {
+        (1..=REQUEST_ID_MAX).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    });
+    given.map_or_else(|| app.request_ids.next(), str::to_owned)
+}
+
+fn unknown(path: &str) -> Problem {
+    Problem::not_found("route_not_found", format!("there is nothing at {path}; README names the paths"))
 }
 
 fn reason_read(headers: &HeaderMap) -> Result<String, Problem> {
@@ -256,7 +239,7 @@ fn if_match_read(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
 }
 
 /// The checkpoint that the reader wants to see at least.
-fn checkpoint_read(headers: &HeaderMap, head: &Head<State>) -> Result<Option<Checkpoint>, Problem> {
+fn checkpoint_read(headers: &HeaderMap, head: &Head<cvlan_core::State>) -> Result<Option<Checkpoint>, Problem> {
     let Some(value) = headers.get(CHECKPOINT) else { return Ok(None) };
     let invalid = || Problem::invalid("checkpoint_invalid", "Cvlan-Checkpoint is 32 hex digits, a dot and a number");
     let wanted: Checkpoint = value.to_str().map_err(|_| invalid())?.trim().parse().map_err(|_| invalid())?;

@@ -2,38 +2,39 @@
 
 use super::{CHECKPOINT, TIME, TOTAL};
 use crate::app::Output;
-use crate::doors::body::Body;
 use crate::problem::Problem;
-use http::{HeaderValue, Response, StatusCode, header};
+use axum::body::Body;
+use axum::response::Response;
+use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 /// JSON with the answer's freshness and the thing's ETag.
-pub fn json<T: Serialize>(status: StatusCode, output: Output<T>) -> Result<Response<Body>, Problem> {
+pub fn json<T: Serialize>(status: StatusCode, output: Output<T>) -> Result<Response, Problem> {
     let body = serde_json::to_vec(&output.body).map_err(Problem::internal)?;
-    let mut response = bare(status, &output, Body::whole(body))?;
+    let mut response = bare(status, &output, Body::from(body))?;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
 }
 
 /// 200.
-pub fn ok<T: Serialize>(output: Output<T>) -> Result<Response<Body>, Problem> {
+pub fn ok<T: Serialize>(output: Output<T>) -> Result<Response, Problem> {
     json(StatusCode::OK, output)
 }
 
 /// 201, with the new thing's path.
-pub fn created<T: Serialize>(path: String, output: Output<T>) -> Result<Response<Body>, Problem> {
+pub fn created<T: Serialize>(path: String, output: Output<T>) -> Result<Response, Problem> {
     let mut response = json(StatusCode::CREATED, output)?;
     response.headers_mut().insert(header::LOCATION, value(path)?);
     Ok(response)
 }
 
 /// 204.
-pub fn none(output: Output<()>) -> Result<Response<Body>, Problem> {
+pub fn none(output: Output<()>) -> Result<Response, Problem> {
     bare(StatusCode::NO_CONTENT, &output, Body::empty())
 }
 
 /// Any body with the answer's freshness.
-pub fn bare<T>(status: StatusCode, output: &Output<T>, body: Body) -> Result<Response<Body>, Problem> {
+pub fn bare<T>(status: StatusCode, output: &Output<T>, body: Body) -> Result<Response, Problem> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -3,12 +3,12 @@
 use super::call::Call;
 use super::{BASE, events, reply};
 use crate::app::{self, Output};
-use crate::doors::body::Body;
 use crate::problem::Problem;
+use axum::response::Response;
 use cvlan_core::access::Permission;
 use cvlan_core::id::TenantId;
 use cvlan_proto::v1;
-use http::{Method, Response};
+use http::Method;
 use std::pin::Pin;
 
 /// Who may come in.
@@ -34,7 +34,7 @@ pub enum Whose {
 }
 
 /// The answer of a handler.
-pub type Answered = Pin<Box<dyn Future<Output = Result<Response<Body>, Problem>> + Send>>;
+pub type Answered = Pin<Box<dyn Future<Output = Result<Response, Problem>> + Send>>;
 
 /// One route.
 pub struct Route {
@@ -165,7 +165,7 @@ fn below(c: &Call, noun: &str, id: &str) -> String {
     format!("{BASE}/tenants/{tenant}/{noun}/{id}")
 }
 
-async fn login(c: &Call) -> Result<Response<Body>, Problem> {
+async fn login(c: &Call) -> Result<Response, Problem> {
     c.limited(&c.app.limits.login)?;
     let request: v1::LoginRequest = c.json()?;
     let log = &c.app.log;
@@ -174,19 +174,19 @@ async fn login(c: &Call) -> Result<Response<Body>, Problem> {
     reply::ok(Output::read(&log.head(), answer))
 }
 
-fn refresh(c: &Call) -> Result<Response<Body>, Problem> {
+fn refresh(c: &Call) -> Result<Response, Problem> {
     let request: v1::RefreshRequest = c.json()?;
     let answer = c.app.auth.refresh(&c.head.machine, &request.refresh_token, app::now_ms())?;
     reply::ok(Output::read(&c.head, answer))
 }
 
-fn logout(c: &Call) -> Result<Response<Body>, Problem> {
+fn logout(c: &Call) -> Result<Response, Problem> {
     let request: v1::RefreshRequest = c.json()?;
     c.app.auth.logout(&c.head.machine, &request.refresh_token, app::now_ms())?;
     reply::none(Output::read(&c.head, ()))
 }
 
-async fn password(c: &Call) -> Result<Response<Body>, Problem> {
+async fn password(c: &Call) -> Result<Response, Problem> {
     c.limited(&c.app.limits.login)?;
     reply::none(app::user::password(&c.app, c.caller()?, c.json()?).await?)
 }

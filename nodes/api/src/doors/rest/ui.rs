@@ -1,7 +1,8 @@
 //! The web UI: files built by `make ui`, embedded. Nothing is loaded from elsewhere: it works air-gapped.
 
-use crate::doors::body::Body;
-use http::{HeaderValue, Method, Response, StatusCode, header};
+use axum::body::Body;
+use axum::response::Response;
+use http::{HeaderValue, Method, StatusCode, header};
 use rust_embed::RustEmbed;
 use std::borrow::Cow;
 
@@ -16,15 +17,11 @@ pub const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self
 const NOT_BUILT: &str = "The web UI is not built into this binary: `make ui` builds it. The API is at /api/v1.\n";
 
 /// A file of the UI, or its page.
-pub fn serve(method: &Method, path: &str) -> Response<Body> {
-    let head = *method == Method::HEAD;
+pub fn serve(method: &Method, path: &str) -> Response {
     let mut response = match *method {
         Method::GET | Method::HEAD => file(path.trim_start_matches('/')),
         _ => text(StatusCode::METHOD_NOT_ALLOWED, "The UI takes GET; the API is at /api/v1.\n"),
     };
-    if head {
-        *response.body_mut() = Body::empty();
-    }
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CONTENT_SECURITY_POLICY, POLICY),
@@ -37,7 +34,7 @@ pub fn serve(method: &Method, path: &str) -> Response<Body> {
     response
 }
 
-fn file(path: &str) -> Response<Body> {
+fn file(path: &str) -> Response {
     let path = if path.is_empty() { "index.html" } else { path };
     let (path, found) = match Files::get(path) {
         Some(found) => (path, found),
@@ -51,8 +48,8 @@ fn file(path: &str) -> Response<Body> {
         },
     };
     let body = match found.data {
-        Cow::Borrowed(data) => Body::whole(bytes::Bytes::from_static(data)),
-        Cow::Owned(data) => Body::whole(data),
+        Cow::Borrowed(data) => Body::from(bytes::Bytes::from_static(data)),
+        Cow::Owned(data) => Body::from(data),
     };
     let mut response = Response::new(body);
     let headers = response.headers_mut();
@@ -63,8 +60,8 @@ fn file(path: &str) -> Response<Body> {
     response
 }
 
-fn text(status: StatusCode, text: &'static str) -> Response<Body> {
-    let mut response = Response::new(Body::whole(text));
+fn text(status: StatusCode, text: &'static str) -> Response {
+    let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
