@@ -7,7 +7,7 @@ UI_SOURCES := $(shell find ui/src ui/index.html ui/public ui/package.json ui/pac
 BINS := -p cvlan-api -p cvlan-client -p cvlan-cli
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-rust test-ui check fix bench sim gen ui audit clean
+.PHONY: help build demo demo-ready test test-tools test-rust test-ui check fix bench sim gen ui audit clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -15,11 +15,19 @@ help: ## list the verbs
 build: ui ## build every program into target/debug
 	@$(CARGO) build $(BINS) --bins
 
-demo: build ## a controller and three machines that ping through the tunnel; ONCE=1 exits at the end
+demo: demo-ready build ## a controller and three machines that ping through the tunnel; ONCE=1 exits at the end
 	@deploy/demo.sh
 
-test: test-rust test-ui ## every test, incl. the browser's and the demo
+# Before the build: nobody should wait for what cannot be.
+demo-ready:
+	@deploy/tools.sh cc
+	@deploy/demo.sh ready
+
+test: test-tools test-rust test-ui ## every test, incl. the browser's and the demo
 	@ONCE=1 deploy/demo.sh || { code=$$?; [ $$code = 77 ] && echo "SKIPPED: the demo needs the right to make network namespaces" || exit $$code; }
+
+test-tools:
+	@deploy/tools.sh cc ip ping chromium
 
 test-rust: ui
 	@$(CARGO) build --workspace --bins

@@ -17,15 +17,15 @@ if [ "$(id -u)" != 0 ]; then
     exit 77
   fi
 fi
-for tool in ip ping; do
-  command -v $tool >/dev/null || { echo "demo: $tool is missing; on Debian: apt-get install iproute2 iputils-ping" >&2; exit 77; }
-done
+"$root/deploy/tools.sh" ip ping || exit 77
 id=cv$$
 if ! "${sudo[@]}" ip netns add "$id-probe" 2>/dev/null; then
   echo "The demo makes network namespaces, which is not allowed here; run it where it is: sudo make demo" >&2
   exit 77
 fi
 "${sudo[@]}" ip netns delete "$id-probe"
+# Asked before the build, so that nobody waits for what cannot be.
+[ "${1:-}" = ready ] && exit 0
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/cvlan-demo.XXXXXX")
 export CVLAN_CONTEXT_DIR=$work/context
