@@ -20,6 +20,10 @@ macro_rules! say {
     }};
 }
 
+/// As in the controller, whose log and floors are measured here.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Deterministic simulation and benchmarks of CVLAN.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
