@@ -19,6 +19,7 @@ mod event;
 mod failure;
 mod history;
 mod log;
+mod member;
 mod node;
 mod print;
 mod prompt;

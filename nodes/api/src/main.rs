@@ -156,8 +156,8 @@ async fn controller(options: Options) -> Result<ExitCode, StartError> {
 /// On stdout, so that it is there whatever the log's level is.
 fn announce(running: &Running) {
     let head = running.app().log.head();
-    let system = &head.machine.system;
-    let ui = system.api_urls.first().map(String::as_str).unwrap_or_default();
+    let urls = head.machine.api_urls();
+    let ui = urls.first().map(String::as_str).unwrap_or_default();
     println!("CVLAN {} at event {}", env!("CARGO_PKG_VERSION"), head.seq);
     println!("  UI and API     {ui}");
     if let Some(password) = running.password() {
@@ -165,6 +165,6 @@ fn announce(running: &Running) {
         println!("                 shown once; also in keys/bootstrap until it is changed");
         println!("  log in with    cvlanctl login {ui} --ca-pin {}", running.ca_pin());
     }
-    println!("  machines       {}", system.node_urls.join(", "));
+    println!("  machines       {}", head.machine.node_urls().join(", "));
     println!("  metrics        http://{}/metrics", running.metrics_address());
 }

@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::problem::Problem;
 use crate::random::RequestIds;
 use crate::streams::Streams;
+use cvlan_core::id::MemberId;
 use cvlan_core::system::SystemCommand;
 use cvlan_core::{Meta, Rules, Wish};
 use cvlan_raft::{Applied, FileDisk, Member, NoTransport, OpenError};
@@ -316,7 +317,8 @@ async fn serve_all(
         started: Instant::now(),
         draining: watch::channel(false).0,
     });
-    app.command(Meta::default(), Wish::System(SystemCommand::Advertise { node_urls, api_urls })).await?;
+    let member = MemberId(app.log.status().member);
+    app.command(Meta::default(), Wish::System(SystemCommand::Advertise { member, node_urls, api_urls })).await?;
 
     let certificate = Arc::new(Certificate(RwLock::new(app.ca.server(&names, now_ms())?)));
     let rest_tls = tls(&app, certificate.clone(), false)?;

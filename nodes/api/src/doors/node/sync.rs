@@ -221,7 +221,7 @@ fn malformed(what: String) -> io::Error {
 /// This member stops: come back somewhere, not all at once.
 fn redirect(app: &App) -> SyncFrame {
     let [spread] = crate::random::bytes::<1>();
-    let urls = app.log.head().machine.system.node_urls.clone();
+    let urls = app.log.head().machine.node_urls();
     let after_ms = BACK_AFTER_MS + BACK_AFTER_MS * u32::from(spread) / 255;
     SyncFrame { frame: Some(Frame::Redirect(v1::Redirect { urls, after_ms })) }
 }
