@@ -36,6 +36,7 @@ pub mod system;
 pub mod tenant;
 pub mod token;
 pub mod user;
+mod wire;
 
 #[cfg(test)]
 mod given;

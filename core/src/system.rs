@@ -9,6 +9,7 @@ use crate::rules::{Fact, Key};
 use crate::state::State;
 use crate::user;
 use cvlan_proto::v1::{self, JwtKey, Sealed, event::Body, system_event::Kind};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// URLs that may be advertised.
@@ -36,7 +37,7 @@ pub struct SystemState {
 }
 
 /// Wishes about the cluster.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum SystemCommand {
     /// The first of a log.
     Bootstrap(Box<Bootstrap>),
@@ -52,7 +53,7 @@ pub enum SystemCommand {
 }
 
 /// Everything that a new log starts with.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Bootstrap {
     /// The log's incarnation.
     pub epoch: Epoch,
@@ -61,8 +62,10 @@ pub struct Bootstrap {
     /// X25519.
     pub challenge_public_key: [u8; 32],
     /// Sealed private half.
+    #[serde(with = "crate::wire")]
     pub challenge_key: Sealed,
     /// The first HMAC key.
+    #[serde(with = "crate::wire")]
     pub jwt_key: JwtKey,
     /// The first superadmin.
     pub admin_id: UserId,

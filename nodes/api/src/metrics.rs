@@ -96,6 +96,7 @@ impl Metrics {
             Err(
                 WriteError::Stopped
                 | WriteError::Diverged
+                | WriteError::Removed
                 | WriteError::NotBootstrapped
                 | WriteError::AlreadyBootstrapped,
             ) => "stopped",
