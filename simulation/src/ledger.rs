@@ -8,11 +8,11 @@
 //! ```
 
 use crate::lock;
-use crate::trace::Trace;
+use crate::trace::{Sign, Trace};
 use bytes::Bytes;
-use cvlan_core::id::{CommandId, Seq};
+use cvlan_core::id::{CommandId, Epoch, Seq};
 use cvlan_core::log::CompactRange;
-use cvlan_core::machine::Machine;
+use cvlan_core::machine::{Context, Machine};
 use cvlan_core::{Command, Rules, State};
 use cvlan_proto::v1::Event;
 use cvlan_raft::{Answer, Applied, Head};
@@ -25,6 +25,8 @@ pub type Violation = String;
 /// What is known so far.
 pub struct Ledger {
     trace: Trace,
+    /// Members may be brought forward by another one's snapshot: what they show may leave out events.
+    many: bool,
     known: Mutex<Known>,
 }
 
@@ -35,10 +37,14 @@ struct Known {
     /// Merkle root after each.
     roots: Vec<[u8; 32]>,
     tree: CompactRange,
-    /// Observed in this life beyond a gap that history has to fill.
+    /// Observed beyond a gap that history has to fill.
     ahead: BTreeMap<u64, Bytes>,
-    /// The last event and entry observed in this life.
-    observed: Option<(u64, u64)>,
+    /// The last event and entry that each member has shown in this life.
+    observed: BTreeMap<u64, (u64, u64)>,
+    /// First and last event of each entry, by its place in the Raft log.
+    entries: BTreeMap<u64, (u64, u64)>,
+    /// Heads after the newest entries.
+    heads: BTreeMap<u64, Arc<Head<State>>>,
     /// After the last entry ever observed.
     head: Option<Arc<Head<State>>>,
     done: BTreeMap<CommandId, Place>,
@@ -47,13 +53,18 @@ struct Known {
     violation: Option<Violation>,
 }
 
+const DAY_MS: u64 = 86_400_000;
+
+/// Heads that are kept, to judge refusals by.
+const HEADS: usize = 512;
+
 /// A command's first event and how many it has; of one without effect, none.
 type Place = Option<(u64, u64)>;
 
 impl Ledger {
-    /// Nothing is known.
-    pub fn new(trace: Trace) -> Self {
-        Self { trace, known: Mutex::default() }
+    /// Nothing is known, of one member or of `many`.
+    pub fn new(trace: Trace, many: bool) -> Self {
+        Self { trace, many, known: Mutex::default() }
     }
 
     /// The first broken promise, if any.
@@ -63,7 +74,7 @@ impl Ledger {
 
     /// Notes a broken promise.
     pub fn broken(&self, violation: Violation) {
-        self.trace.line(format_args!("VIOLATION {violation}"));
+        self.trace.mark(None, Sign::Violation, format_args!("VIOLATION {violation}"));
         lock(&self.known).violation.get_or_insert(violation);
     }
 
@@ -99,27 +110,38 @@ impl Ledger {
         lock(&self.known).head.clone()
     }
 
-    /// A process starts: it shows events from wherever its recovery ended.
-    pub fn starts(&self) {
-        let mut known = lock(&self.known);
-        known.observed = None;
-        known.ahead.clear();
+    /// A member starts: it shows events from wherever its recovery ended.
+    pub fn starts(&self, member: u64) {
+        lock(&self.known).observed.remove(&member);
     }
 
     /// An observer's call.
-    pub fn observe(&self, applied: &Applied<Rules>) {
-        let seq = applied.head.seq.0;
-        self.trace.line(format_args!("applied {} up to event {seq}, {}", applied.index, short(&applied.head.root)));
-        let seen = lock(&self.known).observe(applied);
+    pub fn observe(&self, member: u64, applied: &Applied<Rules>) {
+        let (seq, index) = (applied.head.seq.0, applied.index);
+        self.trace.line(format_args!("m{member} applied {index} up to event {seq}, {}", short(&applied.head.root)));
+        let seen = lock(&self.known).observe(member, applied, self.many);
         if let Err(violation) = seen {
-            self.broken(violation);
+            self.broken(format!("member {member}: {violation}"));
         }
+    }
+
+    /// Somebody was shown the log up to this event: nobody who asks from now on may be shown less.
+    pub fn seen(&self, seq: u64) {
+        let mut known = lock(&self.known);
+        known.highest = known.highest.max(seq);
     }
 
     /// Events as history gives them.
     pub fn read_back(&self, events: &[(Seq, Bytes)]) {
         let mut known = lock(&self.known);
-        let wrong = events.iter().find_map(|(seq, raw)| known.event(seq.0, raw).err());
+        let wrong = events.iter().find_map(|(seq, raw)| {
+            if self.many && seq.0 > known.events.len() as u64 + 1 {
+                let same = known.equals(seq.0, raw);
+                known.ahead.insert(seq.0, raw.clone());
+                return same.err();
+            }
+            known.event(seq.0, raw).err()
+        });
         drop(known);
         if let Some(violation) = wrong {
             self.broken(format!("history: {violation}"));
@@ -163,10 +185,21 @@ impl Ledger {
         }
     }
 
-    /// A command was refused, says the member: it has left nothing.
-    pub fn refused(&self, command: &Command, code: &str) {
+    /// A command was refused, says the member: it has left nothing. Some state since event `highest`, which was
+    /// acknowledged before it was first sent, must be a reason to refuse it.
+    pub fn refused(&self, command: &Command, code: &str, highest: u64) {
         self.trace.line(format_args!("refused {}: {code}", command.meta.id));
-        lock(&self.known).refused.insert(command.meta.id);
+        let wrong = {
+            let mut known = lock(&self.known);
+            known.refused.insert(command.meta.id);
+            !known.refusable(command, highest)
+        };
+        if wrong {
+            self.broken(format!(
+                "{} was refused with {code}, yet every state since event {highest} would take it",
+                command.meta.id
+            ));
+        }
     }
 
     /// A head against the events that led to it.
@@ -214,6 +247,11 @@ impl Ledger {
         known.once_only(&events)
     }
 
+    /// All events that are known without a gap, decoded.
+    pub fn events(&self) -> Vec<Event> {
+        lock(&self.known).events.iter().filter_map(|raw| Rules::decode(raw).ok()).collect()
+    }
+
     /// Times of two neighbouring events, for questions about time.
     pub fn time_of(&self, seq: u64) -> Option<u64> {
         let known = lock(&self.known);
@@ -228,10 +266,14 @@ impl Ledger {
 }
 
 impl Known {
-    fn observe(&mut self, applied: &Applied<Rules>) -> Result<(), Violation> {
-        let first = applied.head.seq.0 + 1 - applied.events.len() as u64;
-        if let Some((seq, index)) = self.observed
-            && (first != seq + 1 || applied.index <= index)
+    fn observe(&mut self, member: u64, applied: &Applied<Rules>, jumps: bool) -> Result<(), Violation> {
+        let last = applied.head.seq.0;
+        if applied.events.is_empty() && jumps {
+            return self.installed(member, applied);
+        }
+        let first = last + 1 - applied.events.len() as u64;
+        if let Some((seq, index)) = self.observed.get(&member).copied()
+            && (first <= seq || first > seq + 1 && !jumps || applied.index <= index)
         {
             return Err(format!(
                 "entry {} with event {first} was shown after entry {index} with event {seq}",
@@ -251,9 +293,62 @@ impl Known {
                 self.event(seq, raw)?;
             }
         }
-        self.observed = Some((applied.head.seq.0, applied.index));
-        self.head = Some(applied.head.clone());
+        let entry = *self.entries.entry(applied.index).or_insert((first, last));
+        if entry != (first, last) {
+            return Err(format!("entry {} has events {first} to {last}, and {entry:?} elsewhere", applied.index));
+        }
+        let root = (last as usize).checked_sub(1).and_then(|at| self.roots.get(at));
+        if root.is_some_and(|root| *root != applied.head.root) {
+            return Err(format!("after event {last} the root is {}", short(&applied.head.root)));
+        }
+        self.observed.insert(member, (last, applied.index));
+        if self.head.as_ref().is_none_or(|head| head.seq.0 < last) {
+            self.head = Some(applied.head.clone());
+            self.heads.insert(last, applied.head.clone());
+            if self.heads.len() > HEADS {
+                self.heads.pop_first();
+            }
+        }
         Ok(())
+    }
+
+    /// A snapshot took the place of entries: it leads forward, to a head that is known.
+    fn installed(&mut self, member: u64, applied: &Applied<Rules>) -> Result<(), Violation> {
+        let (last, index) = (applied.head.seq.0, applied.index);
+        if let Some((seq, before)) = self.observed.insert(member, (last, index))
+            && (last < seq || index < before)
+        {
+            return Err(format!("a snapshot led back to entry {index}, event {last}, from entry {before}, event {seq}"));
+        }
+        let root = (last as usize).checked_sub(1).and_then(|at| self.roots.get(at));
+        match root.filter(|root| **root != applied.head.root) {
+            Some(_) => Err(format!("a snapshot at event {last} has root {}", short(&applied.head.root))),
+            None => Ok(()),
+        }
+    }
+
+    /// False where no state since event `from` refuses the command. Where not all of them are known: true.
+    fn refusable(&self, command: &Command, from: u64) -> bool {
+        let Some((oldest, first)) = self.heads.range(..=from).next_back() else { return true };
+        let refuses = |state: &State, epoch: Epoch, seq: u64, time_ms: u64| {
+            // A token's life may have ended since the last event.
+            [time_ms, time_ms + DAY_MS].into_iter().any(|time_ms| {
+                Rules::decide(state, &Context { epoch, next_seq: Seq(seq + 1), time_ms }, command).is_err()
+            })
+        };
+        if self.heads.range(oldest..).any(|(seq, head)| refuses(&head.machine, head.epoch, *seq, head.time_ms)) {
+            return true;
+        }
+        if self.heads.last_key_value().is_some_and(|(last, _)| *last > self.events.len() as u64) {
+            return true;
+        }
+        // Commands of one entry are decided one after the other.
+        let mut state = first.machine.clone();
+        let later = self.events.iter().enumerate().skip(*oldest as usize);
+        later.filter_map(|(at, raw)| Some((at as u64 + 1, Rules::decode(raw).ok()?))).any(|(seq, event)| {
+            Rules::apply(&mut state, &event);
+            refuses(&state, first.epoch, seq, Rules::time_ms(&event))
+        })
     }
 
     /// The next event, or one that is known.

@@ -15,10 +15,16 @@
 
 pub mod bench;
 pub mod clock;
+pub mod cluster;
 pub mod disk;
 pub mod ledger;
+pub mod net;
+pub mod picture;
+pub mod report;
 pub mod runner;
 pub mod runtime;
+pub mod setup;
+pub mod shrink;
 pub mod trace;
 pub mod world;
 

@@ -1,17 +1,21 @@
 //! `cvlan-sim`: runs seeds of the simulation, or the benchmarks.
 
 use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use cvlan_raft::Plant;
-use cvlan_sim::runner::{Summary, reproduce, seeds};
-use cvlan_sim::world::{Counts, Report, Setup, run};
-use cvlan_sim::{bench, ledger::short};
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand};
+use cvlan_sim::report::Report;
+use cvlan_sim::runner::{Summary, seeds};
+use cvlan_sim::setup::{PLANTS, Setup, reproduce, run};
+use cvlan_sim::{bench, ledger::short, picture, shrink};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
+
+/// Where seeds that failed are kept, in a checkout: a test replays them.
+const CORPUS: &str = "simulation/tests/corpus/seeds.txt";
 
 /// A line on stdout; a reader that has gone is no reason to stop.
 macro_rules! say {
@@ -50,33 +54,38 @@ enum Verb {
 
 #[derive(Args)]
 struct Play {
-    /// Commands of all clients together.
-    #[arg(long, default_value_t = Setup::default().commands)]
-    commands: u64,
-    /// Ends of the process, at least.
-    #[arg(long, default_value_t = Setup::default().crashes)]
-    crashes: u64,
-    /// A bug to be found.
+    /// One member instead of a cluster.
     #[arg(long)]
-    plant: Option<Bug>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Bug {
-    /// The log is written but never synced.
-    SkipFsync,
-    /// The log says "durable" before it has written.
-    EarlyAck,
+    alone: bool,
+    /// Commands of all clients together; of a cluster, at least.
+    #[arg(long)]
+    commands: Option<u64>,
+    /// One member: ends of the process, at least.
+    #[arg(long, default_value_t = Setup::alone().crashes)]
+    crashes: u64,
+    /// A cluster: virtual time, minutes.
+    #[arg(long, default_value_t = Setup::cluster().minutes)]
+    minutes: u64,
+    /// A cluster: only these faults of its schedule, by their places in it.
+    #[arg(long, value_delimiter = ',')]
+    faults: Option<Vec<usize>>,
+    /// A bug to be found; several may be planted.
+    #[arg(long, value_parser = PossibleValuesParser::new(PLANTS.map(|(name, _)| name)))]
+    plant: Vec<String>,
 }
 
 impl Play {
     fn setup(&self) -> Setup {
-        let plant = match self.plant {
-            None => Plant::default(),
-            Some(Bug::SkipFsync) => Plant { skip_fsync: true, ..Plant::default() },
-            Some(Bug::EarlyAck) => Plant { early_ack: true, ..Plant::default() },
+        let basis = if self.alone { Setup::alone() } else { Setup::cluster() };
+        let setup = Setup {
+            commands: self.commands.unwrap_or(basis.commands),
+            crashes: self.crashes,
+            minutes: self.minutes.max(2),
+            only: self.faults.as_ref().map(|faults| BTreeSet::from_iter(faults.iter().copied())),
+            ..basis
         };
-        Setup { commands: self.commands, crashes: self.crashes, plant, ..Setup::default() }
+        // The parser knows the names.
+        self.plant.iter().fold(setup, |setup, name| setup.clone().with_plant(name).unwrap_or(setup))
     }
 }
 
@@ -91,6 +100,12 @@ struct Run {
     /// Write the trace to a file.
     #[arg(long)]
     trace: Option<PathBuf>,
+    /// Draw the seed's space-time picture into a file; of a seed that fails, with as few faults as it takes.
+    #[arg(long)]
+    html: Option<PathBuf>,
+    /// Print a seed that fails as it is, without a search for fewer faults.
+    #[arg(long)]
+    no_shrink: bool,
     /// Run each seed twice, with every decision of the scheduler in the digest, and compare.
     #[arg(long)]
     twice: bool,
@@ -129,7 +144,7 @@ fn main() -> anyhow::Result<ExitCode> {
 }
 
 fn one_by_one(args: &Run) -> anyhow::Result<ExitCode> {
-    let setup = Setup { text: args.trace.is_some(), schedule: args.twice, ..args.play.setup() };
+    let setup = Setup { text: args.trace.is_some() || args.html.is_some(), schedule: args.twice, ..args.play.setup() };
     let (mut all, mut text, mut violations) = (Sha256::new(), String::new(), 0);
     let range = args.seeds.clone().unwrap_or(args.seed..args.seed.saturating_add(1));
     for seed in range.clone() {
@@ -145,47 +160,67 @@ fn one_by_one(args: &Run) -> anyhow::Result<ExitCode> {
                 );
             }
         }
-        if let Some(violation) = &report.violation {
-            violations += 1;
-            say!("seed {seed}: VIOLATION: {violation}\n  {}", reproduce(seed, &setup));
-        }
         all.update(report.digest);
-        text.push_str(&report.text.unwrap_or_default());
+        let report = if report.violation.is_some() {
+            violations += 1;
+            failed(report, &setup, args.no_shrink)
+        } else {
+            (setup.clone(), report)
+        };
+        if let Some(path) = &args.html {
+            write(path, &picture::html(&report.1, &report.0))?;
+        }
+        text.push_str(&report.1.text.unwrap_or_default());
     }
     if let Some(path) = &args.trace {
-        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+        write(path, &text)?;
     }
     say!("digest {}", hex::encode(all.finalize()));
     Ok(if violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Says what broke, and with how few faults; the report of those.
+fn failed(report: Report, setup: &Setup, as_it_is: bool) -> (Setup, Report) {
+    let seed = report.seed;
+    say!("seed {seed}: VIOLATION: {}\n  {}", report.violation.as_deref().unwrap_or_default(), reproduce(seed, setup));
+    if setup.alone || as_it_is {
+        return (setup.clone(), report);
+    }
+    let progress = std::io::stderr().is_terminal();
+    let (fewer, report) = shrink::shrink(seed, setup, report, &|runs, left| {
+        if progress {
+            eprint!("\rfewer faults: run {runs}, {left} left ");
+        }
+    });
+    if progress {
+        eprintln!();
+    }
+    let left = fewer.only.clone().unwrap_or_default();
+    say!("  with {} faults: {}", left.len(), report.violation.as_deref().unwrap_or_default());
+    for place in &left {
+        say!("    {place:>3} {}", report.faults.get(*place).map_or("", |fault| fault));
+    }
+    say!("  {}", reproduce(seed, &fewer));
+    (fewer, report)
+}
+
+/// A seed that failed is kept, where this is a checkout, so that it is run with all tests from now on.
+fn keep(report: &Report, setup: &Setup) {
+    let Some(violation) = report.violation.as_deref().filter(|_| setup.plant == cvlan_raft::Plant::default()) else {
+        return;
+    };
+    if let Ok(mut file) = std::fs::OpenOptions::new().append(true).open(CORPUS) {
+        let _ = writeln!(file, "{} # {violation}", setup.arguments(report.seed));
+    }
+}
+
 fn print(report: &Report) {
-    let Report { seed, lines, virtual_ms, counts, .. } = report;
-    let Counts { crashes, at_call, cuts, in_recovery, stops, damaged, failed, full, .. } = counts;
-    say!(
-        "seed {seed}: {lines} trace lines, {virtual_ms} ms, {} calls of the disk, {}",
-        counts.calls,
-        short(&report.digest)
-    );
-    say!(
-        "  ends: {crashes} crashes ({at_call} at a call, {in_recovery} in a recovery), {stops} in order; {cuts} power cuts, {damaged} damaged snapshots, {failed} failed calls, {full} × disk full"
-    );
-    say!(
-        "  commands: {} done ({} answered again), {} refused, {} sent again, {} told that the disk is full",
-        counts.done,
-        counts.repeated,
-        counts.refused,
-        counts.retries,
-        counts.full_answers
-    );
-    say!(
-        "  log: {} events, {} segments, purged up to entry {}, snapshot at event {}, {} checkpoints",
-        counts.events,
-        counts.segments,
-        counts.purged,
-        counts.snapshot,
-        counts.checkpoints
-    );
+    let Report { seed, lines, virtual_ms, counts, digest, .. } = report;
+    say!("seed {seed}: {lines} trace lines, {virtual_ms} ms, {}\n  {}", short(digest), counts.line());
 }
 
 fn many(args: &Seeds) -> anyhow::Result<ExitCode> {
@@ -194,11 +229,12 @@ fn many(args: &Seeds) -> anyhow::Result<ExitCode> {
     // Seeds end in any order; the digest takes them in theirs.
     let state: Mutex<(BTreeMap<u64, [u8; 32]>, usize)> = Mutex::default();
     let total = (args.to + 1).saturating_sub(args.from);
-    let summary: Summary = seeds(args.from..=args.to, args.threads, &setup, &|report| {
+    let summary: Summary = seeds(args.from..=args.to, args.threads, &setup, false, &|report| {
         let mut state = state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         state.0.insert(report.seed, report.digest);
         if let Some(violation) = &report.violation {
             state.1 += 1;
+            keep(report, &setup);
             say!("seed {}: VIOLATION: {violation}\n  {}", report.seed, reproduce(report.seed, &setup));
         }
         if progress {

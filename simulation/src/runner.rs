@@ -1,11 +1,15 @@
 //! Many seeds: threads, progress, limits in wall time, panics.
 
 use crate::lock;
-use crate::world::{Report, Setup, run};
-use cvlan_raft::Plant;
+use crate::report::{Report, Tally};
+use crate::runtime::NodeRt;
+use crate::setup::{Setup, reproduce, run};
+use crate::trace::Trace;
+use openraft::AsyncRuntime;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, Once};
 use std::time::{Duration, Instant};
@@ -39,6 +43,22 @@ pub fn take_panic() -> Option<String> {
     PANIC.take().filter(|text| !text.is_empty())
 }
 
+/// Plays a world on this thread, in virtual time: that time, ms, and the panic that ended it.
+pub fn stage(seed: u64, setup: &Setup, trace: &Trace, play: impl Future<Output = u64>) -> (u64, Option<String>) {
+    watch_panics();
+    let mut rt = NodeRt::with_seed(seed);
+    rt.sim().record_trace(setup.schedule);
+    // A task's panic stays in its handle, and the hook has noted it; this one is for the executor's own.
+    let virtual_ms = catch_unwind(AssertUnwindSafe(|| rt.block_on(play))).unwrap_or_default();
+    if setup.schedule {
+        for step in rt.sim().take_trace() {
+            trace.line(format_args!("{step}"));
+        }
+    }
+    drop(rt);
+    (virtual_ms, take_panic().map(|panic| format!("panic: {panic}")))
+}
+
 /// What became of many seeds.
 #[derive(Debug, Default)]
 pub struct Summary {
@@ -50,40 +70,37 @@ pub struct Summary {
     pub virtual_ms: u64,
     /// Wall time.
     pub wall: Duration,
-    /// Commands with an outcome, crashes, events of all.
-    pub totals: [u64; 3],
+    /// What happened in all of them.
+    pub counts: Tally,
 }
 
 impl Summary {
     /// One line.
     pub fn line(&self) -> String {
         let seconds = self.wall.as_secs_f64().max(0.001);
-        let [commands, crashes, events] = self.totals;
+        let commands = self.counts.get("done") + self.counts.get("refused");
         format!(
-            "{} seeds, {} failed, {:.1} s: {:.0} seeds/min, {commands} commands, {crashes} crashes, {events} events, {:.0} × real time",
+            "{} seeds, {} failed, {:.1} s: {:.0} seeds/h, {commands} commands, {} faults, {} events, {:.0} × real time",
             self.seeds,
             self.failed.len(),
             seconds,
-            self.seeds as f64 * 60.0 / seconds,
+            self.seeds as f64 * 3600.0 / seconds,
+            self.counts.get("faults"),
+            self.counts.get("events"),
             self.virtual_ms as f64 / 1000.0 / seconds,
         )
     }
 }
 
-/// The line that runs one seed again.
-pub fn reproduce(seed: u64, setup: &Setup) -> String {
-    let Plant { skip_fsync, early_ack, .. } = setup.plant;
-    let plant = match (skip_fsync, early_ack) {
-        (true, _) => " --plant skip-fsync",
-        (_, true) => " --plant early-ack",
-        (false, false) => "",
-    };
-    format!("cargo run -q -p cvlan-sim -- run --seed {seed} --commands {}{plant} --trace trace.txt", setup.commands)
-}
-
-/// Runs seeds on `threads` threads; `each` hears of every one, in any order. Ends the process where one is over
-/// [`WALL_LIMIT`].
-pub fn seeds(range: RangeInclusive<u64>, threads: usize, setup: &Setup, each: &(dyn Fn(&Report) + Sync)) -> Summary {
+/// Runs seeds on `threads` threads, up to the first that fails where `first`; `each` hears of every one, in any order.
+/// Ends the process where one is over [`WALL_LIMIT`].
+pub fn seeds(
+    range: RangeInclusive<u64>,
+    threads: usize,
+    setup: &Setup,
+    first: bool,
+    each: &(dyn Fn(&Report) + Sync),
+) -> Summary {
     let started = Instant::now();
     let (next, done) = (AtomicU64::new(*range.start()), AtomicBool::new(false));
     let running: Mutex<BTreeMap<u64, Instant>> = Mutex::default();
@@ -99,6 +116,9 @@ pub fn seeds(range: RangeInclusive<u64>, threads: usize, setup: &Setup, each: &(
                         lock(&running).remove(&seed);
                         lock(&summary).add(&report);
                         each(&report);
+                        if first && report.violation.is_some() {
+                            next.store(*range.end() + 1, Relaxed);
+                        }
                     }
                 })
             })
@@ -117,10 +137,7 @@ impl Summary {
     fn add(&mut self, report: &Report) {
         self.seeds += 1;
         self.virtual_ms += report.virtual_ms;
-        let counts = &report.counts;
-        for (total, more) in self.totals.iter_mut().zip([counts.done + counts.refused, counts.crashes, counts.events]) {
-            *total += more;
-        }
+        self.counts.merge(&report.counts);
         if let Some(violation) = &report.violation {
             self.failed.insert(report.seed, violation.clone());
         }

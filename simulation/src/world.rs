@@ -9,15 +9,14 @@
 //! is known. The last life has no faults: everything must come to its end in it.
 
 mod client;
-mod report;
-
-pub use report::{Counts, Report};
 
 use crate::clock::SimClock;
 use crate::disk::{Faults, Platter, SimDisk};
 use crate::ledger::{Ledger, Violation, short};
 use crate::lock;
+use crate::report::{Report, Tally};
 use crate::runtime::{NodeRt, Process, now_us, sleep_us};
+use crate::setup::Setup;
 use crate::trace::Trace;
 use cvlan_core::grammar::{Grammar, Rng};
 use cvlan_core::id::{Epoch, Seq};
@@ -30,32 +29,10 @@ use futures_util::future::{Either, join, join_all, select};
 use openraft::AsyncRuntime;
 use openraft::async_runtime::OneshotSender;
 use openraft::type_config::TypeConfigExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-
-/// What a seed is run with.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    /// Commands of all clients together.
-    pub commands: u64,
-    /// Ends of the process, at least.
-    pub crashes: u64,
-    /// Planted bugs.
-    pub plant: Plant,
-    /// Keep the trace's text.
-    pub text: bool,
-    /// Let every decision of the scheduler go into the digest; slow.
-    pub schedule: bool,
-}
-
-impl Default for Setup {
-    fn default() -> Self {
-        Self { commands: 512, crashes: 10, plant: Plant::default(), text: false, schedule: false }
-    }
-}
 
 /// Clients at once.
 pub const CLIENTS: u64 = 8;
@@ -68,29 +45,19 @@ const PATIENCE_MS: u64 = 20_000;
 
 /// Runs one seed on this thread.
 pub fn run(seed: u64, setup: &Setup) -> Report {
-    crate::runner::watch_panics();
     let trace = Trace::new(setup.text);
-    let mut rt = NodeRt::with_seed(seed);
-    rt.sim().record_trace(setup.schedule);
     let world = Arc::new(World::new(seed, setup, trace.clone()));
-    let played = world.clone();
-    // A task's panic stays in its handle, and the hook has noted it; this one is for the executor's own.
-    let virtual_ms = catch_unwind(AssertUnwindSafe(|| rt.block_on(played.play()))).unwrap_or_default();
-    if setup.schedule {
-        for step in rt.sim().take_trace() {
-            trace.line(format_args!("{step}"));
-        }
-    }
-    drop(rt);
-    // What follows from a panic is of less interest than the panic.
-    let panic = crate::runner::take_panic().map(|panic| format!("panic: {panic}"));
-    let counts = *lock(&world.counts);
+    let (virtual_ms, panic) = crate::runner::stage(seed, setup, &trace, world.clone().play());
+    let counts = lock(&world.counts).clone();
     Report {
         seed,
         digest: trace.hash(),
         lines: trace.count(),
         text: trace.text(),
+        marks: Vec::new(),
+        faults: Vec::new(),
         virtual_ms,
+        // What follows from a panic is of less interest than the panic.
         violation: panic.or(world.ledger.violation()),
         counts,
     }
@@ -109,7 +76,7 @@ struct World {
     bootstrap: Command,
     /// The member, its process and its disk, from open to end.
     up: Mutex<Option<Up>>,
-    counts: Mutex<Counts>,
+    counts: Mutex<Tally>,
     /// The member is told to stop.
     stopping: AtomicBool,
 }
@@ -156,7 +123,7 @@ impl World {
         trace.line(format_args!("seed {seed} {limits:?}"));
         Self {
             setup: setup.clone(),
-            ledger: Arc::new(Ledger::new(trace.clone())),
+            ledger: Arc::new(Ledger::new(trace.clone(), false)),
             trace,
             platter: Arc::default(),
             clock: Arc::new(SimClock::new(rng.below(400) as i64 - 200)),
@@ -179,7 +146,7 @@ impl World {
         lock(&self.rng).one_in(n)
     }
 
-    fn count(&self, add: impl FnOnce(&mut Counts)) {
+    fn count(&self, add: impl FnOnce(&mut Tally)) {
         add(&mut lock(&self.counts));
     }
 
@@ -202,7 +169,7 @@ impl World {
     async fn lives(&self) {
         let mut life = 0;
         loop {
-            let crashes = lock(&self.counts).crashes;
+            let crashes = lock(&self.counts).get("crashes");
             let plan = self.plan(life, crashes);
             let floor = self.ledger.floor();
             let end = self.live(&plan, floor).await;
@@ -240,12 +207,12 @@ impl World {
     async fn live(&self, plan: &Plan, floor: u64) -> End {
         let process = Arc::new(Process::default());
         let rng = Rng(self.draw(u64::MAX));
-        let disk = SimDisk::start(self.platter.clone(), process.clone(), self.trace.clone(), rng, plan.faults);
+        let disk = SimDisk::start(0, self.platter.clone(), process.clone(), self.trace.clone(), rng, plan.faults);
         let (tx, ended) = Cfg::<NodeRt>::oneshot::<()>();
         disk.on_end(move || {
             let _ = tx.send(());
         });
-        self.ledger.starts();
+        self.ledger.starts(1);
         self.stopping.store(false, Relaxed);
         let life = pin!(self.life(plan, floor, &process, &disk));
         let end = match select(ended, life).await {
@@ -256,12 +223,13 @@ impl World {
         disk.end();
         let crashed = end == End::AtCall || end == End::Killed || end == End::Failed;
         self.count(|c| {
-            c.calls += disk.calls();
-            c.crashes += u64::from(crashed);
-            c.at_call += u64::from(end == End::AtCall);
-            c.in_recovery += u64::from(crashed && !opened);
-            c.stops += u64::from(end == End::InOrder);
-            c.failed += u64::from(disk.has_failed());
+            c.add("calls", disk.calls());
+            c.add("crashes", u64::from(crashed));
+            c.add("at_call", u64::from(end == End::AtCall));
+            c.add("in_recovery", u64::from(crashed && !opened));
+            c.add("stops", u64::from(end == End::InOrder));
+            c.add("failed", u64::from(disk.has_failed()));
+            c.add("faults", u64::from(end != End::Finished) + u64::from(disk.has_failed()));
         });
         end
     }
@@ -442,7 +410,7 @@ impl World {
                     Ok(attested) => {
                         let seq = attested.checkpoint.seq.0;
                         self.trace.line(format_args!("checkpoint {seq} {}", short(&attested.digest)));
-                        self.count(|c| c.checkpoints += 1);
+                        self.count(|c| c.one("checkpoints"));
                         if self.ledger.root_at(seq).is_some_and(|root| root != attested.root) {
                             self.ledger.broken(format!("the checkpoint at event {seq} has another root"));
                         }
@@ -487,7 +455,7 @@ impl World {
         sleep_us(self.draw(40_000)).await;
         let room = self.draw(2 * self.limits.segment_bytes);
         self.trace.line(format_args!("the disk is full but for {room} bytes"));
-        self.count(|c| c.full += 1);
+        self.count(|c| c.one("full"));
         lock(&self.platter).set_room(Some(room));
         sleep_us(50_000 + self.draw(300_000)).await;
         self.read_back(member, self.ledger.len().min(member.head().seq.0)).await;
@@ -508,11 +476,11 @@ impl World {
         }
         let status = member.status();
         self.count(|c| {
-            c.segments = status.segments;
-            c.purged = status.purged_index;
-            c.events = head.seq.0;
-            c.snapshot = status.snapshot_seq.unwrap_or_default();
-            c.checkpoints += 1;
+            c.add("segments", status.segments);
+            c.add("purged", status.purged_index);
+            c.add("events", head.seq.0);
+            c.add("snapshot", status.snapshot_seq.unwrap_or_default());
+            c.one("checkpoints");
         });
         self.stopping.store(true, Relaxed);
         member.shutdown().await;
@@ -520,7 +488,7 @@ impl World {
         self.cut_power();
         let process = Arc::new(Process::default());
         let rng = Rng(self.draw(u64::MAX));
-        let disk = SimDisk::start(self.platter.clone(), process.clone(), self.trace.clone(), rng, Faults::default());
+        let disk = SimDisk::start(0, self.platter.clone(), process.clone(), self.trace.clone(), rng, Faults::default());
         let report = verify_dir::<Rules, NodeRt>(disk.clone()).await.map_err(|error| format!("verify: {error}"))?;
         disk.end();
         let digest = head.digest::<Rules>();
@@ -545,7 +513,7 @@ impl World {
     fn cut_power(&self) {
         let unsynced = lock(&self.platter).power_cut(&mut Rng(self.draw(u64::MAX)));
         self.trace.line(format_args!("power cut: {unsynced} files and folders had something that was not synced"));
-        self.count(|c| c.cuts += 1);
+        self.count(|c| c.one("cuts"));
     }
 
     /// While the process is down.
@@ -561,7 +529,7 @@ impl World {
             let name = format!("snapshots/{name}");
             self.trace.line(format_args!("damage {name}"));
             let _ = lock(&self.platter).damage(&name, &mut Rng(self.draw(u64::MAX)));
-            self.count(|c| c.damaged += 1);
+            self.count(|c| c.one("damaged"));
         }
         sleep_us(self.draw(60_000)).await;
     }
@@ -574,7 +542,7 @@ impl World {
             disk,
             clock: self.clock.clone(),
             initialize: true,
-            observers: vec![Arc::new(move |applied| ledger.observe(applied))],
+            observers: vec![Arc::new(move |applied| ledger.observe(1, applied))],
             limits: self.limits.clone(),
             timing: Timing { heartbeat_ms: 15, election_min_ms: 40, election_max_ms: 70 },
             plant: if last { Plant::default() } else { self.setup.plant },
@@ -585,8 +553,8 @@ impl World {
 /// What a write came to; `None` = nothing within the patience.
 type Sent = Option<Result<Answer<Rules>, WriteError<cvlan_core::Rejection>>>;
 
-/// Small bounds, so that a short history has many segments, snapshots and purges.
-fn limits(rng: &mut Rng) -> Limits {
+/// Small bounds of one member, so that a short history has many segments, snapshots and purges.
+pub(crate) fn limits(rng: &mut Rng) -> Limits {
     let segment_bytes = 512 * (8 + rng.below(64));
     Limits {
         segment_bytes,

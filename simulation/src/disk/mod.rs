@@ -9,8 +9,8 @@
 //! drawn time, so that the lanes and all tasks interleave between any two calls, and the process can end at any call.
 //! Ending it unwinds the stacks of its jobs: nothing of theirs runs on but `Drop`.
 //!
-//! A jobs' call finds its coroutine through the lane's slot of the thread: a thread simulates one process at a time, a
-//! lane runs one job at a time.
+//! A job's call finds its coroutine through its lane's slot of the thread. Each machine of a world has a seat of its own
+//! on the thread, with a slot a lane: a machine runs one process at a time, a lane one job at a time.
 
 mod platter;
 
@@ -41,24 +41,39 @@ enum Pause {
 type Running = Coroutine<(), Pause, ()>;
 type Handle = Yielder<(), Pause>;
 
-scoped_thread_local!(static LOG: Handle);
-scoped_thread_local!(static READ: Handle);
-scoped_thread_local!(static WORK: Handle);
+/// Machines that a thread can simulate at once.
+pub const SEATS: usize = 8;
+
+type Slots = [&'static ScopedKey<Handle>; 3];
+
+macro_rules! seats {
+    ($($log:ident $read:ident $work:ident),*) => {
+        $(scoped_thread_local!(static $log: Handle); scoped_thread_local!(static $read: Handle);
+          scoped_thread_local!(static $work: Handle);)*
+        static SLOTS: [Slots; SEATS] = [$([&$log, &$read, &$work]),*];
+    };
+}
+
+seats!(L0 R0 W0, L1 R1 W1, L2 R2 W2, L3 R3 W3, L4 R4 W4, L5 R5 W5, L6 R6 W6, L7 R7 W7);
+
+/// A lane of the machine on a seat.
+type Place = (usize, Lane);
 
 thread_local! {
-    /// The lane whose job runs now.
-    static ACTIVE: Cell<Option<Lane>> = const { Cell::new(None) };
+    /// Whose job runs now.
+    static ACTIVE: Cell<Option<Place>> = const { Cell::new(None) };
     /// Jobs between two of their calls.
-    static PARKED: RefCell<BTreeMap<Lane, Running>> = const { RefCell::new(BTreeMap::new()) };
+    static PARKED: RefCell<BTreeMap<Place, Running>> = const { RefCell::new(BTreeMap::new()) };
     /// Stacks to use again.
     static STACKS: RefCell<Vec<DefaultStack>> = const { RefCell::new(Vec::new()) };
 }
 
-fn slot(lane: Lane) -> &'static ScopedKey<Handle> {
+fn slot((seat, lane): Place) -> &'static ScopedKey<Handle> {
+    let [log, read, work] = SLOTS.get(seat % SEATS).copied().unwrap_or([&L0, &R0, &W0]);
     match lane {
-        Lane::Log => &LOG,
-        Lane::Read => &READ,
-        Lane::Work => &WORK,
+        Lane::Log => log,
+        Lane::Read => read,
+        Lane::Work => work,
     }
 }
 
@@ -77,6 +92,7 @@ pub struct Faults {
 pub struct SimDisk(Arc<Shared>);
 
 struct Shared {
+    seat: usize,
     platter: Arc<Mutex<Platter>>,
     process: Arc<Process>,
     trace: Trace,
@@ -109,8 +125,9 @@ enum Class {
 }
 
 impl SimDisk {
-    /// A disk for `process` on `platter`.
+    /// A disk for `process` on `platter`, of the machine on this seat.
     pub fn start(
+        seat: usize,
         platter: Arc<Mutex<Platter>>,
         process: Arc<Process>,
         trace: Trace,
@@ -119,7 +136,7 @@ impl SimDisk {
     ) -> Arc<Self> {
         let state =
             State { dead: false, lanes: BTreeMap::new(), rng, faults, calls: 0, failed: false, on_end: Vec::new() };
-        Arc::new(Self(Arc::new(Shared { platter, process, trace, state: Mutex::new(state) })))
+        Arc::new(Self(Arc::new(Shared { seat, platter, process, trace, state: Mutex::new(state) })))
     }
 
     /// Ends the process now, jobs in the middle of what they do.
@@ -135,6 +152,12 @@ impl SimDisk {
     /// Calls so far.
     pub fn calls(&self) -> u64 {
         lock(&self.0.state).calls
+    }
+
+    /// Plans further faults; the closure is told how many calls there were.
+    pub fn plan(&self, plan: impl FnOnce(u64, &mut Faults)) {
+        let state = &mut *lock(&self.0.state);
+        plan(state.calls, &mut state.faults);
     }
 
     /// True once a call has failed on purpose.
@@ -185,9 +208,9 @@ impl Shared {
 
     fn begin(self: &Arc<Self>, lane: Lane, job: Job) {
         let stack = STACKS.with_borrow_mut(Vec::pop).unwrap_or_default();
-        let files = SimFiles(self.clone());
-        let job = Coroutine::with_stack(stack, move |handle: &Handle, ()| slot(lane).set(handle, || job(&files)));
-        PARKED.with_borrow_mut(|parked| parked.insert(lane, job));
+        let (files, place) = (SimFiles(self.clone()), (self.seat, lane));
+        let job = Coroutine::with_stack(stack, move |handle: &Handle, ()| slot(place).set(handle, || job(&files)));
+        PARKED.with_borrow_mut(|parked| parked.insert(place, job));
     }
 
     /// Lets the lane's job run up to its next call; how long that takes, or `None` where there is no job any more.
@@ -195,14 +218,15 @@ impl Shared {
         if lock(&self.state).dead {
             return None;
         }
-        let mut job = PARKED.with_borrow_mut(|parked| parked.remove(&lane))?;
-        ACTIVE.set(Some(lane));
+        let place = (self.seat, lane);
+        let mut job = PARKED.with_borrow_mut(|parked| parked.remove(&place))?;
+        ACTIVE.set(Some(place));
         // A panic in a job was seen by the hook: the seed has failed.
         let result = catch_unwind(AssertUnwindSafe(|| job.resume(())));
         ACTIVE.set(None);
         match result {
             Ok(CoroutineResult::Yield(Pause::Wait(us))) => {
-                PARKED.with_borrow_mut(|parked| parked.insert(lane, job));
+                PARKED.with_borrow_mut(|parked| parked.insert(place, job));
                 return Some(us);
             }
             Ok(CoroutineResult::Yield(Pause::Die)) => {
@@ -223,7 +247,8 @@ impl Shared {
             }
             (std::mem::take(&mut state.lanes), std::mem::take(&mut state.on_end))
         };
-        let parked = PARKED.with_borrow_mut(std::mem::take);
+        let mine = |(seat, _): &Place| *seat == self.seat;
+        let parked: Vec<_> = PARKED.with_borrow_mut(|all| all.extract_if(.., |place, _| mine(place)).collect());
         drop(parked);
         drop(queued);
         self.process.kill();
@@ -237,7 +262,7 @@ impl Shared {
         what: Arguments<'_>,
         effect: impl FnOnce(&mut Platter) -> io::Result<T>,
     ) -> io::Result<T> {
-        let Some(lane) = ACTIVE.get() else { return Err(io::Error::other("a call outside of a job")) };
+        let Some(place) = ACTIVE.get() else { return Err(io::Error::other("a call outside of a job")) };
         let (call, dies, half, fails, us) = {
             let mut state = lock(&self.state);
             if state.dead {
@@ -249,28 +274,29 @@ impl Shared {
             state.failed |= fails;
             (call, state.faults.die_at == Some(call), state.rng.one_in(2), fails, state.cost(class))
         };
+        let (seat, lane) = place;
         if dies {
             let done = if half { effect(&mut lock(&self.platter)).is_ok() } else { false };
-            self.trace.line(format_args!("{lane:?} #{call} {what}: dies, done: {done}"));
-            pause(lane, Pause::Die);
+            self.trace.line(format_args!("s{seat} {lane:?} #{call} {what}: dies, done: {done}"));
+            pause(place, Pause::Die);
             return Err(io::Error::other("the power is gone"));
         }
-        pause(lane, Pause::Wait(us));
+        pause(place, Pause::Wait(us));
         if fails {
-            self.trace.line(format_args!("{lane:?} #{call} {what}: fails"));
+            self.trace.line(format_args!("s{seat} {lane:?} #{call} {what}: fails"));
             return Err(io::Error::other("the simulated disk failed"));
         }
         let result = effect(&mut lock(&self.platter));
         match &result {
-            Ok(_) => self.trace.line(format_args!("{lane:?} #{call} {what}")),
-            Err(error) => self.trace.line(format_args!("{lane:?} #{call} {what}: {error}")),
+            Ok(_) => self.trace.line(format_args!("s{seat} {lane:?} #{call} {what}")),
+            Err(error) => self.trace.line(format_args!("s{seat} {lane:?} #{call} {what}: {error}")),
         }
         result
     }
 }
 
-fn pause(lane: Lane, pause: Pause) {
-    slot(lane).with(|handle| handle.suspend(pause));
+fn pause(place: Place, pause: Pause) {
+    slot(place).with(|handle| handle.suspend(pause));
 }
 
 impl State {

@@ -255,6 +255,19 @@ impl Platter {
         Ok(())
     }
 
+    /// Flips a bit, durably, in the first half of what was written to a file: long before its newest bytes. Returns where;
+    /// `None` where there is too little.
+    pub fn damage_early(&mut self, name: &str, rng: &mut Rng) -> Option<usize> {
+        let inode = self.open(name).ok()?;
+        let contents = self.contents(inode).ok()?;
+        let used = contents.durable.iter().rposition(|byte| *byte != 0)?;
+        let at = rng.below(used as u64 / 2) as usize;
+        let byte = contents.durable.get_mut(at).filter(|_| used >= 8 * SECTOR)?;
+        *byte ^= 1 << rng.below(8);
+        contents.cache.clone_from(&contents.durable);
+        Some(at)
+    }
+
     /// Bytes of all files, as reads see them.
     pub fn bytes(&self) -> u64 {
         self.files.values().map(|f| f.cache.len() as u64).sum()

@@ -51,7 +51,7 @@ impl World {
             let up = lock(&self.up).clone();
             if let Some(up) = up {
                 if !std::mem::take(&mut first) {
-                    self.count(|c| c.retries += 1);
+                    self.count(|c| c.one("retries"));
                 }
                 if let Either::Left(((one, two), _)) =
                     select(pin!(self.send(&up.member, command)), pin!(up.process.gone())).await
@@ -85,28 +85,29 @@ impl World {
         match result {
             Ok(answer) => {
                 self.count(|c| {
-                    c.done += 1;
-                    c.repeated += u64::from(answer.repeated);
+                    c.one("done");
+                    c.add("repeated", u64::from(answer.repeated));
                 });
                 self.ledger.done(command, &answer, highest);
                 true
             }
             Err(WriteError::Rejected(rejection)) => {
-                self.count(|c| c.refused += 1);
-                self.ledger.refused(command, rejection.code);
+                self.count(|c| c.one("refused"));
+                self.ledger.refused(command, rejection.code, highest);
                 true
             }
             Err(WriteError::Busy | WriteError::NoLeader | WriteError::Stopped) => false,
             // The first answer could not be read again, from a disk that fails.
             Err(WriteError::OutcomeUnknown) if up.process.is_dead() || up.disk.has_failed() => false,
             Err(WriteError::DiskFull) => {
-                self.count(|c| c.full_answers += 1);
+                self.count(|c| c.one("full_answers"));
                 false
             }
             Err(
                 error @ (WriteError::OutcomeUnknown
                 | WriteError::TooLarge { .. }
                 | WriteError::Diverged
+                | WriteError::Removed
                 | WriteError::NotBootstrapped
                 | WriteError::AlreadyBootstrapped),
             ) => {

@@ -1,0 +1,276 @@
+//! Who runs the cluster: forms it, adds and removes members, replaces what has lost its disk, and hands leadership over.
+
+use super::machine::{Called, Machine};
+use super::schedule::Who;
+use super::{CALL_LIMIT, Cluster, FOUNDER};
+use crate::lock;
+use crate::net::address;
+use crate::runtime::{NodeRt, now_us, sleep_us};
+use cvlan_core::Rules;
+use cvlan_core::grammar::Rng;
+use cvlan_raft::{Member, WriteError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// A change of the members is given up after so long, ms; while all is calm, that is a broken promise.
+const CHANGE_MS: u64 = 25_000;
+
+type Handle = Member<Rules, NodeRt>;
+
+impl Cluster {
+    /// The founder, its first entry, and the others one by one.
+    pub(super) async fn form(&self) -> Result<(), String> {
+        let Some(founder) = self.machines.first() else { return Ok(()) };
+        founder.now().voter = true;
+        founder.assign(FOUNDER);
+        loop {
+            if let Some(up) = founder.up() {
+                let (epoch, command) = (self.epoch, self.bootstrap.clone());
+                let made =
+                    up.call(CALL_LIMIT, move |member| async move { member.bootstrap(epoch, command).await }).await;
+                match made {
+                    Called::Done(Ok(_) | Err(WriteError::AlreadyBootstrapped)) => break,
+                    Called::Done(Err(error)) => self.trace.line(format_args!("bootstrap: {}", error.code())),
+                    Called::Gone | Called::Late => {}
+                }
+            }
+            if now_us() > CHANGE_MS * 1000 {
+                return Err("the founder does not take its first command".into());
+            }
+            sleep_us(5_000).await;
+        }
+        let (voters, learners) = self.shape;
+        for machine in self.machines.iter().take(voters + learners).skip(1) {
+            if !self.join(machine, machine.at < voters).await {
+                return Err(format!("s{} could not join while nothing was wrong", machine.at));
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks some member until one does it; false after [`CHANGE_MS`].
+    async fn ask<F>(&self, what: String, call: impl Fn(Handle) -> F) -> bool
+    where
+        F: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        let until = now_us() + CHANGE_MS * 1000;
+        while now_us() < until && !self.over() {
+            if let Some(up) = self.any() {
+                match up.call(CALL_LIMIT, |member| call(member)).await {
+                    Called::Done(Ok(())) => {
+                        self.trace.line(format_args!("{what}: done by s{}", up.at));
+                        return true;
+                    }
+                    Called::Done(Err(code)) => self.trace.line(format_args!("{what}: s{} says {code}", up.at)),
+                    Called::Gone => {}
+                    Called::Late => {
+                        self.ledger.broken(format!("{what}: s{} had no answer for {CALL_LIMIT:?}", up.at));
+                    }
+                }
+            }
+            sleep_us(50_000 + self.draw(200_000)).await;
+        }
+        false
+    }
+
+    /// A new member on an empty machine.
+    async fn join(&self, machine: &Arc<Machine>, voter: bool) -> bool {
+        let id = self.last_member.fetch_add(1, Relaxed) + 1;
+        machine.now().voter = voter;
+        machine.assign(id);
+        self.enlist(machine.at, id, voter).await
+    }
+
+    /// Makes a member part of the cluster; done twice, it is the same.
+    async fn enlist(&self, at: usize, id: u64, voter: bool) -> bool {
+        let added = self.ask(format!("add m{id} on s{at}"), move |member: Handle| async move {
+            member.learner_add(id, address(at)).await.map_err(|error| error.code().to_owned())
+        });
+        if !added.await {
+            return false;
+        }
+        self.count(|c| c.one("added"));
+        if !voter {
+            return true;
+        }
+        let promoted = self.ask(format!("promote m{id} on s{at}"), move |member: Handle| async move {
+            member.promote(id).await.map_err(|error| error.code().to_owned())
+        });
+        let promoted = promoted.await;
+        self.count(|c| c.add("promoted", u64::from(promoted)));
+        promoted
+    }
+
+    /// A member leaves.
+    async fn remove(&self, id: u64) -> bool {
+        let removed = self.ask(format!("remove m{id}"), move |member: Handle| async move {
+            member.member_remove(id).await.map_err(|error| error.code().to_owned())
+        });
+        // Whether one that had no answer in time is out, only asking again can tell.
+        let removed = removed.await;
+        lock(&self.gone).insert(id, removed);
+        self.count(|c| c.add("members_removed", u64::from(removed)));
+        removed
+    }
+
+    /// A disk is lost, or damaged: one at a time in the whole cluster. What does not open is replaced.
+    pub(super) async fn lose(&self, who: Who, damage: bool) {
+        if self.loss.swap(true, Relaxed) {
+            return;
+        }
+        if let Some(victim) = self.find(who) {
+            if damage {
+                self.damage_log(&victim).await;
+            } else {
+                self.count(|c| c.one("wiped"));
+            }
+            if !damage || victim.now().lost {
+                self.replace(&victim).await;
+            }
+            victim.now().damaged = false;
+        }
+        self.loss.store(self.machines.iter().any(|machine| machine.now().lost), Relaxed);
+    }
+
+    /// One bit, in what was written and synced before the newest records, while the member is down. It must be noticed.
+    async fn damage_log(&self, victim: &Machine) {
+        victim.kill(&self.net, true, 300);
+        sleep_us(1_000).await;
+        let (name, hit) = {
+            let mut platter = lock(&victim.platter);
+            let Some(name) = platter.list("log").into_iter().find(|name| name.ends_with(".seg")) else { return };
+            let name = format!("log/{name}");
+            let hit = platter.damage_early(&name, &mut Rng(self.draw(u64::MAX)));
+            (name, hit)
+        };
+        let Some(at) = hit else { return };
+        self.trace.line(format_args!("s{} damage {name} at {at}", victim.at));
+        self.count(|c| c.one("damaged_logs"));
+        victim.now().damaged = true;
+        // It opens or it does not; a busy disk takes its time.
+        for _ in 0..100 {
+            sleep_us(20_000).await;
+            if victim.now().lost || victim.up().is_some() {
+                return;
+            }
+        }
+    }
+
+    /// What a machine had is gone: its member is removed, and another one starts there from nothing.
+    async fn replace(&self, victim: &Arc<Machine>) -> bool {
+        let voter = victim.now().voter;
+        let Some(old) = victim.wipe(&self.net) else { return true };
+        if !self.remove(old).await {
+            // Nobody may start there before the old one is out; the calm will see to it.
+            let mut now = victim.now();
+            (now.member, now.lost) = (Some(old), true);
+            return false;
+        }
+        self.count(|c| c.one("replaced"));
+        self.join(victim, voter).await
+    }
+
+    /// A voter, the leader too, is removed in order, notices it, and comes back under a new id.
+    pub(super) async fn replace_voter(&self, who: Who) {
+        if self.loss.swap(true, Relaxed) {
+            return;
+        }
+        let found = self.find(who).and_then(|victim| {
+            let (member, voter) = {
+                let now = victim.now();
+                (now.member, now.voter)
+            };
+            Some((victim, member?, voter))
+        });
+        if let Some((victim, old, voter)) = found {
+            if self.remove(old).await {
+                for _ in 0..200 {
+                    if victim.now().member.is_none() {
+                        break;
+                    }
+                    sleep_us(50_000).await;
+                }
+                // One that is cut off does not hear of it; it is taken away.
+                if victim.now().member == Some(old) {
+                    self.count(|c| c.one("removed_unheard"));
+                    victim.wipe(&self.net);
+                }
+                self.join(&victim, voter).await;
+            }
+        }
+        self.loss.store(self.machines.iter().any(|machine| machine.now().lost), Relaxed);
+    }
+
+    pub(super) async fn learner(&self) {
+        let learner = self.machines.iter().find(|m| m.now().member.is_some() && !m.now().voter).cloned();
+        let id = learner.as_ref().and_then(|machine| machine.now().member);
+        match id.filter(|_| self.one_in(2)) {
+            Some(id) => drop(self.remove(id).await),
+            None => {
+                let free = self.machines.iter().find(|m| m.now().member.is_none() && m.now().disk.is_none()).cloned();
+                // One seat stays free.
+                if let Some(machine) = free.filter(|machine| machine.at + 1 < self.machines.len()) {
+                    self.join(&machine, false).await;
+                }
+            }
+        }
+    }
+
+    pub(super) async fn transfer(&self) {
+        let Some(up) = self.any() else { return };
+        let to =
+            self.find(Who::Voter(self.draw(8))).and_then(|machine| machine.now().member).filter(|_| self.one_in(2));
+        let asked = up.call(CALL_LIMIT, move |member| async move { member.transfer(to).await.map_err(|e| e.code()) });
+        match asked.await {
+            Called::Done(Ok(leader)) => {
+                self.trace.line(format_args!("m{leader} took over, of {to:?}"));
+                self.count(|c| c.one("transfers"));
+            }
+            Called::Done(Err(code)) => self.trace.line(format_args!("no transfer to {to:?}: {code}")),
+            Called::Gone => {}
+            Called::Late => self.ledger.broken(format!("a transfer had no answer for {CALL_LIMIT:?}")),
+        }
+    }
+
+    /// Everything that is wrong is put right, as an operator would; then it must work.
+    pub(super) async fn settle(&self) -> Result<(), String> {
+        self.calm.store(true, Relaxed);
+        self.net.heal();
+        for machine in &self.machines {
+            lock(&machine.platter).set_room(None);
+        }
+        sleep_us(3_000_000).await;
+        for machine in &self.machines {
+            let (member, lost, voter) = {
+                let now = machine.now();
+                (now.member, now.lost, now.voter)
+            };
+            let out = member.and_then(|id| lock(&self.gone).get(&id).copied());
+            let whole = match (member, out) {
+                (Some(_), Some(false)) => self.replace(machine).await,
+                (Some(_), Some(true)) => {
+                    self.leaves(machine).await?;
+                    !voter || self.join(machine, true).await
+                }
+                (Some(_), None) if lost => self.replace(machine).await,
+                (Some(id), None) => self.enlist(machine.at, id, voter).await,
+                (None, _) => !voter || self.join(machine, true).await,
+            };
+            if !whole {
+                return Err(format!("the member on s{} cannot be made whole while nothing is wrong", machine.at));
+            }
+        }
+        Ok(())
+    }
+
+    /// Who was removed, and can hear of it, stops.
+    async fn leaves(&self, machine: &Machine) -> Result<(), String> {
+        for _ in 0..200 {
+            if machine.now().member.is_none() {
+                return Ok(());
+            }
+            sleep_us(50_000).await;
+        }
+        Err(format!("member {:?} was removed, and runs on on s{}", machine.now().member, machine.at))
+    }
+}
