@@ -67,7 +67,9 @@ type Sent<RT> = Pin<Box<dyn Future<Output = (usize, Appended<RT>)> + Send>>;
 
 /// Requests to append that are on their way, in order.
 struct Appending<RT: AsyncRuntime, S> {
-    conn: Arc<Conn<RT>>,
+    link: Arc<Link<RT>>,
+    /// Made for the first request: openraft pauses in its stream of requests, not before it asks for another stream.
+    conn: Option<Arc<Conn<RT>>>,
     input: S,
     more: bool,
     open: FuturesOrdered<Sent<RT>>,
@@ -100,6 +102,16 @@ impl<RT: AsyncRuntime, S: Stream<Item = AppendEntriesRequest<Cfg<RT>>> + Send + 
         }
     }
 
+    async fn connection(&mut self) -> Result<Arc<Conn<RT>>, CallError> {
+        if let Some(conn) = &self.conn {
+            return Ok(conn.clone());
+        }
+        let conn = Cfg::<RT>::timeout(APPEND_LIMIT, self.link.connection()).await;
+        let conn = conn.map_err(|_| CallError::TimedOut)??;
+        self.conn = Some(conn.clone());
+        Ok(conn)
+    }
+
     async fn send(&mut self, request: AppendEntriesRequest<Cfg<RT>>) -> Result<(), CallError> {
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(prev);
@@ -110,7 +122,8 @@ impl<RT: AsyncRuntime, S: Stream<Item = AppendEntriesRequest<Cfg<RT>>> + Send + 
             commit: request.leader_commit.as_ref().map(Into::into),
         };
         let body = put_entries(&request.entries);
-        let sending = self.conn.send(message, &body);
+        let conn = self.connection().await?;
+        let sending = conn.send(message, &body);
         let sent = Cfg::<RT>::timeout(APPEND_LIMIT, sending).await.map_err(|_| CallError::TimedOut)??;
         self.bytes += bytes;
         self.open.push_back(Box::pin(async move {
@@ -157,9 +170,8 @@ impl<M: Machine, RT: AsyncRuntime> RaftNetworkV2<Cfg<RT>> for Peer<M, RT> {
         S: Stream<Item = AppendEntriesRequest<Cfg<RT>>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
-            let conn = Cfg::<RT>::timeout(APPEND_LIMIT, self.link.connection()).await;
-            let conn = conn.map_err(|_| failed(CallError::TimedOut))?.map_err(failed)?;
-            let appending = Appending { conn, input, more: true, open: FuturesOrdered::new(), bytes: 0 };
+            let link = self.link.clone();
+            let appending = Appending { link, conn: None, input, more: true, open: FuturesOrdered::new(), bytes: 0 };
             let answers = unfold(Some(appending), |state| async move {
                 let mut appending = state?;
                 let answer = appending.next().await?;
