@@ -114,6 +114,10 @@ pub(crate) async fn run<M: Machine, RT: AsyncRuntime>(shares: Shares<M, RT>) {
             Some(leader) if !round.readers.is_empty() => ask(&peers, leader).await,
             Some(_) | None => None,
         };
+        if index.is_none() && !round.quiet.is_empty() {
+            // Raft says no at once, while it hands over for one: to decide the same again at once would be a loop.
+            Cfg::<RT>::sleep(crate::forward::PAUSE).await;
+        }
         for quiet in round.quiet {
             shared.desk.confirmed(quiet, own && index.is_some());
         }
