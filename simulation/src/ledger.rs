@@ -185,13 +185,17 @@ impl Ledger {
         }
     }
 
-    /// A command was refused, says the member: it has left nothing. Some state since event `highest`, which was
+    /// A command was refused, and no attempt of it is open any more: it must leave nothing.
+    pub fn refused_for_good(&self, command: &Command) {
+        lock(&self.known).refused.insert(command.meta.id);
+    }
+
+    /// A command was refused, says the member. Some state since event `highest`, which was
     /// acknowledged before it was first sent, must be a reason to refuse it.
     pub fn refused(&self, command: &Command, code: &str, highest: u64) {
         self.trace.line(format_args!("refused {}: {code}", command.meta.id));
         let wrong = {
-            let mut known = lock(&self.known);
-            known.refused.insert(command.meta.id);
+            let known = lock(&self.known);
             !known.refusable(command, highest)
         };
         if wrong {

@@ -19,15 +19,23 @@ pub const WALL_LIMIT: Duration = Duration::from_secs(120);
 
 thread_local! {
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+    /// The line that runs the seed of this thread again.
+    static AGAIN: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Notes every panic of this thread from now on: the runtime hides a task's in its handle.
-pub fn watch_panics() {
+/// Notes every panic of this thread from now on: the runtime hides a task's in its handle. One of the executor's own (a
+/// loop that lets no time pass, tasks that all wait) leaves it locked: it is told, and ends the process.
+fn watch_panics() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             let text = panic.to_string().replace('\n', " ");
+            if text.contains("rt-sim: ") {
+                let again = AGAIN.try_with(|line| line.borrow().clone()).unwrap_or_default();
+                eprintln!("VIOLATION: {text}\n  {again}");
+                std::process::exit(1);
+            }
             let watched =
                 PANIC.try_with(|noted| noted.borrow_mut().as_mut().map(|noted| noted.push_str(&text)).is_some());
             if !watched.unwrap_or(false) {
@@ -39,13 +47,14 @@ pub fn watch_panics() {
 }
 
 /// What was noted; ends the watch.
-pub fn take_panic() -> Option<String> {
+fn take_panic() -> Option<String> {
     PANIC.take().filter(|text| !text.is_empty())
 }
 
 /// Plays a world on this thread, in virtual time: that time, ms, and the panic that ended it.
 pub fn stage(seed: u64, setup: &Setup, trace: &Trace, play: impl Future<Output = u64>) -> (u64, Option<String>) {
     watch_panics();
+    AGAIN.set(reproduce(seed, setup));
     let mut rt = NodeRt::with_seed(seed);
     rt.sim().record_trace(setup.schedule);
     // A task's panic stays in its handle, and the hook has noted it; this one is for the executor's own.

@@ -45,13 +45,14 @@ struct Waiting<RT: AsyncRuntime> {
     open: bool,
     next: u64,
     callers: BTreeMap<u64, Once<RT, (Answer, Bytes)>>,
+    /// When an answer last came over this very connection, own monotonic time.
+    heard_us: u64,
 }
 
 /// A connection.
 pub(crate) struct Conn<RT: AsyncRuntime> {
     tx: Tx<RT, Bytes>,
     waiting: Arc<Mutex<Waiting<RT>>>,
-    link: Arc<Heard>,
     clock: Arc<dyn Clock>,
     /// Dropped with the connection: its reader ends.
     _end: Mutex<Once<RT, ()>>,
@@ -110,7 +111,8 @@ impl<RT: AsyncRuntime> Pending<RT> {
             Ok(answer) => answer.map_err(|_| CallError::Lost),
             Err(_) => {
                 // Nothing at all came since: whatever the other side does, it is not over this connection.
-                if self.conn.link.heard_us.load(Relaxed) < self.sent_us {
+                let heard_us = lock(&self.conn.waiting).heard_us;
+                if heard_us < self.sent_us {
                     self.conn.close();
                 }
                 Err(CallError::TimedOut)
@@ -327,7 +329,7 @@ impl<RT: AsyncRuntime> Link<RT> {
 
     fn start(self: &Arc<Self>, pipe: Pipe<RT>) -> Arc<Conn<RT>> {
         let Pipe { tx, mut rx } = pipe;
-        let waiting = Arc::new(Mutex::new(Waiting { open: true, next: 0, callers: BTreeMap::new() }));
+        let waiting = Arc::new(Mutex::new(Waiting { open: true, next: 0, callers: BTreeMap::new(), heard_us: 0 }));
         let (end, mut ended) = Cfg::<RT>::oneshot::<()>();
         self.heard.note(&*self.clock);
         let (theirs, heard, clock, to) = (waiting.clone(), self.heard.clone(), self.clock.clone(), self.to);
@@ -338,23 +340,28 @@ impl<RT: AsyncRuntime> Link<RT> {
                     Select2::Second(Some(frame)) => frame,
                 };
                 heard.note(&*clock);
-                if let Err(error) = answered(&theirs, &frame) {
+                if let Err(error) = answered(&theirs, &frame, clock.monotonic_us()) {
                     tracing::warn!(member = to, %error, "closing the connection");
                     break;
                 }
             }
             close(&theirs);
         });
-        Arc::new(Conn { tx, waiting, link: self.heard.clone(), clock: self.clock.clone(), _end: Mutex::new(end) })
+        Arc::new(Conn { tx, waiting, clock: self.clock.clone(), _end: Mutex::new(end) })
     }
 }
 
 /// Gives an answer to who waits for it; one that nobody waits for any more is dropped.
-fn answered<RT: AsyncRuntime>(waiting: &Mutex<Waiting<RT>>, frame: &Bytes) -> Result<(), FrameError> {
+fn answered<RT: AsyncRuntime>(
+    waiting: &Mutex<Waiting<RT>>,
+    frame: &Bytes,
+    now_us: u64,
+) -> Result<(), FrameError> {
     let (message, body) = codec::read(frame)?;
     let Message::Answer(id, answer) = message else { return Err(FrameError::Unexpected("no answer")) };
     let caller = {
         let mut waiting = lock(waiting);
+        waiting.heard_us = now_us;
         if id > waiting.next {
             return Err(FrameError::Unexpected("an answer that nobody asked for"));
         }

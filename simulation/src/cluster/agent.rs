@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A stream that has nothing to do looks for changes this often, µs.
-const LOOK_US: u64 = 20_000;
+const LOOK_US: u64 = 40_000;
 
 /// What an agent keeps.
 #[derive(Clone, Debug, Default)]

@@ -14,6 +14,19 @@ use std::sync::Arc;
 /// What a write came to.
 type Sent = Called<Result<Answer<Rules>, WriteError<Rejection>>>;
 
+/// What an attempt says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    /// It was carried out.
+    Done,
+    /// It was refused.
+    Refused,
+    /// It was not carried out, for certain.
+    Not,
+    /// Nothing: it may have been, or may yet be.
+    Open,
+}
+
 impl Cluster {
     /// One client: as many commands as there are tickets for it.
     pub(super) async fn client(self: Arc<Self>, session: u64) {
@@ -43,24 +56,32 @@ impl Cluster {
     /// Sends a command until its outcome is known; false where the seed ended before.
     pub(super) async fn outcome(&self, command: &Command, highest: u64) -> bool {
         let (since, mut first) = (now_us(), true);
+        // An attempt without an answer may still be carried out: then a refusal of another one is not the last word.
+        let mut open = false;
         while !self.over() {
             if let Some(up) = self.any() {
                 if !std::mem::take(&mut first) {
                     self.count(|c| c.one("retries"));
                 }
                 // Now and then twice at once, through two members.
-                let known = match self.any().filter(|_| self.one_in(12)) {
+                let mut told = Vec::new();
+                match self.any().filter(|_| self.one_in(12)) {
                     Some(other) => {
                         let (one, two) = join(self.send(&up, command), self.send(&other, command)).await;
-                        self.answered(&up, command, one, highest, since)
-                            | self.answered(&other, command, two, highest, since)
+                        told.push(self.answered(&up, command, one, highest, since));
+                        told.push(self.answered(&other, command, two, highest, since));
                     }
                     None => {
                         let sent = self.send(&up, command).await;
-                        self.answered(&up, command, sent, highest, since)
+                        told.push(self.answered(&up, command, sent, highest, since));
                     }
-                };
-                if known {
+                }
+                open |= told.contains(&Told::Open);
+                let refused = told.contains(&Told::Refused);
+                if refused && !open && !told.contains(&Told::Done) {
+                    self.ledger.refused_for_good(command);
+                }
+                if refused || told.contains(&Told::Done) {
                     return true;
                 }
             }
@@ -74,14 +95,14 @@ impl Cluster {
         up.call(CALL_LIMIT, |member| async move { member.write(command).await }).await
     }
 
-    fn answered(&self, up: &Up, command: &Command, sent: Sent, highest: u64, since: u64) -> bool {
+    fn answered(&self, up: &Up, command: &Command, sent: Sent, highest: u64, since: u64) -> Told {
         let id = command.meta.id;
         let result = match sent {
             Called::Done(result) => result,
-            Called::Gone => return false,
+            Called::Gone => return Told::Open,
             Called::Late => {
                 self.ledger.broken(format!("command {id} had no answer from s{} for {CALL_LIMIT:?}", up.at));
-                return false;
+                return Told::Open;
             }
         };
         match result {
@@ -93,30 +114,30 @@ impl Cluster {
                 });
                 self.trace.mark(Some(up.at), Sign::Answer(since), format_args!("write {}", answer.checkpoint.seq));
                 self.ledger.done(command, &answer, highest);
-                true
+                Told::Done
             }
             Err(WriteError::Rejected(rejection)) => {
                 self.count(|c| c.one("refused"));
-                self.ledger.refused(command, &rejection.code, highest);
-                true
+                self.ledger.refused(command, rejection.code, highest);
+                Told::Refused
             }
             Err(error) => {
                 self.trace.line(format_args!("s{} answers {id} with {}", up.at, error.code()));
-                let expected = match &error {
-                    WriteError::NoLeader => "no_leader",
-                    WriteError::OutcomeUnknown => "unknown",
-                    WriteError::Busy => "busy",
-                    WriteError::Stopped => "stopped",
-                    WriteError::DiskFull => "full_answers",
-                    WriteError::Removed => "removed_answers",
-                    _ => "",
+                let (expected, told) = match &error {
+                    WriteError::NoLeader => ("no_leader", Told::Not),
+                    WriteError::Busy => ("busy", Told::Not),
+                    WriteError::DiskFull => ("full_answers", Told::Not),
+                    WriteError::Removed => ("removed_answers", Told::Not),
+                    WriteError::OutcomeUnknown => ("unknown", Told::Open),
+                    WriteError::Stopped => ("stopped", Told::Open),
+                    _ => ("", Told::Not),
                 };
                 if expected.is_empty() {
                     self.ledger.broken(format!("command {id} was answered with {}", error.code()));
                 } else {
                     self.count(|c| c.one(expected));
                 }
-                false
+                told
             }
         }
     }
@@ -137,7 +158,7 @@ impl Cluster {
     /// One that reads: what it is shown is no older than what anybody was told before it asked.
     pub(super) async fn reader(self: Arc<Self>) {
         while !self.is_calm() && !self.over() {
-            sleep_us(self.draw(400_000)).await;
+            sleep_us(self.draw(2_000_000)).await;
             let (since, highest) = (now_us(), self.ledger.highest());
             let Some(up) = self.any() else { continue };
             let read = |member: cvlan_raft::Member<Rules, crate::runtime::NodeRt>| async move {
@@ -167,7 +188,7 @@ impl Cluster {
     /// Checkpoints, snapshots and questions about the past, on any member.
     pub(super) async fn chores(self: Arc<Self>) {
         while !self.is_calm() && !self.over() {
-            sleep_us(300_000 + self.draw(2_000_000)).await;
+            sleep_us(1_000_000 + self.draw(6_000_000)).await;
             let Some(up) = self.any() else { continue };
             match self.draw(4) {
                 0 | 1 => self.attest(&up).await,

@@ -279,7 +279,7 @@ impl Cluster {
     async fn watch(&self, machine: &Machine, member: &Member<Rules, NodeRt>, disk: &SimDisk) -> &'static str {
         let mut led = None;
         loop {
-            sleep_us(40_000 + self.draw(60_000)).await;
+            sleep_us(100_000 + self.draw(100_000)).await;
             let status = member.status();
             self.check_bounds(&status);
             let leads = (status.role == Role::Leader).then_some(status.term);
@@ -312,7 +312,9 @@ impl Cluster {
         if let Some(seq) = status.diverged {
             self.ledger.broken(format!("member {} found at event {seq} that its state differs", status.member));
         }
-        if status.queue > self.limits.queue || status.in_flight > self.limits.in_flight {
+        // What was in flight may have to wait again.
+        let waiting = self.limits.queue + (self.limits.in_flight + 1) * self.limits.entry_commands;
+        if status.queue > waiting || status.in_flight > self.limits.in_flight {
             self.ledger.broken(format!(
                 "member {} has {} commands that wait and {} entries in flight",
                 status.member, status.queue, status.in_flight

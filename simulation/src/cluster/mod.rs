@@ -54,7 +54,7 @@ const READERS: u64 = 3;
 const AGENTS: u64 = 6;
 
 /// Commands that are sent without any fault near, a second.
-const CALM_RATE: u64 = 2;
+const CALM_RATE: u64 = 1;
 
 /// A call to a member that runs is answered within this.
 const CALL_LIMIT: Duration = Duration::from_secs(15);

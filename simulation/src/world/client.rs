@@ -94,6 +94,7 @@ impl World {
             Err(WriteError::Rejected(rejection)) => {
                 self.count(|c| c.one("refused"));
                 self.ledger.refused(command, rejection.code, highest);
+                self.ledger.refused_for_good(command);
                 true
             }
             Err(WriteError::Busy | WriteError::NoLeader | WriteError::Stopped) => false,
