@@ -67,8 +67,8 @@ impl Login {
         let answer = client.login(&user, &password, &home).await?;
         if home.is_empty() {
             // Where the other controllers are; not everybody may see it.
-            let cluster = client.get("/cluster").await;
-            client.learn(cluster.as_slice())?;
+            let cluster = client.get("/cluster").await.unwrap_or_default();
+            client.learn(&[cluster])?;
         }
         let mut context = client.context;
         context.tenant = if home.is_empty() { kept(&again.tenant).unwrap_or_default() } else { home };

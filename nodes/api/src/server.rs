@@ -390,7 +390,10 @@ impl Running {
 
     /// Stops in order, within 10 s.
     pub async fn stop(self) {
-        self.chores.iter().for_each(JoinHandle::abort);
+        for chore in self.chores {
+            chore.abort();
+            let _ = chore.await;
+        }
         let log = &self.app.log;
         if log.status().role == Role::Leader && !alone(log, self.app.member.0) {
             // First, while the doors still take requests: they go on, forwarded to who leads then.

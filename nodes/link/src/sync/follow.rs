@@ -154,7 +154,7 @@ impl Follow {
                 Ended::Broken { error, heard } => {
                     if heard {
                         // It may have told of others.
-                        backoff = Backoff::new(self.urls.len());
+                        backoff.reset(self.urls.len());
                         at = self.urls.iter().position(|known| *known == url).unwrap_or_default();
                     }
                     at = at.wrapping_add(1);
