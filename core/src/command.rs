@@ -3,6 +3,7 @@
 use crate::cvlan::CvlanCommand;
 use crate::id::{CommandId, NodeId, TokenId, UserId};
 use crate::machine::Once;
+use crate::member::MemberCommand;
 use crate::node::NodeCommand;
 use crate::system::SystemCommand;
 use crate::tenant::TenantCommand;
@@ -80,4 +81,6 @@ pub enum Wish {
     Token(TokenCommand),
     /// Users.
     User(UserCommand),
+    /// Members.
+    Member(MemberCommand),
 }

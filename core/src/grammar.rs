@@ -5,8 +5,9 @@
 
 use crate::command::{Actor, Command, Meta, Wish};
 use crate::cvlan::CvlanCommand;
-use crate::id::{CommandId, CvlanId, Epoch, KeyId, NodeId, TenantId, TokenId, UserId};
+use crate::id::{CommandId, CvlanId, Epoch, KeyId, MemberId, NodeId, TenantId, TokenId, UserId};
 use crate::machine::Once;
+use crate::member::{MEMBERS_MAX, MemberCommand, URLS_TOTAL_BYTES, URLS_TOTAL_MAX};
 use crate::node::{Machine, NodeCommand, Register};
 use crate::state::{State, TenantState};
 use crate::system::{Bootstrap, SystemCommand};
@@ -62,7 +63,7 @@ impl Rng {
 }
 
 /// Names of the generators below, one for every kind of command.
-pub const KINDS: [&str; 16] = [
+pub const KINDS: [&str; 20] = [
     "bootstrap",
     "advertise",
     "tenant_create",
@@ -78,6 +79,10 @@ pub const KINDS: [&str; 16] = [
     "node_delete",
     "token_create",
     "token_delete",
+    "member_admit",
+    "member_join",
+    "member_announce",
+    "member_remove",
     "user",
 ];
 
@@ -94,7 +99,7 @@ pub struct Grammar {
 impl Grammar {
     /// The history of this seed.
     pub fn new(seed: u64) -> Self {
-        let weights = [1, 1, 3, 2, 1, 6, 2, 2, 25, 20, 10, 12, 14, 6, 2, 4];
+        let weights = [1, 2, 3, 2, 1, 6, 2, 2, 25, 20, 10, 12, 14, 6, 2, 2, 3, 1, 1, 4];
         Self { rng: Rng(seed), weights, registered: Vec::new() }
     }
 
@@ -136,6 +141,7 @@ impl Grammar {
         let wish = match kind {
             "bootstrap" => return self.bootstrap(),
             "advertise" => Wish::System(SystemCommand::Advertise {
+                member: self.member(state),
                 node_urls: vec![format!("https://n{}.example:8444", self.rng.below(3))],
                 api_urls: vec!["https://a.example:8443".to_owned()],
             }),
@@ -173,6 +179,19 @@ impl Grammar {
                     .and_then(|t| self.rng.pick(t.tokens.keys().copied().collect::<Vec<_>>().iter()).copied());
                 Wish::Token(TokenCommand::Delete { tenant: id, id: token.unwrap_or_default() })
             }
+            "member_admit" => Wish::Member(MemberCommand::Admit {
+                name: self.name("m", 8),
+                secret_hash: self.rng.bytes(),
+                life_ms: 60_000 + self.rng.below(3_600_000),
+            }),
+            "member_join" => self.member_join(state),
+            "member_announce" => Wish::Member(MemberCommand::Announce {
+                id: self.member(state),
+                key_sha256: [self.rng.below(8) as u8; 32],
+                address: self.address(),
+                version: format!("0.{}.0", self.rng.below(3)),
+            }),
+            "member_remove" => Wish::Member(MemberCommand::Remove { id: self.member(state) }),
             _ => self.user(state, id),
         };
         self.wish(wish)
@@ -207,6 +226,29 @@ impl Grammar {
     fn node(&mut self, tenant: Option<&TenantState>) -> NodeId {
         let all: Vec<_> = tenant.into_iter().flat_map(|t| t.nodes.keys().copied()).collect();
         self.rng.pick(all.iter()).copied().unwrap_or_default()
+    }
+
+    fn member(&mut self, state: &State) -> MemberId {
+        // Now and then one that never was.
+        let all: Vec<_> = state.members.keys().copied().collect();
+        self.rng.pick(all.iter()).copied().filter(|_| !self.rng.one_in(20)).unwrap_or_default()
+    }
+
+    fn address(&mut self) -> String {
+        if self.rng.one_in(20) { "nowhere".to_owned() } else { format!("192.0.2.{}:8445", self.rng.below(9) + 1) }
+    }
+
+    fn member_join(&mut self, state: &State) -> Wish {
+        let id = self.member(state);
+        let known = state.members.get(&id).and_then(|m| Some(m.admission.as_ref()?.secret_hash));
+        Wish::Member(MemberCommand::Join {
+            id,
+            secret_hash: known.filter(|_| !self.rng.one_in(8)).unwrap_or([9; 32]),
+            // Few keys, so that some are another member's, and some are the member's own again.
+            key_sha256: [self.rng.below(8) as u8; 32],
+            address: self.address(),
+            version: "0.1.0".to_owned(),
+        })
     }
 
     fn cvlan_create(&mut self, tenant: TenantId) -> Wish {
@@ -323,7 +365,7 @@ impl Grammar {
 }
 
 /// What holds for every state that any log leads to: addresses, keys and names are unique, indexes agree with what they
-/// index, ranges do not overlap. The text names the first thing that does not hold.
+/// index, ranges do not overlap, members have names and keys of their own. The text names the first thing that does not hold.
 pub fn check_invariants(state: &State) -> Result<(), String> {
     let mut keys = BTreeSet::new();
     for (id, tenant) in &state.tenants {
@@ -355,12 +397,29 @@ pub fn check_invariants(state: &State) -> Result<(), String> {
             |(i, a): (usize, &ipnet::Ipv4Net)| nets.iter().skip(i + 1).all(|b| !a.contains(b) && !b.contains(a));
         holds(nets.iter().enumerate().all(apart), || format!("ranges of tenant {id}: {nets:?}"))?;
     }
+    check_members(state)?;
     holds(keys.len() == state.wg_keys.len(), || {
         format!("{} WireGuard keys, {} indexed", keys.len(), state.wg_keys.len())
     })?;
     holds(state.node_tenants.len() == keys.len(), || {
         format!("{} nodes, {} indexed", keys.len(), state.node_tenants.len())
     })
+}
+
+fn check_members(state: &State) -> Result<(), String> {
+    let members = || state.members.values();
+    let names: BTreeSet<_> = members().map(|m| &m.name).collect();
+    holds(names.len() == state.members.len() && names.len() <= MEMBERS_MAX, || format!("names of members {names:?}"))?;
+    let joined: Vec<_> = members().filter_map(|m| m.joined.as_ref()).map(|j| j.key_sha256).collect();
+    holds(BTreeSet::from_iter(&joined).len() == joined.len(), || format!("keys of members {joined:?}"))?;
+    let (begun, founder) = (!state.system.ca_certificate.is_empty(), state.members.get(&MemberId::FOUNDER));
+    holds(founder.is_some() == (begun && !state.system.founder_gone), || format!("founder {founder:?}"))?;
+    holds(!begun || members().any(|m| m.is_in()), || "no member is in".to_owned())?;
+    for urls in [state.node_urls(), state.api_urls()] {
+        let bytes: usize = urls.iter().map(String::len).sum();
+        holds(urls.len() <= URLS_TOTAL_MAX && bytes <= URLS_TOTAL_BYTES, || format!("{urls:?} are advertised"))?;
+    }
+    Ok(())
 }
 
 fn holds(fact: bool, what: impl FnOnce() -> String) -> Result<(), String> {

@@ -1,5 +1,6 @@
 //! Ids, sequence numbers and checkpoints: newtypes, so that one cannot be taken for another.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 use uuid::Uuid;
@@ -64,6 +65,33 @@ uuid_id! {
     KeyId,
     /// A command, chosen at random at the door: a retry is the same command.
     CommandId,
+}
+
+/// A controller of the cluster: its number in Raft, and the seq of the event that admitted it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct MemberId(pub u64);
+
+impl MemberId {
+    /// The member that the log began on.
+    pub const FOUNDER: Self = Self(1);
+
+    /// In 16 bytes, where ids of all nouns stand together: the audit.
+    pub fn uuid(self) -> Uuid {
+        Uuid::from_u128(u128::from(self.0))
+    }
+}
+
+impl fmt::Display for MemberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for MemberId {
+    type Err = std::num::ParseIntError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
 }
 
 /// Counts events, from 1; 0 is the state before the first.

@@ -23,6 +23,7 @@ pub mod id;
 pub mod log;
 pub mod machine;
 pub mod map;
+pub mod member;
 pub mod name;
 pub mod node;
 pub mod rejection;

@@ -3,11 +3,11 @@
 //! A noun is one file with `decide`, `apply` and `touched`, and one line in each `match` below.
 
 use crate::command::{Actor, Command, Meta, Wish};
-use crate::id::{CommandId, CvlanId, NodeId, Seq, TenantId, TokenId, UserId};
+use crate::id::{CommandId, CvlanId, MemberId, NodeId, Seq, TenantId, TokenId, UserId};
 use crate::machine::{Context, Machine, Once, SystemFact, Unreadable};
 use crate::rejection::Rejection;
 use crate::state::State;
-use crate::{cvlan, node, save, system, tenant, token, user};
+use crate::{cvlan, member, node, save, system, tenant, token, user};
 use cvlan_proto::v1::{Event, event::Body};
 use cvlan_proto::{Message, Timestamp};
 
@@ -43,6 +43,8 @@ pub enum Key {
     Token(TenantId, TokenId),
     /// A user of a tenant; nil = global.
     User(TenantId, UserId),
+    /// A member of the cluster.
+    Member(MemberId),
 }
 
 impl Machine for Rules {
@@ -61,6 +63,7 @@ impl Machine for Rules {
             Wish::Node(c) => node::decide(state, ctx, meta, c),
             Wish::Token(c) => token::decide(state, ctx, meta, c),
             Wish::User(c) => user::decide(state, ctx, meta, c),
+            Wish::Member(c) => member::decide(state, ctx, meta, c),
         }?;
         Ok(envelopes(state, ctx, meta, facts))
     }
@@ -75,6 +78,7 @@ impl Machine for Rules {
             Some(Body::Node(e)) => node::apply(state, stamp, id, e),
             Some(Body::Token(e)) => token::apply(state, stamp, id, e),
             Some(Body::User(e)) => user::apply(state, stamp, id, e),
+            Some(Body::Member(e)) => member::apply(state, stamp, e),
             None => {}
         }
         if let Some(home) = state.tenant_mut(id) {
@@ -140,6 +144,7 @@ impl Machine for Rules {
             Some(Body::Node(e)) => node::touched(id, e),
             Some(Body::Token(e)) => token::touched(id, e),
             Some(Body::User(e)) => user::touched(id, e),
+            Some(Body::Member(e)) => member::touched(e),
             None => Vec::new(),
         }
     }
@@ -166,6 +171,7 @@ fn known(event: &Event) -> bool {
         Some(Body::Node(e)) => e.kind.is_some(),
         Some(Body::Token(e)) => e.kind.is_some(),
         Some(Body::User(e)) => e.kind.is_some(),
+        Some(Body::Member(e)) => e.kind.is_some(),
         None => false,
     }
 }

@@ -5,8 +5,9 @@
 
 use crate::access::Role;
 use crate::cvlan::{self, Cvlan};
-use crate::id::{CvlanId, KeyId, NodeId, Seq, TenantId, TokenId, UserId};
+use crate::id::{CvlanId, KeyId, MemberId, NodeId, Seq, TenantId, TokenId, UserId};
 use crate::machine::Unreadable;
+use crate::member::{Admission, Joined, Member};
 use crate::node::{self, Enrolment, Node, Status};
 use crate::state::{CvlanState, State, TenantState};
 use crate::system::SystemState;
@@ -25,7 +26,7 @@ pub(crate) fn save(state: &State, into: &mut Vec<u8>) {
         // A Vec grows as needed, so encoding into it cannot fail.
         let _ = SavedRow { row: Some(row) }.encode_length_delimited(into);
     };
-    put(Row::System(system_row(&state.system)));
+    put(Row::System(system_row(state)));
     for (_, tenant) in &state.tenants {
         put(Row::Tenant(tenant_row(tenant)));
         tenant.cvlans.values().for_each(|c| put(Row::Cvlan(cvlan_row(c))));
@@ -36,6 +37,7 @@ pub(crate) fn save(state: &State, into: &mut Vec<u8>) {
         }
     }
     state.users.values().for_each(|u| put(Row::User(user_row(u))));
+    state.members.values().filter(|m| !implied(m)).for_each(|m| put(Row::Member(member_row(m))));
 }
 
 /// Reads what [`save`] wrote.
@@ -45,7 +47,7 @@ pub(crate) fn load(mut bytes: &[u8]) -> Result<State, Unreadable> {
     while !bytes.is_empty() {
         let row = SavedRow::decode_length_delimited(&mut bytes).map_err(|e| bad(e.to_string()))?;
         match row.row {
-            Some(Row::System(r)) => state.system = Arc::new(system_of(r)?),
+            Some(Row::System(r)) => load_system(&mut state, r)?,
             Some(Row::Tenant(r)) => home = load_tenant(&mut state, r)?,
             Some(Row::Cvlan(r)) => {
                 let place = cvlan_of(home, r)?;
@@ -61,6 +63,10 @@ pub(crate) fn load(mut bytes: &[u8]) -> Result<State, Unreadable> {
                 tenant(&mut state, home)?.nonces.insert(key, NodeId(id(&r.node_id)?));
             }
             Some(Row::User(r)) => user::insert(&mut state, user_of(r)?),
+            Some(Row::Member(r)) => {
+                let member = member_of(r)?;
+                state.members.insert(member.id, Arc::new(member));
+            }
             None => return Err(bad("a row of a kind that this version does not know".to_owned())),
         }
     }
@@ -87,28 +93,41 @@ fn tenant(state: &mut State, id: TenantId) -> Result<&mut TenantState, Unreadabl
     state.tenant_mut(id).ok_or_else(|| bad("a row before its tenant's".to_owned()))
 }
 
-fn system_row(s: &SystemState) -> v1::SavedSystem {
+/// True for a founder that did nothing but begin the log: the bootstrap implies it, so that a log from before there
+/// were members has the digests that it had.
+fn implied(member: &Member) -> bool {
+    member.admission.is_none() && member.joined.is_none()
+}
+
+fn system_row(state: &State) -> v1::SavedSystem {
+    let (s, founder) = (&state.system, state.members.get(&MemberId::FOUNDER).filter(|m| implied(m)));
     v1::SavedSystem {
         ca_certificate: s.ca_certificate.clone(),
         challenge_public_key: s.challenge_public_key.to_vec(),
         challenge_key: Some(s.challenge_key.clone()),
         jwt_keys: s.jwt_keys.clone(),
-        node_urls: s.node_urls.clone(),
-        api_urls: s.api_urls.clone(),
+        node_urls: founder.map(|m| m.node_urls.to_vec()).unwrap_or_default(),
+        api_urls: founder.map(|m| m.api_urls.to_vec()).unwrap_or_default(),
         checkpoints: s.checkpoints.clone(),
+        founder_gone: s.founder_gone,
     }
 }
 
-fn system_of(r: v1::SavedSystem) -> Result<SystemState, Unreadable> {
-    Ok(SystemState {
+fn load_system(state: &mut State, r: v1::SavedSystem) -> Result<(), Unreadable> {
+    if !r.ca_certificate.is_empty() && !r.founder_gone {
+        let (node_urls, api_urls) = (r.node_urls.into(), r.api_urls.into());
+        let founder = Member { node_urls, api_urls, ..Member::founder() };
+        state.members.insert(founder.id, Arc::new(founder));
+    }
+    state.system = Arc::new(SystemState {
         ca_certificate: r.ca_certificate,
         challenge_public_key: array(&r.challenge_public_key)?,
         challenge_key: r.challenge_key.unwrap_or_default(),
         jwt_keys: r.jwt_keys,
-        node_urls: r.node_urls,
-        api_urls: r.api_urls,
+        founder_gone: r.founder_gone,
         checkpoints: r.checkpoints,
-    })
+    });
+    Ok(())
 }
 
 fn tenant_row(t: &TenantState) -> v1::SavedTenant {
@@ -310,6 +329,49 @@ fn user_of(r: v1::SavedUser) -> Result<User, Unreadable> {
         sessions_valid_from_ms: r.sessions_valid_from_ms,
         created_ms: r.created_ms,
         updated_ms: r.updated_ms,
+        revision: Seq(r.revision),
+    })
+}
+
+fn member_row(m: &Member) -> v1::SavedMember {
+    let (admission, joined) = (m.admission.as_ref(), m.joined.as_ref());
+    v1::SavedMember {
+        id: m.id.0,
+        name: m.name.to_string(),
+        secret_hash: admission.map(|a| a.secret_hash.to_vec()).unwrap_or_default(),
+        expires_ms: admission.map_or(0, |a| a.expires_ms),
+        admitted_ms: admission.map_or(0, |a| a.admitted_ms),
+        key_sha256: joined.map(|j| j.key_sha256.to_vec()).unwrap_or_default(),
+        address: joined.map(|j| j.address.to_string()).unwrap_or_default(),
+        version: joined.map(|j| j.version.to_string()).unwrap_or_default(),
+        joined_ms: joined.map_or(0, |j| j.joined_ms),
+        node_urls: m.node_urls.to_vec(),
+        api_urls: m.api_urls.to_vec(),
+        revision: m.revision.0,
+    }
+}
+
+fn member_of(r: v1::SavedMember) -> Result<Member, Unreadable> {
+    let admission = match r.secret_hash.as_slice() {
+        [] => None,
+        hash => Some(Admission { secret_hash: array(hash)?, expires_ms: r.expires_ms, admitted_ms: r.admitted_ms }),
+    };
+    let joined = match r.key_sha256.as_slice() {
+        [] => None,
+        key => Some(Joined {
+            key_sha256: array(key)?,
+            address: r.address.into(),
+            version: r.version.into(),
+            joined_ms: r.joined_ms,
+        }),
+    };
+    Ok(Member {
+        id: MemberId(r.id),
+        name: r.name.into(),
+        admission,
+        joined,
+        node_urls: r.node_urls.into(),
+        api_urls: r.api_urls.into(),
         revision: Seq(r.revision),
     })
 }

@@ -5,12 +5,14 @@
 //!       │                        ├ nodes  ─► Node
 //!       │                        └ tokens ─► Token
 //!       ├ users
+//!       ├ members
 //!       └ indexes: slugs, user names, WireGuard keys, node → tenant (derived, rebuilt on load)
 //! ```
 //! Only `apply` changes it. Maps are ordered: two replicas walk them alike.
 
 use crate::address::Pool;
-use crate::id::{CvlanId, NodeId, TenantId, TokenId, UserId};
+use crate::id::{CvlanId, MemberId, NodeId, TenantId, TokenId, UserId};
+use crate::member::{Member, urls};
 use crate::scope::Scope;
 use crate::system::SystemState;
 use crate::tenant::Tenant;
@@ -34,6 +36,8 @@ pub struct State {
     pub tenants: OrdMap<TenantId, Arc<TenantState>>,
     /// By id, global ones and every tenant's.
     pub users: OrdMap<UserId, Arc<User>>,
+    /// By id; at most [`crate::member::MEMBERS_MAX`].
+    pub members: OrdMap<MemberId, Arc<Member>>,
     /// slug → tenant.
     pub slugs: OrdMap<Arc<str>, TenantId>,
     /// (tenant or nil, login name) → user.
@@ -119,6 +123,22 @@ impl State {
     /// The user that logs in under this name in this tenant (nil = global).
     pub fn user_find(&self, tenant: TenantId, name: &str) -> Option<&Arc<User>> {
         self.users.get(self.user_names.get(&(tenant, Arc::from(name)))?)
+    }
+
+    /// A member by id or exact name.
+    pub fn member_find(&self, text: &str) -> Option<&Arc<Member>> {
+        let by_id = text.parse().ok().and_then(|id: MemberId| self.members.get(&id));
+        by_id.or_else(|| self.members.values().find(|m| *m.name == *text))
+    }
+
+    /// Node doors of all members, by id, each once; at most [`crate::member::URLS_TOTAL_MAX`].
+    pub fn node_urls(&self) -> Vec<String> {
+        urls(&self.members, |m| &m.node_urls)
+    }
+
+    /// REST doors of all members, by id, each once; at most [`crate::member::URLS_TOTAL_MAX`].
+    pub fn api_urls(&self) -> Vec<String> {
+        urls(&self.members, |m| &m.api_urls)
     }
 
     /// Nodes in all tenants.

@@ -1,9 +1,10 @@
-//! The cluster itself: its bootstrap, where its doors are, its checkpoints.
+//! The cluster itself: its bootstrap, where its members' doors are, its checkpoints.
 
 use crate::access::{Permission, permit};
 use crate::command::Meta;
-use crate::id::{Epoch, Seq, TenantId, UserId};
+use crate::id::{Epoch, MemberId, Seq, TenantId, UserId};
 use crate::machine::{Context, SystemFact};
+use crate::member::{self, Member};
 use crate::rejection::Rejection;
 use crate::rules::{Fact, Key};
 use crate::state::State;
@@ -11,7 +12,7 @@ use crate::user;
 use cvlan_proto::v1::{self, JwtKey, Sealed, event::Body, system_event::Kind};
 use std::sync::Arc;
 
-/// URLs that may be advertised.
+/// URLs of a kind that one member may advertise.
 pub const URLS_MAX: usize = 16;
 /// Checkpoints the state remembers.
 pub const CHECKPOINTS_MAX: usize = 64;
@@ -27,10 +28,8 @@ pub struct SystemState {
     pub challenge_key: Sealed,
     /// HMAC keys of people's sessions, newest last.
     pub jwt_keys: Vec<JwtKey>,
-    /// Node doors.
-    pub node_urls: Vec<String>,
-    /// REST doors.
-    pub api_urls: Vec<String>,
+    /// The founder was removed.
+    pub founder_gone: bool,
     /// The last [`CHECKPOINTS_MAX`] completed checkpoints, oldest first.
     pub checkpoints: Vec<v1::CheckpointRecord>,
 }
@@ -40,8 +39,10 @@ pub struct SystemState {
 pub enum SystemCommand {
     /// The first of a log.
     Bootstrap(Box<Bootstrap>),
-    /// Where the doors are; the member itself asks for it at its start.
+    /// Where a member's doors are; it asks for it itself at its start.
     Advertise {
+        /// Which.
+        member: MemberId,
         /// Node doors.
         node_urls: Vec<String>,
         /// REST doors.
@@ -89,17 +90,11 @@ pub(crate) fn decide(state: &State, _: &Context, meta: &Meta, command: &SystemCo
             let admin = user::created_superadmin(b.admin_id, &b.admin_name, &b.admin_password_hash);
             return Ok(vec![fact(bootstrapped), admin]);
         }
-        SystemCommand::Advertise { node_urls, api_urls } => {
-            if state.system.node_urls == *node_urls && state.system.api_urls == *api_urls {
-                return Ok(Vec::new());
+        SystemCommand::Advertise { member, node_urls, api_urls } => {
+            match member::advertise(state, *member, node_urls, api_urls)? {
+                Some(changed) => Kind::AdvertisementChanged(changed),
+                None => return Ok(Vec::new()),
             }
-            if node_urls.len().max(api_urls.len()) > URLS_MAX {
-                return Err(Rejection::invalid("too_many_urls", format!("at most {URLS_MAX} URLs can be advertised")));
-            }
-            Kind::AdvertisementChanged(v1::AdvertisementChanged {
-                node_urls: node_urls.clone(),
-                api_urls: api_urls.clone(),
-            })
         }
         SystemCommand::Fact(SystemFact::CheckpointOpened) => Kind::CheckpointOpened(v1::CheckpointOpened {}),
         SystemCommand::Fact(SystemFact::Checkpointed { seq, root, digest }) => {
@@ -117,6 +112,7 @@ pub(crate) fn apply(state: &mut State, event: &v1::SystemEvent) {
     let system = Arc::make_mut(&mut state.system);
     match &event.kind {
         Some(Kind::Bootstrapped(b)) => {
+            state.members.insert(MemberId::FOUNDER, Arc::new(Member::founder()));
             system.ca_certificate = b.ca_certificate.clone();
             system.challenge_public_key = b.challenge_public_key.as_slice().try_into().unwrap_or_default();
             system.challenge_key = b.challenge_key.clone().unwrap_or_default();
@@ -131,15 +127,16 @@ pub(crate) fn apply(state: &mut State, event: &v1::SystemEvent) {
                 v1::CheckpointRecord { seq: c.seq, root: hex::encode(&c.root), digest: hex::encode(&c.digest) };
             system.checkpoints.push(record);
         }
-        Some(Kind::AdvertisementChanged(a)) => {
-            system.node_urls = a.node_urls.clone();
-            system.api_urls = a.api_urls.clone();
-        }
+        Some(Kind::AdvertisementChanged(a)) => member::apply_advertised(state, a),
     }
 }
 
-pub(crate) fn touched(_: &v1::SystemEvent) -> Vec<Key> {
-    Vec::new()
+pub(crate) fn touched(event: &v1::SystemEvent) -> Vec<Key> {
+    match &event.kind {
+        Some(Kind::Bootstrapped(_)) => vec![Key::Member(MemberId::FOUNDER)],
+        Some(Kind::AdvertisementChanged(a)) => vec![Key::Member(member::advertiser(a))],
+        Some(Kind::CheckpointOpened(_) | Kind::Checkpointed(_)) | None => Vec::new(),
+    }
 }
 
 /// Reads a fact of the log's own back.

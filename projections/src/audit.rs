@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 pub(crate) const DDL: &str = "
 CREATE TABLE audit (
+  -- A member's id is its number in 16 bytes.
   seq INTEGER NOT NULL PRIMARY KEY, tenant BLOB NOT NULL, actor BLOB, noun TEXT NOT NULL, id BLOB, kind TEXT NOT NULL,
   time_ms INTEGER NOT NULL
 );
@@ -33,7 +34,7 @@ ON CONFLICT (seq) DO NOTHING";
 pub struct AuditQuery {
     /// Only this tenant's; nil = only the cluster's own.
     pub tenant: Option<TenantId>,
-    /// Only this noun's: system, tenant, cvlan, node, token, user. Empty = all.
+    /// Only this noun's: system, tenant, cvlan, node, token, user, member. Empty = all.
     pub noun: String,
     /// Only events about this thing.
     pub id: Option<Uuid>,
@@ -125,13 +126,15 @@ fn subject(key: &Key) -> Uuid {
         Key::Node(_, id) => id.0,
         Key::Token(_, id) => id.0,
         Key::User(_, id) => id.0,
+        Key::Member(id) => id.uuid(),
     }
 }
 
 /// Noun and verb of an event; an event kind that this version does not know never gets here.
 fn kind_of(event: &Event) -> (&'static str, &'static str) {
     use v1::{
-        cvlan_event as c, node_event as n, system_event as s, tenant_event as t, token_event as k, user_event as u,
+        cvlan_event as c, member_event as m, node_event as n, system_event as s, tenant_event as t, token_event as k,
+        user_event as u,
     };
     let Some(body) = &event.body else { return ("", "") };
     match body {
@@ -183,6 +186,14 @@ fn kind_of(event: &Event) -> (&'static str, &'static str) {
                 u::Kind::Deleted(_) => "deleted",
             });
             ("user", verb.unwrap_or_default())
+        }
+        Body::Member(e) => {
+            let verb = e.kind.as_ref().map(|kind| match kind {
+                m::Kind::Admitted(_) => "admitted",
+                m::Kind::Joined(_) => "joined",
+                m::Kind::Removed(_) => "removed",
+            });
+            ("member", verb.unwrap_or_default())
         }
     }
 }

@@ -6,6 +6,7 @@ use cvlan_core::command::{Actor, Meta};
 use cvlan_core::cvlan::CvlanCommand;
 use cvlan_core::id::{Checkpoint, CommandId, CvlanId, Epoch, KeyId, NodeId, Seq, TenantId, TokenId, UserId};
 use cvlan_core::machine::{Context, Machine, SystemFact};
+use cvlan_core::member::MemberCommand;
 use cvlan_core::node::{Machine as Reported, NodeCommand, Register};
 use cvlan_core::system::SystemCommand;
 use cvlan_core::tenant::{SigningKey, TenantCommand};
@@ -131,7 +132,7 @@ impl World {
                 Wish::User(UserCommand::Create { tenant: home, id, name, role, password_hash })
             }
             18 => Wish::User(UserCommand::Delete { tenant: user.0, id: user.1 }),
-            _ => Wish::System(SystemCommand::Fact(SystemFact::CheckpointOpened)),
+            _ => self.member(),
         };
         self.run(wish);
     }
@@ -164,6 +165,23 @@ impl World {
         let (id, tags, endpoints) = (NodeId(self.uuid()), vec!["b".to_owned(), "a".to_owned()], Vec::new());
         let wg_key = [id.0.into_bytes(), id.0.into_bytes()].concat().try_into().unwrap();
         Wish::Node(NodeCommand::Create { tenant, cvlan, id, name, wg_key, tags, endpoints })
+    }
+
+    /// One is admitted and comes; else the log's own.
+    fn member(&mut self) -> Wish {
+        let secret_hash = [3; 32];
+        match self.state.members.values().find(|m| !m.is_in()).map(|m| m.id) {
+            Some(id) => {
+                let (address, version) = ("192.0.2.1:8445".to_owned(), "0.1.0".to_owned());
+                let key_sha256 = [self.uuid().into_bytes(), [0; 16]].concat().try_into().unwrap();
+                Wish::Member(MemberCommand::Join { id, secret_hash, key_sha256, address, version })
+            }
+            None if self.below(3) == 0 => {
+                let name = format!("m{}", self.below(100));
+                Wish::Member(MemberCommand::Admit { name, secret_hash, life_ms: 3_600_000 })
+            }
+            None => Wish::System(SystemCommand::Fact(SystemFact::CheckpointOpened)),
+        }
     }
 
     fn node_register(&mut self, tenant: TenantId, token: TokenId) {

@@ -6,7 +6,7 @@ use crate::event::{pages, show};
 use crate::failure::Failure;
 use crate::print::{Noun, talk, text};
 use crate::target::find;
-use crate::{cvlan, node, tenant, token, user, what};
+use crate::{cvlan, member, node, tenant, token, user, what};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 Examples:
   cvlanctl -t acme history node web-1
   cvlanctl history tenant acme
+  cvlanctl history member founder
   cvlanctl -t acme history cvlan office -o json")]
 pub struct History {
     /// What it is
@@ -35,6 +36,7 @@ enum Kind {
     Node,
     Token,
     User,
+    Member,
 }
 
 impl Kind {
@@ -45,6 +47,7 @@ impl Kind {
             Self::Node => &node::NOUN,
             Self::Token => &token::NOUN,
             Self::User => &user::NOUN,
+            Self::Member => &member::NOUN,
         }
     }
 }
@@ -55,7 +58,7 @@ impl History {
         let mut client = Client::open(global)?;
         let noun = self.noun.noun();
         let home = match self.noun {
-            Kind::Tenant => String::new(),
+            Kind::Tenant | Kind::Member => String::new(),
             Kind::User => self.whose.home(&client, global)?,
             Kind::Cvlan | Kind::Node | Kind::Token => client.tenant_path(global)?,
         };
@@ -71,7 +74,8 @@ impl History {
             }
             Err(failure) => return Err(failure),
         };
-        let path = format!("/log/events?noun={}&id={id}", noun.name);
+        // Without the noun: a member's doors are told of by the cluster's own events.
+        let path = format!("/log/events?id={id}");
         let (events, complete_from) = pages(&mut client, &path, LIST_MAX, |_| true).await?;
         if complete_from > 1 {
             talk(&format!("warning: the audit is being rebuilt; events before {complete_from} are not in it yet"));

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 
 /// Kinds of things that events are about.
-const NOUNS: [&str; 6] = ["system", "tenant", "cvlan", "node", "token", "user"];
+const NOUNS: [&str; 7] = ["system", "tenant", "cvlan", "node", "token", "user", "member"];
 /// Names looked up for one command; beyond, ids are shown.
 const LOOKUPS_MAX: usize = 500;
 /// Events of one thing that are read to learn its name.
@@ -108,7 +108,11 @@ impl Known {
             ("system", "checkpointOpened") => "checkpoint opened".to_owned(),
             ("system", "checkpointed") => format!("checkpoint at event {} completed", f("seq")),
             ("system", "advertisementChanged") => {
-                format!("machines find the controllers at {}", or(f("nodeUrls").replace(',', ", "), "no URL"))
+                let whom = match f("memberId").as_str() {
+                    "" => "the controllers".to_owned(),
+                    id => format!("member {}", self.name(id)),
+                };
+                format!("machines find {whom} at {}", or(f("nodeUrls").replace(',', ", "), "no URL"))
             }
             ("tenant", "created") => format!("tenant {} created", f("slug")),
             ("tenant", "updated") => format!("tenant {it} is called {name:?} now"),
@@ -134,6 +138,10 @@ impl Known {
             ("token", "deleted") => format!("token {} deleted", short(&f("tokenId"))),
             ("user", "created") => format!("user {name} created as {}", f("role")),
             ("user", "passwordChanged") => format!("user {it} has a new password"),
+            ("member", "admitted") => {
+                format!("member {name} ({}) may join until {}", f("memberId"), time(fields, "expiresAt"))
+            }
+            ("member", "joined") => format!("member {it} is in at {} with version {}", f("address"), f("version")),
             (_, "updated") if !name.is_empty() => format!("{} {it} renamed to {name}", shown(noun)),
             (_, verb) => format!("{} {it} {}", shown(noun), words(verb)),
         }
@@ -148,8 +156,11 @@ fn mentioned(event: &Value) -> Vec<(&'static str, String)> {
         all.push(("cvlan", text(fields, "cvlanId")));
     }
     // A creation brings the name along; tokens have none.
-    if let Some(noun) = NOUNS.iter().find(|n| **n == noun && verb != "created" && !matches!(**n, "system" | "token")) {
-        all.push((noun, subject(event)));
+    let named = matches!(verb, "created" | "admitted") || noun == "token";
+    if let Some(noun) = NOUNS.iter().find(|n| **n == noun && !named) {
+        // The cluster's own event names a member, or nothing.
+        let noun = if *noun == "system" { "member" } else { noun };
+        all.push((noun, text(fields, &format!("{noun}Id"))));
     }
     all
 }
@@ -228,6 +239,19 @@ mod tests {
             "user ada created as member",
         );
         check(json!({"user": {"passwordChanged": {"userId": "u"}}}), "user ada has a new password");
+        check(
+            json!({"member": {"admitted": {"memberId": "7", "name": "m2", "expiresAt": "2026-01-02T03:04:05Z"}}}),
+            "member m2 (7) may join until 2026-01-02 03:04:05Z",
+        );
+        let joined = json!({"memberId": "7", "address": "192.0.2.7:8445", "version": "0.1.0"});
+        check(json!({"member": {"joined": joined}}), "member m2 is in at 192.0.2.7:8445 with version 0.1.0");
+        let urls = json!(["https://a.example:8444", "https://b.example:8444"]);
+        check(
+            json!({"system": {"advertisementChanged": {"nodeUrls": urls, "memberId": "7"}}}),
+            "machines find member m2 at https://a.example:8444, https://b.example:8444",
+        );
+        check(json!({"system": {"advertisementChanged": {"nodeUrls": []}}}), "machines find the controllers at no URL");
+        check(json!({"member": {"removed": {"memberId": "7"}}}), "member m2 removed");
         check(json!({"node": {"keyRotated": {"nodeId": "n"}}}), "node web-2 key rotated");
         check(json!({"relay": {"created": {}}}), "something this version has no word for");
     }

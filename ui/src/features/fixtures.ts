@@ -1,7 +1,7 @@
 /** Events for tests, as the API writes them: defaults left out. */
 import type { LogEvent } from "../api/types";
 
-type Body = Partial<Pick<LogEvent, "system" | "tenant" | "cvlan" | "node" | "token" | "user">>;
+type Body = Partial<Pick<LogEvent, "system" | "tenant" | "cvlan" | "node" | "token" | "user" | "member">>;
 
 export const TENANT_ID = "tenant-1";
 export const CVLAN_ID = "cvlan-1";

@@ -2,6 +2,7 @@
 import type { LogEvent } from "../api/types";
 import type { Fold } from "../live/fold";
 import { cvlanDescribe, cvlanFold } from "./cvlan/model";
+import { memberDescribe } from "./member/model";
 import { nodeDescribe, nodeFold } from "./node/model";
 import { type Describe, type NameOf, type Sentence, who } from "./sentence";
 import { systemDescribe } from "./system/model";
@@ -18,7 +19,7 @@ export const FOLDS: Readonly<Record<string, Fold<any>>> = {
   tokens: tokenFold,
 };
 
-type Noun = "system" | "tenant" | "cvlan" | "node" | "token" | "user";
+type Noun = "system" | "tenant" | "cvlan" | "node" | "token" | "user" | "member";
 
 const DESCRIBES: Readonly<Record<Noun, Describe>> = {
   system: systemDescribe,
@@ -27,6 +28,7 @@ const DESCRIBES: Readonly<Record<Noun, Describe>> = {
   node: nodeDescribe,
   token: tokenDescribe,
   user: userDescribe,
+  member: memberDescribe,
 };
 
 export const NOUNS = Object.keys(DESCRIBES) as Noun[];

@@ -10,6 +10,7 @@ const NAMES: Record<string, string> = {
   "node-1": "web",
   "token-1": "laptops",
   "user-2": "bob",
+  "7": "m2",
 };
 const nameOf = (id: string) => NAMES[id] ?? id.slice(0, 8);
 const system = { actor: { kind: "system", id: "", name: "" } };
@@ -84,6 +85,18 @@ describe("eventSentence", () => {
       "change",
       event(1, { system: { advertisementChanged: { nodeUrls: ["https://a", "https://b"] } } }, system),
     ],
+    [
+      "Member m2 sends machines to https://c",
+      "change",
+      event(1, { system: { advertisementChanged: { nodeUrls: ["https://c"], memberId: "7" } } }, system),
+    ],
+    ["ada admitted member m2", "add", event(1, { member: { admitted: { memberId: "7", name: "m2" } } })],
+    [
+      "Member m2 is in at 192.0.2.7:8445",
+      "add",
+      event(1, { member: { joined: { memberId: "7", address: "192.0.2.7:8445" } } }, system),
+    ],
+    ["ada removed member m2", "remove", event(1, { member: { removed: { memberId: "7" } } })],
     ["ada: node moved", "change", event(1, { node: { moved: { nodeId: "node-1" } } })],
     ["ada: ?", "change", event(1, { policy: { created: {} } })],
     [

@@ -31,7 +31,7 @@ export function directoryClear(): void {
   directoryVersion.set(directoryVersion.get() + 1);
 }
 
-export function directoryLearnEvent({ tenant, cvlan, node, token, user, actor }: LogEvent): void {
+export function directoryLearnEvent({ tenant, cvlan, node, token, user, member, actor }: LogEvent): void {
   if (actor?.kind === "user") learn(actor.id, actor.name);
   learn(tenant?.created?.tenantId, tenant?.created?.slug);
   learn(cvlan?.created?.cvlanId, cvlan?.created?.name);
@@ -40,6 +40,7 @@ export function directoryLearnEvent({ tenant, cvlan, node, token, user, actor }:
   learn(node?.updated?.nodeId, node?.updated?.name);
   learn(token?.created?.tokenId, token?.created?.note);
   learn(user?.created?.userId, user?.created?.name);
+  learn(member?.admitted?.memberId, member?.admitted?.name);
 }
 
 /** How a thing of each list is called. */

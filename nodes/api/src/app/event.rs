@@ -4,13 +4,14 @@ use super::list::Params;
 use super::{App, Caller, Output};
 use crate::problem::Problem;
 use cvlan_core::Rules;
-use cvlan_core::id::{Checkpoint, Seq};
+use cvlan_core::id::{Checkpoint, MemberId, Seq};
 use cvlan_core::machine::Machine;
 use cvlan_core::rules::tenant_of;
 use cvlan_core::user::User;
 use cvlan_projections::AuditQuery;
 use cvlan_proto::v1::{
-    self, Event, Sealed, event::Body, system_event as system, tenant_event as tenant, user_event as user,
+    self, Event, Sealed, event::Body, member_event as member, system_event as system, tenant_event as tenant,
+    user_event as user,
 };
 use uuid::Uuid;
 
@@ -52,13 +53,15 @@ pub struct EventPage {
 impl EventQuery {
     /// From a request's parameters.
     pub fn read(params: &Params, at_least: Option<Checkpoint>) -> Result<Self, Problem> {
-        const NOUNS: [&str; 6] = ["system", "tenant", "cvlan", "node", "token", "user"];
+        const NOUNS: [&str; 7] = ["system", "tenant", "cvlan", "node", "token", "user", "member"];
         let noun = params.get("noun").unwrap_or_default().to_owned();
         if !noun.is_empty() && !NOUNS.contains(&noun.as_str()) {
             return Err(Problem::invalid("query_invalid", format!("noun is one of {}", NOUNS.join(", "))));
         }
         let id = params.get("id").map(|id| {
-            Uuid::parse_str(id).map_err(|_| Problem::invalid("query_invalid", format!("id = {id:?} is no UUID")))
+            let number = || id.parse().map(MemberId::uuid);
+            let wrong = |_| Problem::invalid("query_invalid", format!("id = {id:?} is no UUID and no member's number"));
+            Uuid::parse_str(id).or_else(|_| number()).map_err(wrong)
         });
         Ok(Self {
             from: Seq(params.number("from", 1)?.max(1)),
@@ -111,6 +114,10 @@ pub fn redact(event: &mut Event) {
             Some(user::Kind::Created(c)) => c.password_hash = REDACTED.to_owned(),
             Some(user::Kind::PasswordChanged(c)) => c.password_hash = REDACTED.to_owned(),
             Some(user::Kind::Deleted(_)) | None => {}
+        },
+        Some(Body::Member(e)) => match &mut e.kind {
+            Some(member::Kind::Admitted(a)) => a.secret_hash.clear(),
+            Some(member::Kind::Joined(_) | member::Kind::Removed(_)) | None => {}
         },
         Some(Body::Cvlan(_) | Body::Node(_) | Body::Token(_)) | None => {}
     }

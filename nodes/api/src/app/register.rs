@@ -33,7 +33,7 @@ pub fn discover(app: &App, head: &Head<State>, slug: &str) -> Result<v1::Discove
     let state = &head.machine;
     state.slugs.get(slug).ok_or_else(tenant_unknown)?;
     Ok(v1::DiscoverResponse {
-        controllers: state.system.node_urls.clone(),
+        controllers: state.node_urls(),
         ca_fingerprint: app.ca.fingerprint(),
         challenge_key: BASE64.encode(state.system.challenge_public_key),
     })

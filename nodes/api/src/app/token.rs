@@ -67,7 +67,7 @@ pub async fn create(
 
     let head = app.log.head();
     let token = head.machine.tenants.get(&tenant).and_then(|t| t.tokens.get(&id)).ok_or_else(token_unknown)?;
-    let urls = head.machine.system.node_urls.clone();
+    let urls = head.machine.node_urls();
     let claims = TokenClaims {
         token_id: id.0.as_bytes().to_vec(),
         tenant_id: tenant.0.as_bytes().to_vec(),

@@ -203,6 +203,35 @@ async fn no_secret_leaves_by_events() {
     assert!(page.contains("\"passwordHash\":\"redacted\""));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_members_history() {
+    use cvlan_core::{Wish, member::MemberCommand};
+    let controller = Controller::new().await;
+    let admin = controller.admin().await;
+    let app = controller.running.app();
+    let (name, secret_hash) = ("m2".to_owned(), [0xab; 32]);
+    let admit = Wish::Member(MemberCommand::Admit { name, secret_hash, life_ms: 60_000 });
+    app.command(Default::default(), admit).await.unwrap();
+    let id = app.log.head().machine.member_find("m2").unwrap().id;
+    let remove = Wish::Member(MemberCommand::Remove { id });
+    app.command(Default::default(), remove).await.unwrap();
+    let fresh = admin.get("/me").await.header("cvlan-checkpoint").to_owned();
+    let get = async |query: &str| {
+        let path = format!("/log/events?{query}");
+        let text = send(admin.request(Method::GET, &path).header("cvlan-checkpoint", &fresh)).await.expect(200).text;
+        text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()).collect::<Vec<_>>()
+    };
+    let events = get(&format!("noun=member&id={id}")).await;
+    assert_eq!(events.len(), 2, "{events:?}");
+    let admitted = &events[0]["member"]["admitted"];
+    assert_eq!((&admitted["name"], &admitted["secretHash"]), (&json!("m2"), &json!("")));
+    assert_eq!(events[1]["member"]["removed"]["memberId"], id.to_string());
+    let founder = get("id=1").await;
+    assert!(founder[0]["system"]["bootstrapped"].is_object(), "{founder:?}");
+    assert_eq!(founder[1]["system"]["advertisementChanged"]["memberId"], "1");
+    admin.get("/log/events?id=first").await.problem(400, "query_invalid");
+}
+
 /// Reads a live stream until it has so many messages.
 async fn messages(response: &mut reqwest::Response, text: &mut String, count: usize) -> Vec<(String, String, Value)> {
     loop {
@@ -252,13 +281,13 @@ async fn events_live() {
     assert_eq!(messages(&mut response, &mut text, 1).await[0].2["online"], false);
 
     // A burst arrives whole and in order, across the pages that it is read in.
-    let seq = controller.seq();
+    let (seq, member) = (controller.seq(), cvlan_core::id::MemberId::FOUNDER);
     let app = controller.running.app().clone();
     let writes = (0..600).map(|i| {
         let app = app.clone();
         async move {
             let urls = vec![format!("https://127.0.0.{i}:1")];
-            let wish = cvlan_core::system::SystemCommand::Advertise { node_urls: urls, api_urls: vec![] };
+            let wish = cvlan_core::system::SystemCommand::Advertise { member, node_urls: urls, api_urls: vec![] };
             app.command(Default::default(), cvlan_core::Wish::System(wish)).await.unwrap();
         }
     });
@@ -270,7 +299,7 @@ async fn events_live() {
     // Logged out: the stream ends with the session.
     let body = json!({"refreshToken": admin.refresh});
     send(controller.request(Method::POST, "/api/v1/auth/logout").json(&body)).await.expect(204);
-    let wish = cvlan_core::system::SystemCommand::Advertise { node_urls: vec![], api_urls: vec![] };
+    let wish = cvlan_core::system::SystemCommand::Advertise { member, node_urls: vec![], api_urls: vec![] };
     app.command(Default::default(), cvlan_core::Wish::System(wish)).await.unwrap();
     let rest = tokio::time::timeout(Duration::from_secs(5), async {
         while let Some(chunk) = response.chunk().await.unwrap() {

@@ -1,6 +1,6 @@
 /** The cluster itself: how its events read. */
 import { hexOf, short } from "../../lib/format";
-import { type Describe, who } from "../sentence";
+import { type Describe, thing, who } from "../sentence";
 
 export const systemDescribe: Describe = (event, nameOf) => {
   const { bootstrapped, checkpointOpened, checkpointed, advertisementChanged } = event.system ?? {};
@@ -11,8 +11,10 @@ export const systemDescribe: Describe = (event, nameOf) => {
     return { tone: "quiet", parts: [`Every replica agrees at ${checkpointed.seq ?? 0}: state ${digest}`] };
   }
   if (advertisementChanged) {
-    const urls = (advertisementChanged.nodeUrls ?? []).join(", ");
-    return { tone: "change", parts: [who(event, nameOf), urls ? ` sends machines to ${urls}` : " advertises no door"] };
+    const { nodeUrls = [], memberId } = advertisementChanged;
+    const whose = memberId ? ["Member ", thing(memberId, nameOf(memberId))] : [who(event, nameOf)];
+    const says = nodeUrls.length ? ` sends machines to ${nodeUrls.join(", ")}` : " advertises no door";
+    return { tone: "change", parts: [...whose, says] };
   }
   return undefined;
 };
