@@ -160,7 +160,7 @@ impl Settings {
 }
 
 fn address_fits(flag: &'static str, address: &str) -> Result<(), ConfigError> {
-    cvlan_core::member::address_check(address).map_err(|r| ConfigError::Address { flag, detail: r.detail.into_owned() })
+    cvlan_core::member::address_check(address).map_err(|r| ConfigError::Address { flag, detail: r.detail })
 }
 
 fn urls(flag: &'static str, urls: Vec<String>) -> Result<Vec<String>, ConfigError> {

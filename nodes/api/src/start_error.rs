@@ -116,14 +116,13 @@ impl StartError {
             Self::Joining => "start it again with the same --join-token, or use an empty --data-dir",
             Self::Identity(_) => "put the file back from the backup of keys/, or check who may read it",
             Self::NoState => "are the other members up, and does --advertise-cluster reach this one from there?",
-            Self::Lost => {
-                "`cvlanctl cluster remove` it, then `cvlanctl cluster add`, and join in an empty --data-dir"
+            Self::Lost => "`cvlanctl cluster remove` it, then `cvlanctl cluster add`, and join in an empty --data-dir",
+            Self::Removed => {
+                "its --data-dir can be deleted; `cvlanctl cluster add` and an empty one make it a new member"
             }
-            Self::Removed => "its --data-dir can be deleted; `cvlanctl cluster add` and an empty one make it a new member",
             Self::Views(_) => "delete views.db: it is rebuilt from the log",
             Self::Setup(_) | Self::Refused(_) => "run with RUST_LOG=debug and look at the log",
             Self::NotWritable => "is the disk full? `cvlan-api log stats` shows the log",
         }
     }
 }
-

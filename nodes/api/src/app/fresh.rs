@@ -90,7 +90,8 @@ impl App {
     /// Waits until this member's state has whatever was acknowledged before now.
     pub async fn linearize(&self) -> Result<(), Problem> {
         let turn = self.waiters.try_acquire();
-        let _turn = turn.map_err(|_| later("busy", "too many reads wait for the newest state; try again".to_owned()))?;
+        let _turn =
+            turn.map_err(|_| later("busy", "too many reads wait for the newest state; try again".to_owned()))?;
         let read = timeout(WAIT, self.log.linearize()).await;
         Ok(read.map_err(|_| {
             later("view_behind", "this member did not reach the leader's state in 5 s; try again".to_owned())

@@ -69,8 +69,11 @@ pub async fn add(
 ) -> Result<Output<v1::MemberAddResponse>, Problem> {
     let secret = bytes::<32>();
     let life_s = if body.expires_in_seconds == 0 { LIFE_S } else { body.expires_in_seconds };
-    let wish =
-        MemberCommand::Admit { name: body.name, secret_hash: secret_hash(&secret), life_ms: life_s.saturating_mul(1000) };
+    let wish = MemberCommand::Admit {
+        name: body.name,
+        secret_hash: secret_hash(&secret),
+        life_ms: life_s.saturating_mul(1000),
+    };
     let answer = app.write(caller, Wish::Member(wish)).await?;
     let id = MemberId(answer.first_seq.0);
     let claims = v1::JoinTokenClaims {

@@ -33,12 +33,7 @@ pub struct MemberPeer {
 
 impl Ca {
     /// The certificate of member `id` for this key.
-    pub fn member(
-        &self,
-        id: u64,
-        key: &impl PublicKeyData,
-        now_ms: u64,
-    ) -> Result<CertificateDer<'static>, CaError> {
+    pub fn member(&self, id: u64, key: &impl PublicKeyData, now_ms: u64) -> Result<CertificateDer<'static>, CaError> {
         let mut params = params(&format!("cvlan member {id}"), now_ms.saturating_sub(SKEW_MS), now_ms + MEMBER_MS)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

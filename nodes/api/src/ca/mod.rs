@@ -111,6 +111,11 @@ impl Ca {
         &self.pem
     }
 
+    /// Its private key, PEM: for members alone.
+    pub fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// SHA-256 of its SubjectPublicKeyInfo: what tokens and contexts pin.
     pub fn spki_sha256(&self) -> [u8; 32] {
         self.spki_sha256

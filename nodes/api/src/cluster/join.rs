@@ -79,7 +79,7 @@ pub enum JoinError {
         detail: String,
     },
     /// No member could be reached, or none could serve it.
-    #[error("no member could be joined through within {} s: {0}", JOIN_TIME.as_secs())]
+    #[error("no member could be joined through: {0}")]
     Unreachable(String),
     /// Own keys.
     #[error(transparent)]
@@ -196,12 +196,7 @@ async fn ask_one(tls: Arc<ClientConfig>, address: &str, request: &JoinRequest) -
 }
 
 /// Checks what the cluster answered and keeps it; which member this is comes last.
-fn keep(
-    keys: &Keys,
-    claims: &JoinTokenClaims,
-    key: &KeyPair,
-    response: &JoinResponse,
-) -> Result<Identity, JoinError> {
+fn keep(keys: &Keys, claims: &JoinTokenClaims, key: &KeyPair, response: &JoinResponse) -> Result<Identity, JoinError> {
     let wrong = |what: &str| JoinError::Unreachable(format!("the answer has {what}"));
     let mut epoch = [0; 16];
     hex::decode_to_slice(&response.epoch, &mut epoch).map_err(|_| wrong("no epoch"))?;
@@ -250,12 +245,7 @@ fn refused(code: &str, detail: &str) -> JoinResponse {
     JoinResponse { refused: code.to_owned(), detail: detail.to_owned(), ..JoinResponse::default() }
 }
 
-async fn admit(
-    log: &Log,
-    secrets: &Secrets,
-    request: JoinRequest,
-    source: IpAddr,
-) -> Result<JoinResponse, Problem> {
+async fn admit(log: &Log, secrets: &Secrets, request: JoinRequest, source: IpAddr) -> Result<JoinResponse, Problem> {
     let csr = Csr::read(&pem_of("CERTIFICATE REQUEST", &request.csr))?;
     let id = MemberId(request.member_id);
     let wish = MemberCommand::Join {
@@ -268,7 +258,7 @@ async fn admit(
     let meta = Meta { id: CommandId(uuid()), source: source.to_string(), ..Meta::default() };
     let answer = log.write(Command { meta, wish: Wish::Member(wish) }).await?;
     let certificate = secrets.ca.member(id.0, csr.key(), now_ms()).map_err(Problem::internal)?;
-    let key = KeyPair::serialize_pem(secrets.ca.key());
+    let key = secrets.ca.key_pem();
     let peers = &log.head().members.addresses;
     Ok(JoinResponse {
         epoch: answer.checkpoint.epoch.to_string(),

@@ -77,7 +77,7 @@ pub async fn keep(log: Log) {
                 Step::Promote(id) => timeout(STEP_TIME, log.promote(*id)).await,
                 Step::Remove(id) => timeout(STEP_TIME, log.member_remove(*id)).await,
             };
-            match done {
+            match &done {
                 Ok(Ok(())) => tracing::info!("members: {step:?}"),
                 Ok(Err(error)) => tracing::warn!(code = error.code(), %error, "members: {step:?} failed"),
                 Err(_) => tracing::warn!("members: {step:?} takes too long"),
@@ -110,9 +110,7 @@ fn due(log: &Log) -> Vec<Step> {
 
 fn caught_up(status: &Status, id: u64) -> bool {
     let peer = status.peers.iter().find(|p| p.id == id);
-    peer.is_some_and(|p| {
-        p.behind.is_some_and(|b| b <= CAUGHT_UP) && p.heard_ms.is_some_and(|ms| ms <= HEARD_MS)
-    })
+    peer.is_some_and(|p| p.behind.is_some_and(|b| b <= CAUGHT_UP) && p.heard_ms.is_some_and(|ms| ms <= HEARD_MS))
 }
 
 #[cfg(test)]

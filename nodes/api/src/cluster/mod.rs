@@ -86,12 +86,7 @@ async fn connection(shared: Arc<Shared>, tcp: TcpStream, address: SocketAddr, en
     }
 }
 
-async fn enter(
-    shared: &Shared,
-    tcp: TcpStream,
-    address: SocketAddr,
-    entering: OwnedSemaphorePermit,
-) -> io::Result<()> {
+async fn enter(shared: &Shared, tcp: TcpStream, address: SocketAddr, entering: OwnedSemaphorePermit) -> io::Result<()> {
     match shared.transport.accept(tcp).await? {
         Accepted::Joiner(stream) => {
             join::serve(&shared.log, &shared.secrets, stream, address.ip().to_canonical()).await

@@ -121,7 +121,10 @@ impl TlsTransport {
     }
 
     fn side(&self) -> io::Result<&Side> {
-        self.0.side.get().ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "this member has no certificate yet"))
+        self.0
+            .side
+            .get()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "this member has no certificate yet"))
     }
 
     /// Takes up a connection: who is it?
@@ -161,9 +164,7 @@ impl TlsTransport {
 }
 
 /// Lets a member in: from here on frames pass.
-pub async fn welcome(
-    mut io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-) -> io::Result<Pipe<TokioRuntime>> {
+pub async fn welcome(mut io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> io::Result<Pipe<TokioRuntime>> {
     greet(&mut io, WELCOME).await?;
     Ok(pipe(io))
 }
@@ -215,10 +216,7 @@ pub fn pipe(io: impl AsyncRead + AsyncWrite + Send + 'static) -> Pipe<TokioRunti
     Pipe { tx, rx }
 }
 
-async fn frames_read(
-    mut io: impl AsyncRead + Unpin,
-    back: MpscSenderOf<Cfg<TokioRuntime>, Bytes>,
-) -> io::Result<()> {
+async fn frames_read(mut io: impl AsyncRead + Unpin, back: MpscSenderOf<Cfg<TokioRuntime>, Bytes>) -> io::Result<()> {
     let mut buffer = BytesMut::with_capacity(READ);
     loop {
         while let Some(frame) = frame_take(&mut buffer)? {
@@ -397,7 +395,8 @@ mod tests {
         // Another member answers there; another CA; a member that has no certificate yet.
         let (wrong, _) = tokio::join!(one.connect(3, &address), accept());
         assert!(wrong.is_err());
-        let (foreign, accepted) = tokio::join!(transport(&theirs, 2).connect(2, &address), accept());
+        let stranger = transport(&theirs, 2);
+        let (foreign, accepted) = tokio::join!(stranger.connect(2, &address), accept());
         assert!(foreign.is_err() && accepted.is_err());
         assert!(TlsTransport::default().connect(2, &address).await.is_err());
     }

@@ -85,7 +85,10 @@ async fn a_token_lets_one_key_in_and_nothing_else_does() {
     let address = third.cluster_address().to_string();
     let head = || founder.running.app().log.head();
     eventually("it said where it is", || head().machine.members[&member].address() == address).await;
-    eventually("and what it serves", || head().machine.members[&member].api_urls == third.app().api_urls.as_slice().into()).await;
+    eventually("and what it serves", || {
+        head().machine.members[&member].api_urls == third.app().api_urls.as_slice().into()
+    })
+    .await;
 
     // Another key comes too late, and this folder is not another member's.
     let seq = founder.seq();
@@ -102,7 +105,12 @@ struct Shown<'a> {
 }
 
 /// What the door does with one who shows this, and says it is a member: the first byte, or why there is none.
-async fn greeted(door: std::net::SocketAddr, ca: &CertificateDer<'static>, shown: Shown<'_>, alpn: &[u8]) -> Result<u8, String> {
+async fn greeted(
+    door: std::net::SocketAddr,
+    ca: &CertificateDer<'static>,
+    shown: Shown<'_>,
+    alpn: &[u8],
+) -> Result<u8, String> {
     let mut roots = RootCertStore::empty();
     roots.add(ca.clone()).unwrap();
     let builder = ClientConfig::builder().with_root_certificates(roots);
@@ -141,7 +149,11 @@ async fn no_other_certificate_opens_the_members_door_nor_a_members_another() {
     let seq = founder.seq();
     let door = founder.running.cluster_address();
     const MEMBER: &[u8] = b"cvlan-member/1";
-    let check = async |what: &str, certificate: Option<CertificateDer<'static>>, key: &KeyPair, alpn: &[u8], wanted: Option<u8>| {
+    let check = async |what: &str,
+                       certificate: Option<CertificateDer<'static>>,
+                       key: &KeyPair,
+                       alpn: &[u8],
+                       wanted: Option<u8>| {
         let got = greeted(door, &ca, Shown { certificate, key: Some(key) }, alpn).await;
         assert_eq!(got.as_ref().ok(), wanted.as_ref(), "{what}: {got:?}");
     };
@@ -152,7 +164,14 @@ async fn no_other_certificate_opens_the_members_door_nor_a_members_another() {
     check("another CA's", member(&foreign_ca, 1, &key), &key, MEMBER, None).await;
     check("another key of this member", member(&own_ca, 1, &key), &key, MEMBER, None).await;
     check("one that was never admitted", member(&own_ca, 2, &key), &key, MEMBER, Some(1)).await;
-    check("an expired one", Some(own_ca.member(1, &founders_key, 1_000_000_000_000).unwrap()), &founders_key, MEMBER, None).await;
+    check(
+        "an expired one",
+        Some(own_ca.member(1, &founders_key, 1_000_000_000_000).unwrap()),
+        &founders_key,
+        MEMBER,
+        None,
+    )
+    .await;
     check("another protocol", member(&own_ca, 1, &founders_key), &founders_key, b"http/1.1", None).await;
 
     // A member's at the machines' door is no node's.
@@ -173,7 +192,9 @@ async fn a_joiner_that_talks_nonsense_is_dropped() {
     let pin = cvlan_api::cluster::pin::spki_sha256(
         &CertificateDer::from_pem_slice(founder.running.ca_pem().as_bytes()).unwrap(),
     );
-    for nonsense in [&b"\xff\xff\xff\xff"[..], b"\x04\x00\x00\x00\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"GET / HTTP/1.1\r\n\r\n"] {
+    for nonsense in
+        [&b"\xff\xff\xff\xff"[..], b"\x04\x00\x00\x00\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"GET / HTTP/1.1\r\n\r\n"]
+    {
         let tcp = TcpStream::connect(founder.running.cluster_address()).await.unwrap();
         let name = ServerName::try_from(ANY_MEMBER).unwrap();
         let connector = TlsConnector::from(joiner_config(pin.unwrap()).unwrap());

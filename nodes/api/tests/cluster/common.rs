@@ -138,8 +138,7 @@ impl Cluster {
         let pem = std::fs::read(founder.dir.join("ca.pem")).unwrap();
         let ca = reqwest::Certificate::from_pem(&pem).unwrap();
         let http = Client::builder().tls_certs_only([ca]).timeout(Duration::from_secs(20)).build().unwrap();
-        let mut cluster =
-            Self { members: vec![founder], http, token: String::new(), seen: String::new(), _dir: dir };
+        let mut cluster = Self { members: vec![founder], http, token: String::new(), seen: String::new(), _dir: dir };
         let body = json!({"name": "admin", "password": password});
         let answer = cluster.ask(0, Method::POST, "/auth/login", Some(body)).await.unwrap().expect(200);
         cluster.token = answer.body["accessToken"].as_str().unwrap().to_owned();
@@ -193,13 +192,7 @@ impl Cluster {
     }
 
     /// One request to one member.
-    pub async fn ask(
-        &self,
-        at: usize,
-        method: Method,
-        path: &str,
-        body: Option<Value>,
-    ) -> reqwest::Result<Answer> {
+    pub async fn ask(&self, at: usize, method: Method, path: &str, body: Option<Value>) -> reqwest::Result<Answer> {
         self.ask_fresh(at, method, path, body, "").await
     }
 

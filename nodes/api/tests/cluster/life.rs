@@ -44,9 +44,8 @@ async fn every_member_takes_writes_and_the_leader_may_be_lost() {
     for at in ALL {
         let (epoch, seq) = cluster.seen.split_once('.').unwrap();
         let beyond = format!("{epoch}.{}", seq.parse::<u64>().unwrap() + 1000);
-        let get = async |path: &str, at_least: &str| {
-            cluster.ask_fresh(at, Method::GET, path, None, at_least).await.unwrap()
-        };
+        let get =
+            async |path: &str, at_least: &str| cluster.ask_fresh(at, Method::GET, path, None, at_least).await.unwrap();
         get("/tenants", &beyond).await.problem(400, "checkpoint_beyond");
         get("/tenants", &format!("{}.1", "0".repeat(32))).await.problem(412, "epoch_other");
         get("/tenants?consistency=strong", "").await.problem(400, "query_invalid");
@@ -111,16 +110,22 @@ async fn a_leader_that_is_stopped_hands_over() {
     let writers: Vec<_> = writers.collect();
     tokio::time::sleep(Duration::from_millis(500)).await;
     cluster.read().await.members[leader].terminate();
-    cluster.read().await.until("another leads", |c| {
-        let names = ["founder", "m2", "m3"];
-        roles(c).iter().any(|(name, role)| role == "leader" && name != names[leader])
-    }).await;
+    cluster
+        .read()
+        .await
+        .until("another leads", |c| {
+            let names = ["founder", "m2", "m3"];
+            roles(c).iter().any(|(name, role)| role == "leader" && name != names[leader])
+        })
+        .await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     stop.store(true, SeqCst);
     for writer in writers {
         let (n, longest) = writer.await.unwrap();
         assert!(n > 10, "{n} writes");
-        eprintln!("SIGTERM of the leader: {n} writes through another member, none failed, the longest took {longest:?}");
+        eprintln!(
+            "SIGTERM of the leader: {n} writes through another member, none failed, the longest took {longest:?}"
+        );
     }
     let mut cluster = cluster.write().await;
     assert!(cluster.members[leader].ended().await.success());
@@ -151,7 +156,8 @@ async fn a_member_is_removed_for_good() {
         cluster.post(at, "/tenants/acme/nodes", node(n)).await.expect(201);
     }
     let founder = &cluster.members[0];
-    let again = Member::command(&founder.dir, founder.ports, None).stderr(std::process::Stdio::piped()).output().unwrap();
+    let again =
+        Member::command(&founder.dir, founder.ports, None).stderr(std::process::Stdio::piped()).output().unwrap();
     let said = String::from_utf8_lossy(&again.stderr).into_owned();
     assert!(!again.status.success() && said.contains("removed from the cluster"), "{said}");
 

@@ -409,7 +409,8 @@ mod tests {
         let (running, running_rx) = watch::channel(None);
         let door = Door::new(tls::client_config([0; 32], None).unwrap());
         let live = watch::channel(Live::default()).0;
-        let follow = Follow { door, urls: vec![], tenant: String::new(), endpoints: endpoints_rx, running: running_rx, live };
+        let follow =
+            Follow { door, urls: vec![], tenant: String::new(), endpoints: endpoints_rx, running: running_rx, live };
         (follow, Ends { endpoints, running })
     }
 

@@ -260,7 +260,8 @@ fn asks_fresh(headers: &HeaderMap, query: &str) -> bool {
 fn freshness_read(headers: &HeaderMap, query: &str) -> Result<Freshness, Problem> {
     let mut wanted = Freshness::default();
     if let Some(value) = headers.get(CHECKPOINT) {
-        let invalid = || Problem::invalid("checkpoint_invalid", "Cvlan-Checkpoint is 32 hex digits, a dot and a number");
+        let invalid =
+            || Problem::invalid("checkpoint_invalid", "Cvlan-Checkpoint is 32 hex digits, a dot and a number");
         let at_least: Checkpoint = value.to_str().map_err(|_| invalid())?.trim().parse().map_err(|_| invalid())?;
         wanted.at_least = Some(at_least);
     }
