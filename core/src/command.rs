@@ -10,9 +10,10 @@ use crate::tenant::TenantCommand;
 use crate::token::TokenCommand;
 use crate::user::UserCommand;
 use cvlan_proto::v1;
+use serde::{Deserialize, Serialize};
 
 /// Who asks, as proven at the door.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Actor {
     /// The cluster itself.
     #[default]
@@ -39,7 +40,7 @@ impl Actor {
 }
 
 /// What travels with every command into its events' envelopes.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Meta {
     /// Random, chosen at the door.
     pub id: CommandId,
@@ -58,7 +59,7 @@ pub struct Meta {
 }
 
 /// A command.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Command {
     /// Envelope.
     pub meta: Meta,
@@ -67,7 +68,7 @@ pub struct Command {
 }
 
 /// One variant a noun.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Wish {
     /// The cluster.
     System(SystemCommand),

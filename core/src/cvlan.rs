@@ -13,6 +13,7 @@ use crate::state::{CvlanState, State, TenantState};
 use cvlan_proto::v1::{self, cvlan_event::Kind, event::Body};
 use imbl::OrdMap;
 use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// A CVLAN.
@@ -37,7 +38,7 @@ pub struct Cvlan {
 }
 
 /// Wishes about CVLANs.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum CvlanCommand {
     /// A new one.
     Create {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 macro_rules! uuid_id {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {$(
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
         pub struct $name(pub Uuid);
 
         impl $name {
@@ -95,7 +95,7 @@ impl FromStr for MemberId {
 }
 
 /// Counts events, from 1; 0 is the state before the first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Seq(pub u64);
 
 impl fmt::Display for Seq {
@@ -105,7 +105,7 @@ impl fmt::Display for Seq {
 }
 
 /// 128-bit id of one incarnation of a log: made at bootstrap, changed by a restore. All zero = none yet.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Epoch(pub [u8; 16]);
 
 impl fmt::Display for Epoch {
@@ -129,7 +129,7 @@ impl fmt::Debug for Epoch {
 /// assert_eq!(checkpoint.seq.0, 42);
 /// assert_eq!(checkpoint.to_string(), text);
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// Which incarnation of the log.
     pub epoch: Epoch,

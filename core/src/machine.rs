@@ -7,6 +7,8 @@
 //! never changes. Neither may read a clock, randomness, or anything but its arguments.
 
 use crate::id::{Epoch, Seq};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use std::fmt::{Debug, Display};
 
 /// What the leader adds to a command: facts that must not come from a caller.
@@ -21,7 +23,7 @@ pub struct Context {
 }
 
 /// A number that a door's process gives its command, so that it is carried out once however often it is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Once {
     /// Random id of the door's process; never 0.
     pub session: u64,
@@ -30,7 +32,7 @@ pub struct Once {
 }
 
 /// Facts that raft/ itself puts into the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SystemFact {
     /// Every replica digests its state at this event.
     CheckpointOpened,
@@ -61,11 +63,12 @@ pub trait Machine: Send + Sync + 'static {
     /// Cheap to clone (persistent data structures): a copy is O(1).
     type State: Clone + Default + Send + Sync + 'static;
     /// A wish, complete with the ids and secrets' hashes chosen at the door: deciding it twice gives the same.
-    type Command: Clone + Send + Sync + 'static;
+    /// Travels between members of one protocol version.
+    type Command: Clone + Serialize + DeserializeOwned + Send + Sync + 'static;
     /// A fact, complete with its envelope.
     type Event: Clone + Debug + Send + Sync + 'static;
     /// Why a wish was refused.
-    type Rejection: Clone + Debug + Display + Send + Sync + 'static;
+    type Rejection: Clone + Debug + Display + Serialize + DeserializeOwned + Send + Sync + 'static;
     /// A thing that an event touched: what views and deltas are keyed by.
     type Key: Clone + Debug + Ord + Send + Sync + 'static;
 
@@ -94,6 +97,9 @@ pub trait Machine: Send + Sync + 'static {
 
     /// The once-only number of a command.
     fn once(command: &Self::Command) -> Option<Once>;
+
+    /// Gives a command that has none its once-only number, so that it may be sent again.
+    fn number(command: &mut Self::Command, once: Once);
 
     /// The once-only number on a command's first event.
     fn event_once(event: &Self::Event) -> Option<Once>;

@@ -14,6 +14,7 @@ use crate::token;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use cvlan_proto::v1::{self, event::Body, node_event::Kind};
+use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -98,7 +99,7 @@ pub struct Node {
 }
 
 /// What a machine says of itself.
-#[derive(Clone, Debug, PartialEq, Default)]
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct Machine {
     /// Host name.
     pub hostname: String,
@@ -111,7 +112,7 @@ pub struct Machine {
 }
 
 /// A registration whose token's signature, CSR and key proof the door has checked.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Register {
     /// New; used unless the machine is a node already.
     pub id: NodeId,
@@ -134,7 +135,7 @@ pub struct Register {
 }
 
 /// Wishes about nodes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum NodeCommand {
     /// A plain WireGuard device.
     Create {

@@ -115,6 +115,10 @@ impl Machine for Rules {
         command.meta.once
     }
 
+    fn number(command: &mut Command, once: Once) {
+        command.meta.once.get_or_insert(once);
+    }
+
     fn event_once(event: &Event) -> Option<Once> {
         (event.session != 0).then_some(Once { session: event.session, n: event.session_n })
     }

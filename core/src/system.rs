@@ -10,6 +10,7 @@ use crate::rules::{Fact, Key};
 use crate::state::State;
 use crate::user;
 use cvlan_proto::v1::{self, JwtKey, Sealed, event::Body, system_event::Kind};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// URLs of a kind that one member may advertise.
@@ -35,7 +36,7 @@ pub struct SystemState {
 }
 
 /// Wishes about the cluster.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum SystemCommand {
     /// The first of a log.
     Bootstrap(Box<Bootstrap>),
@@ -53,7 +54,7 @@ pub enum SystemCommand {
 }
 
 /// Everything that a new log starts with.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Bootstrap {
     /// The log's incarnation.
     pub epoch: Epoch,
@@ -62,8 +63,10 @@ pub struct Bootstrap {
     /// X25519.
     pub challenge_public_key: [u8; 32],
     /// Sealed private half.
+    #[serde(with = "crate::wire")]
     pub challenge_key: Sealed,
     /// The first HMAC key.
+    #[serde(with = "crate::wire")]
     pub jwt_key: JwtKey,
     /// The first superadmin.
     pub admin_id: UserId,

@@ -11,16 +11,18 @@ use crate::state::{State, TenantState};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use cvlan_proto::v1::{self, Sealed, event::Body, tenant_event::Kind};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// A key that may sign registration tokens.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SigningKey {
     /// Its name in tokens.
     pub id: KeyId,
     /// Ed25519 (RFC 8032).
     pub public_key: [u8; 32],
     /// The private half, where it is the server's own.
+    #[serde(with = "crate::wire::option")]
     pub seed: Option<Sealed>,
 }
 
@@ -44,7 +46,7 @@ pub struct Tenant {
 }
 
 /// Wishes about tenants.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum TenantCommand {
     /// A new tenant, with the server's signing key for it.
     Create {

@@ -20,6 +20,7 @@ use cvlan_proto::Message;
 use cvlan_proto::v1::{self, TokenClaims, event::Body, token_event::Kind};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use hmac::{Hmac, Mac};
+use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -64,7 +65,7 @@ pub struct Token {
 }
 
 /// Wishes about tokens.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum TokenCommand {
     /// A new one.
     Create {

@@ -9,6 +9,7 @@ use crate::rejection::Rejection;
 use crate::rules::{Fact, Key, Stamp, fresh, timestamp};
 use crate::state::State;
 use cvlan_proto::v1::{self, event::Body, user_event::Kind};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// The shortest password that is taken, characters.
@@ -40,7 +41,7 @@ pub struct User {
 }
 
 /// Wishes about users.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum UserCommand {
     /// A new one.
     Create {

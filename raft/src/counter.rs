@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use cvlan_core::id::Seq;
 use cvlan_core::machine::{Context, Machine, Once, SystemFact, Unreadable};
+use serde::{Deserialize, Serialize};
 
 /// The machine.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +20,7 @@ pub struct Count {
 }
 
 /// A wish.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Command {
     /// Adds `by`, `times` times, in as many events.
     Add {
@@ -80,7 +81,7 @@ pub enum Body {
 }
 
 /// Why a wish was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("refused")]
 pub struct Refused;
 
@@ -156,6 +157,15 @@ impl Machine for Counter {
         match command {
             Command::Add { once, .. } => *once,
             Command::Refuse | Command::System(_) => None,
+        }
+    }
+
+    fn number(command: &mut Command, number: Once) {
+        match command {
+            Command::Add { once, .. } => {
+                once.get_or_insert(number);
+            }
+            Command::Refuse | Command::System(_) => {}
         }
     }
 

@@ -2,6 +2,7 @@
 
 use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::machine::Unreadable;
+use serde::{Deserialize, Serialize};
 use std::fmt::{Debug, Display};
 
 /// Why a data folder cannot be opened.
@@ -96,7 +97,7 @@ impl OpenError {
 }
 
 /// Why a command was not carried out, or is not known to have been.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum WriteError<R: Debug + Display> {
     /// The machine refused it; nothing was appended.
     #[error("{0}")]
@@ -104,11 +105,12 @@ pub enum WriteError<R: Debug + Display> {
     /// The queue is full; nothing was appended.
     #[error("too many commands are waiting")]
     Busy,
-    /// Nobody leads, or another member does; nothing was appended.
+    /// Nobody leads, or the leader cannot be reached; nothing was appended.
     #[error("there is no leader")]
     NoLeader,
-    /// The command's number is older than what is remembered; it is not run again.
-    #[error("whether the command was carried out is not remembered any more")]
+    /// It was sent to a leader that was lost before it answered, or its number is older than what is remembered; it is
+    /// not run again.
+    #[error("whether the command was carried out is not known")]
     OutcomeUnknown,
     /// Its events are longer than an entry may be; nothing was appended.
     #[error("the command makes {bytes} bytes of events, of at most {limit}")]
@@ -130,6 +132,9 @@ pub enum WriteError<R: Debug + Display> {
     /// The log has its first entry; nothing was appended.
     #[error("the log is bootstrapped already")]
     AlreadyBootstrapped,
+    /// This member was removed from the cluster; nothing was appended.
+    #[error("this member was removed from the cluster")]
+    Removed,
     /// The member stopped meanwhile; the command may have been carried out.
     #[error("the member has stopped")]
     Stopped,
@@ -148,6 +153,90 @@ impl<R: Debug + Display> WriteError<R> {
             Self::Diverged => "diverged",
             Self::NotBootstrapped => "not_bootstrapped",
             Self::AlreadyBootstrapped => "already_bootstrapped",
+            Self::Removed => "member_removed",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// Why the cluster was not changed, or could not be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum MemberError {
+    /// Nobody leads, or the leader cannot be reached.
+    #[error("there is no leader")]
+    NoLeader,
+    /// It is no member.
+    #[error("there is no member {0}")]
+    Unknown(u64),
+    /// It has not caught up: it must not vote yet.
+    #[error("member {id} is {behind} entries behind")]
+    Behind {
+        /// Which.
+        id: u64,
+        /// Entries of the leader's log that it lacks.
+        behind: u64,
+    },
+    /// It does not vote, so it cannot lead.
+    #[error("member {0} is no voter")]
+    NotVoter(u64),
+    /// Those who would be left to vote, and can be reached, are no majority.
+    #[error("without member {0} too few voters that can be reached are left to decide")]
+    Quorum(u64),
+    /// Changes of membership go one by one.
+    #[error("another change of the membership is in progress")]
+    InProgress,
+    /// It is empty, or longer than 255 bytes.
+    #[error("a member's address has 1 to 255 bytes")]
+    Address,
+    /// The leader was lost before it answered: the change may have been made.
+    #[error("whether the change was made is not known")]
+    OutcomeUnknown,
+    /// What was asked for did not come about in time; it may yet.
+    #[error("it did not come about in time")]
+    TimedOut,
+    /// This member was removed from the cluster.
+    #[error("this member was removed from the cluster")]
+    Removed,
+    /// The member has stopped.
+    #[error("the member has stopped")]
+    Stopped,
+}
+
+impl MemberError {
+    /// Stable name.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NoLeader => "no_leader",
+            Self::Unknown(_) => "member_unknown",
+            Self::Behind { .. } => "member_behind",
+            Self::NotVoter(_) => "member_not_voter",
+            Self::Quorum(_) => "quorum_would_be_lost",
+            Self::InProgress => "change_in_progress",
+            Self::Address => "member_address",
+            Self::OutcomeUnknown => "outcome_unknown",
+            Self::TimedOut => "timed_out",
+            Self::Removed => "member_removed",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// Why there is no snapshot on disk.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SnapshotError {
+    /// It could not be written; only memory has it.
+    #[error("the snapshot could not be written: {0}")]
+    NotWritten(String),
+    /// The member has stopped.
+    #[error("the member has stopped")]
+    Stopped,
+}
+
+impl SnapshotError {
+    /// Stable name.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotWritten(_) => "snapshot_not_written",
             Self::Stopped => "stopped",
         }
     }

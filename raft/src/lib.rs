@@ -24,15 +24,20 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 pub mod clock;
+mod confirm;
 #[cfg(any(test, feature = "counter"))]
 pub mod counter;
 mod desk;
 mod digests;
 pub mod disk;
 pub mod error;
+mod forward;
 pub mod head;
+mod house;
 pub mod member;
+mod membership;
 pub mod options;
+pub mod peer;
 mod reading;
 mod recovery;
 mod replay;
@@ -48,10 +53,10 @@ pub mod verify;
 
 pub use clock::{Clock, SystemClock};
 pub use disk::{Disk, File, FileDisk, Files, Job, Lane};
-pub use error::{HistoryError, OpenError, VerifyError, WriteError};
+pub use error::{HistoryError, MemberError, OpenError, SnapshotError, VerifyError, WriteError};
 pub use head::{Head, Members};
 pub use member::{Answer, Attested, EntryFrame, Member};
 pub use options::{Applied, Events, Limits, Observer, Options, Plant, Timing};
-pub use status::{Counts, Role, Status};
+pub use status::{Counts, PeerStatus, Role, Status};
 pub use transport::{NoTransport, Pipe, Transport};
 pub use verify::{VerifyReport, verify_dir};

@@ -3,41 +3,50 @@
 use crate::desk::Done;
 use crate::digests::Found;
 use crate::disk::{Lane, on_disk};
-use crate::error::{HistoryError, OpenError, VerifyError, WriteError};
+use crate::error::{HistoryError, MemberError, OpenError, SnapshotError, VerifyError, WriteError};
 use crate::head::Head;
+use crate::membership;
 use crate::options::{Events, Options, Timing};
+use crate::peer::Peers;
+use crate::peer::codec::Change;
+use crate::peer::network::Network;
+use crate::peer::parcel::Incoming;
+use crate::peer::serve::serve;
 use crate::recovery::{self, recover};
 use crate::replica::{Parts, Raft, Replica, Shared};
 use crate::sessions::Outcome;
-use crate::status::{Role, Stats, Status};
+use crate::status::{PeerStatus, Role, Stats, Status};
 use crate::store::log::Log;
 use crate::store::wal::index;
 use crate::sync::lock;
-use crate::transport::{Network, Transport};
-use crate::types::{Cfg, Once};
+use crate::transport::{Pipe, Transport};
+use crate::types::Cfg;
 use crate::verify::{self, VerifyReport};
+use crate::{house, reading};
 use bytes::Bytes;
 use cvlan_core::id::{Checkpoint, Epoch, Seq};
 use cvlan_core::machine::{Machine, SystemFact};
-use openraft::async_runtime::{OneshotSender, Select2, WatchReceiver};
+use openraft::async_runtime::{OneshotSender, WatchReceiver};
 use openraft::type_config::TypeConfigExt;
-use openraft::type_config::alias::OneshotReceiverOf;
-use openraft::{AsyncRuntime, BasicNode, Config, ServerState, SnapshotPolicy};
+use openraft::{AsyncRuntime, BasicNode, Config, RaftMetrics, ServerState, SnapshotPolicy};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
-
-/// Between two rounds of housekeeping.
-const TICK: Duration = Duration::from_millis(200);
 
 /// Raft purges so many entries at once, at least.
 const PURGE_BATCH: u64 = 10_000;
 
 /// A stop waits so long for what still uses the log.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// A leader that stops waits so long for the next one.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(1);
+
+/// A linearizable read waits so long until what it must see is applied here.
+const APPLY_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a command came to.
 pub struct Answer<M: Machine> {
@@ -71,17 +80,86 @@ pub struct EntryFrame {
     pub frame: Bytes,
 }
 
-struct Inner<M: Machine, RT: AsyncRuntime> {
-    shared: Arc<Shared<M, RT>>,
-    raft: Raft<M, RT>,
-    /// Ends the housekeeping.
-    stop: Mutex<Option<Once<RT, ()>>>,
+/// What a member's tasks work with.
+pub(crate) struct Shares<M: Machine, RT: AsyncRuntime> {
+    pub(crate) shared: Arc<Shared<M, RT>>,
+    pub(crate) raft: Raft<M, RT>,
+    pub(crate) peers: Arc<Peers<RT>>,
+}
+
+impl<M: Machine, RT: AsyncRuntime> Clone for Shares<M, RT> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone(), raft: self.raft.clone(), peers: self.peers.clone() }
+    }
+}
+
+/// A member behind its handles.
+pub(crate) struct Inner<M: Machine, RT: AsyncRuntime> {
+    pub(crate) shared: Arc<Shared<M, RT>>,
+    pub(crate) raft: Raft<M, RT>,
+    pub(crate) peers: Arc<Peers<RT>>,
+    pub(crate) incoming: Incoming,
+    /// The membership is being changed.
+    pub(crate) changing: AtomicBool,
 }
 
 /// Without the last handle nobody can use the member: its tasks end.
 impl<M: Machine, RT: AsyncRuntime> Drop for Inner<M, RT> {
     fn drop(&mut self) {
-        self.shared.desk.stop();
+        self.shared.stop();
+        self.peers.close();
+    }
+}
+
+impl<M: Machine, RT: AsyncRuntime> Inner<M, RT> {
+    /// Who leads, as far as is known here.
+    pub(crate) fn leader(&self) -> Option<u64> {
+        self.raft.server_metrics().borrow_watched().current_leader
+    }
+
+    /// Carries out a command: here, or where the leader is.
+    pub(crate) async fn decide(
+        &self,
+        command: M::Command,
+        epoch: Option<Epoch>,
+    ) -> Result<Answer<M>, WriteError<M::Rejection>> {
+        let shared = &self.shared;
+        if shared.wal.full() {
+            return Err(WriteError::DiskFull);
+        }
+        if shared.digests.diverged().is_some() {
+            return Err(WriteError::Diverged);
+        }
+        if shared.removed() {
+            return Err(WriteError::Removed);
+        }
+        let (tx, rx) = Cfg::<RT>::oneshot();
+        shared.desk.push(command, epoch, tx)?;
+        match rx.await {
+            Ok(Ok(Done::Answer(answer))) => Ok(answer),
+            Ok(Ok(Done::Before(outcome))) => self.before(outcome).await,
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(WriteError::Stopped),
+        }
+    }
+
+    /// The answer of the first time, from history.
+    async fn before(&self, outcome: Outcome) -> Result<Answer<M>, WriteError<M::Rejection>> {
+        let mut events = Vec::with_capacity(outcome.count as usize);
+        while events.len() < outcome.count as usize {
+            let from = Seq(outcome.first_seq.0 + events.len() as u64);
+            let page = reading::events(&self.shared, from, outcome.count as usize - events.len()).await;
+            let page = page.map_err(|_| WriteError::OutcomeUnknown)?;
+            if page.is_empty() {
+                return Err(WriteError::OutcomeUnknown);
+            }
+            for (_, bytes) in page {
+                events.push(M::decode(&bytes).map_err(|_| WriteError::OutcomeUnknown)?);
+            }
+        }
+        let seq = Seq(outcome.first_seq.0 + u64::from(outcome.count) - 1);
+        let checkpoint = Checkpoint { epoch: self.shared.head().epoch, seq };
+        Ok(Answer { checkpoint, first_seq: outcome.first_seq, events: Events::of(events), repeated: true })
     }
 }
 
@@ -121,62 +199,39 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
             head: recovered.replay.head,
             kept: recovered.kept,
             grown: recovered.grown,
+            history_from: recovered.history_from,
+            plant: options.plant,
         });
-        let raft = start(&shared, options.timing, transport).await?;
-        if options.initialize {
-            lead(&shared, &raft, options.address).await?;
-        }
+        let weak = Arc::downgrade(&shared);
+        let epoch = Arc::new(move || weak.upgrade().map(|shared| shared.head().epoch).unwrap_or_default());
+        let peers = Peers::new(options.member, transport, shared.clock.clone(), epoch);
+        let raft = start(&shared, options.timing, &peers).await?;
+        lead(&shared, &raft, options.initialize.then_some(options.address)).await?;
+        let shares = Shares { shared: shared.clone(), raft: raft.clone(), peers: peers.clone() };
         let _sequencer = Cfg::<RT>::spawn(crate::sequencer::run(shared.clone(), raft.clone()));
-        let (stop, stopped) = Cfg::<RT>::oneshot();
-        let _housekeeping = Cfg::<RT>::spawn(keep_house(shared.clone(), raft.clone(), stopped));
-        Ok(Self(Arc::new(Inner { shared, raft, stop: Mutex::new(Some(stop)) })))
+        let _forward = Cfg::<RT>::spawn(crate::forward::run(shares.clone()));
+        let _confirm = Cfg::<RT>::spawn(crate::confirm::run(shares.clone()));
+        let _ping = Cfg::<RT>::spawn(crate::peer::ping::run(shares.clone()));
+        let _watch = Cfg::<RT>::spawn(house::watch(shares.clone()));
+        let _housekeeping = Cfg::<RT>::spawn(house::keep(shares));
+        Ok(Self(Arc::new(Inner { shared, raft, peers, incoming: Incoming::default(), changing: false.into() })))
     }
 
-    /// Carries out a command, once it is durable on a majority.
+    /// Serves one connection from another member, until it is lost or this one stops. `from`: who it is, by its
+    /// certificate; whoever says to be another one is refused.
+    pub async fn accept(&self, from: Option<u64>, pipe: Pipe<RT>) {
+        serve(&self.0, from, pipe).await;
+    }
+
+    /// Carries out a command, once it is durable on a majority; asked of any member, decided by the leader. What is
+    /// applied here may be behind [`Answer::checkpoint`].
     pub async fn write(&self, command: M::Command) -> Result<Answer<M>, WriteError<M::Rejection>> {
-        self.submit(command, None).await
+        self.0.decide(command, None).await
     }
 
     /// The first command of a log; its entry brings the epoch.
     pub async fn bootstrap(&self, epoch: Epoch, command: M::Command) -> Result<Answer<M>, WriteError<M::Rejection>> {
-        self.submit(command, Some(epoch)).await
-    }
-
-    async fn submit(&self, command: M::Command, epoch: Option<Epoch>) -> Result<Answer<M>, WriteError<M::Rejection>> {
-        let shared = &self.0.shared;
-        if shared.wal.full() {
-            return Err(WriteError::DiskFull);
-        }
-        if shared.digests.diverged().is_some() {
-            return Err(WriteError::Diverged);
-        }
-        let (tx, rx) = Cfg::<RT>::oneshot();
-        shared.desk.push(command, epoch, tx)?;
-        match rx.await {
-            Ok(Ok(Done::Answer(answer))) => Ok(answer),
-            Ok(Ok(Done::Before(outcome))) => self.before(outcome).await,
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(WriteError::Stopped),
-        }
-    }
-
-    /// The answer of the first time, from history.
-    async fn before(&self, outcome: Outcome) -> Result<Answer<M>, WriteError<M::Rejection>> {
-        let mut events = Vec::with_capacity(outcome.count as usize);
-        while events.len() < outcome.count as usize {
-            let from = Seq(outcome.first_seq.0 + events.len() as u64);
-            let page = self.history(from, outcome.count as usize - events.len()).await;
-            let page = page.map_err(|_| WriteError::OutcomeUnknown)?;
-            if page.is_empty() {
-                return Err(WriteError::OutcomeUnknown);
-            }
-            for (_, bytes) in page {
-                events.push(M::decode(&bytes).map_err(|_| WriteError::OutcomeUnknown)?);
-            }
-        }
-        let seq = Seq(outcome.first_seq.0 + u64::from(outcome.count) - 1);
-        let checkpoint = Checkpoint { epoch: self.head().epoch, seq };
-        Ok(Answer { checkpoint, first_seq: outcome.first_seq, events: Events::of(events), repeated: true })
+        self.0.decide(command, Some(epoch)).await
     }
 
     /// The head as applied here.
@@ -242,16 +297,73 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         verify::live(&self.0.shared, to).await
     }
 
-    /// Makes a snapshot of at least what is applied now, unless there is one.
-    pub async fn snapshot(&self) -> Result<(), WriteError<M::Rejection>> {
+    /// Makes a snapshot of at least what is applied now, unless there is one; an error where only memory has it.
+    pub async fn snapshot(&self) -> Result<(), SnapshotError> {
         let shared = &self.0.shared;
         let wanted = lock(&shared.place).last;
-        while lock(&shared.kept).as_ref().is_none_or(|kept| kept.meta.last_log_id < wanted) {
+        let made = || {
+            let kept = lock(&shared.kept);
+            kept.as_ref().filter(|kept| kept.meta.last_log_id >= wanted).map(|kept| kept.written)
+        };
+        let written = loop {
+            if let Some(written) = made() {
+                break written;
+            }
             // Dropped by Raft where one is being made already.
-            self.0.raft.trigger().snapshot().await.map_err(|_| WriteError::Stopped)?;
+            self.0.raft.trigger().snapshot().await.map_err(|_| SnapshotError::Stopped)?;
             Cfg::<RT>::sleep(Duration::from_millis(10)).await;
+        };
+        let why = || lock(&shared.stats.snapshot_error).clone().unwrap_or_else(|| "it is older than the log".into());
+        if written { Ok(()) } else { Err(SnapshotError::NotWritten(why())) }
+    }
+
+    /// Waits until everything that was acknowledged before, anywhere in the cluster, is applied here.
+    pub async fn linearize(&self) -> Result<(), MemberError> {
+        let Inner { shared, raft, .. } = &*self.0;
+        if shared.plant.stale_read {
+            return Ok(());
         }
-        Ok(())
+        let until_us = shared.clock.monotonic_us() + shared.limits.leader_wait_ms * 1000;
+        let index = loop {
+            if let Ok(index) = shared.confirm.read().await {
+                break index;
+            }
+            if shared.desk.is_stopped() {
+                return Err(MemberError::Stopped);
+            }
+            if shared.removed() {
+                return Err(MemberError::Removed);
+            }
+            if shared.clock.monotonic_us() > until_us {
+                return Err(MemberError::NoLeader);
+            }
+            Cfg::<RT>::sleep(crate::forward::PAUSE).await;
+        };
+        let applied = raft.wait(Some(APPLY_LIMIT)).applied_index_at_least(Some(index), "linearize").await;
+        applied.map(drop).map_err(|_| match shared.desk.is_stopped() {
+            true => MemberError::Stopped,
+            false => MemberError::TimedOut,
+        })
+    }
+
+    /// Takes a member in that has no vote yet, or changes a member's address.
+    pub async fn learner_add(&self, id: u64, address: String) -> Result<(), MemberError> {
+        membership::ask(&self.0, Change::Learner { id, address }).await.map(drop)
+    }
+
+    /// Gives a member a vote, once it has caught up.
+    pub async fn promote(&self, id: u64) -> Result<(), MemberError> {
+        membership::ask(&self.0, Change::Promote { id }).await.map(drop)
+    }
+
+    /// Removes a member for good, the leader too: it hands over first.
+    pub async fn member_remove(&self, id: u64) -> Result<(), MemberError> {
+        membership::ask(&self.0, Change::Remove { id }).await.map(drop)
+    }
+
+    /// Hands the leadership to a voter, or to the most caught-up one; returns who leads then.
+    pub async fn transfer(&self, to: Option<u64>) -> Result<u64, MemberError> {
+        membership::ask(&self.0, Change::Transfer { to }).await
     }
 
     /// A summary, as of now.
@@ -276,6 +388,9 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
             member: shared.member,
             term: metrics.current_term,
             leader: metrics.current_leader,
+            removed: shared.removed(),
+            history_from: shared.history_from().0,
+            peers: self.peers(&metrics),
             writable: shared.desk.writable(),
             last_index: metrics.last_log_index.unwrap_or_default(),
             committed_index: index(&shared.wal.marks().committed),
@@ -301,13 +416,41 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         }
     }
 
-    /// Stops: commands that wait are answered as stopped, the log is synced and closed. The folder is free once the
-    /// last handle is dropped.
+    fn peers(&self, metrics: &RaftMetrics<Cfg<RT>>) -> Vec<PeerStatus> {
+        let Inner { shared, peers, .. } = &*self.0;
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<u64> = membership.voter_ids().collect();
+        let last = metrics.last_log_index.map_or(0, |last| last + 1);
+        let status = |(id, node): (&u64, &BasicNode)| {
+            let heard = peers.known(*id).map(|link| link.heard.clone());
+            let replication = metrics.replication.as_ref();
+            let matched = replication.map(|matched| matched.get(id).copied().flatten().map(|id| id.index));
+            PeerStatus {
+                id: *id,
+                address: node.addr.clone(),
+                voter: voters.contains(id),
+                heard_ms: heard.as_ref().and_then(|heard| heard.ago_ms(&*shared.clock)),
+                skew_ms: heard.and_then(|heard| heard.skew_ms()),
+                matched: matched.flatten(),
+                behind: matched.map(|matched| last.saturating_sub(matched.map_or(0, |at| at + 1))),
+            }
+        };
+        membership.nodes().filter(|(id, _)| **id != shared.member).map(status).collect()
+    }
+
+    /// Stops: a leader hands over to another voter if it can, commands that wait are answered as stopped, the log is
+    /// synced and closed. The folder is free once the last handle is dropped.
     pub async fn shutdown(&self) {
-        let shared = &self.0.shared;
-        shared.desk.stop();
-        let _ = self.0.raft.shutdown().await;
-        drop(lock(&self.0.stop).take());
+        let Inner { shared, raft, peers, .. } = &*self.0;
+        if self.0.leader() == Some(shared.member)
+            && raft.voter_ids().any(|id| id != shared.member && peers.alive(id))
+            && let Err(error) = membership::hand_over(&self.0, None, HAND_OVER_LIMIT).await
+        {
+            tracing::warn!(%error, "nobody took over");
+        }
+        shared.stop();
+        peers.close();
+        let _ = raft.shutdown().await;
         let (tx, rx) = Cfg::<RT>::oneshot();
         shared.wal.close(Box::new(move |result| {
             let _ = tx.send(result);
@@ -323,10 +466,10 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
 }
 
 /// Starts Raft on what was recovered.
-async fn start<M: Machine, RT: AsyncRuntime, T: Transport<RT>>(
+async fn start<M: Machine, RT: AsyncRuntime>(
     shared: &Arc<Shared<M, RT>>,
     timing: Timing,
-    transport: T,
+    peers: &Arc<Peers<RT>>,
 ) -> Result<Raft<M, RT>, OpenError> {
     let config = Config {
         cluster_name: "cvlan".into(),
@@ -335,7 +478,7 @@ async fn start<M: Machine, RT: AsyncRuntime, T: Transport<RT>>(
         election_timeout_max: timing.election_max_ms,
         enable_pre_vote: Some(true),
         // A leader that crashed may have lost entries that it had sent: it must not lead again without an election.
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(shared.plant.leader_restore),
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: shared.limits.purge_behind,
         purge_batch_size: PURGE_BATCH.min(shared.limits.purge_behind.max(1)),
@@ -343,61 +486,28 @@ async fn start<M: Machine, RT: AsyncRuntime, T: Transport<RT>>(
     };
     let config = config.validate().map_err(|error| OpenError::Raft(error.to_string()))?;
     let replica = Replica { shared: shared.clone() };
-    let network = Network(transport, PhantomData::<fn() -> Arc<Head<M::State>>>);
+    let (disk, packed) = (shared.disk.clone(), Arc::default());
+    let network = Network::<M, RT> { peers: peers.clone(), disk, packed, _machine: PhantomData };
     let log = Log::<RT>(shared.wal.clone(), PhantomData);
     let raft = openraft::Raft::new(shared.member, Arc::new(config), network, log, replica).await;
     raft.map_err(|error| OpenError::Raft(error.to_string()))
 }
 
-/// Makes this member the only voter of a new log; the only voter of an old one need not wait for a silent leader.
+/// Makes this member, at `address`, the only voter of a new log; the only voter of an old one need not wait for a
+/// silent leader.
 async fn lead<M: Machine, RT: AsyncRuntime>(
     shared: &Arc<Shared<M, RT>>,
     raft: &Raft<M, RT>,
-    address: String,
+    address: Option<String>,
 ) -> Result<(), OpenError> {
     let failed = |error: &dyn ToString| OpenError::Raft(error.to_string());
     if !raft.is_initialized().await.map_err(|error| failed(&error))? {
+        let Some(address) = address else { return Ok(()) };
         let members = BTreeMap::from([(shared.member, BasicNode::new(address))]);
         return raft.initialize(members).await.map_err(|error| failed(&error));
     }
-    let alone = {
-        let metrics = raft.metrics();
-        let metrics = metrics.borrow_watched();
-        metrics.membership_config.voter_ids().eq([shared.member])
-    };
-    if alone {
+    if raft.voter_ids().eq([shared.member]) {
         raft.trigger().elect(false).await.map_err(|error| failed(&error))?;
     }
     Ok(())
-}
-
-/// What has to be looked after from time to time.
-async fn keep_house<M: Machine, RT: AsyncRuntime>(
-    shared: Arc<Shared<M, RT>>,
-    raft: Raft<M, RT>,
-    mut stop: OneshotReceiverOf<Cfg<RT>, ()>,
-) {
-    let metrics = raft.metrics();
-    loop {
-        if let Select2::First(_) = Cfg::<RT>::select2(&mut stop, Cfg::<RT>::sleep(TICK)).await {
-            return;
-        }
-        let (leads, fatal) = {
-            let metrics = metrics.borrow_watched();
-            let fatal = metrics.running_state.as_ref().err().map(ToString::to_string);
-            (metrics.state == ServerState::Leader, fatal)
-        };
-        if let Some(why) = fatal {
-            shared.fail(shared.wal.closed().unwrap_or(format!("raft has stopped: {why}")));
-            continue;
-        }
-        if !leads && shared.desk.writable() {
-            shared.desk.close();
-        }
-        shared.wal.tick();
-        shared.desk.tick(&shared.head());
-        if shared.snapshot_due() && raft.trigger().snapshot().await.is_err() {
-            tracing::warn!("raft has stopped: no snapshot");
-        }
-    }
 }

@@ -94,13 +94,29 @@ pub struct Plant {
     pub skip_fsync: bool,
     /// The log says "durable" before it has written.
     pub early_ack: bool,
+    /// A follower reports entries before it has them: one acknowledgement counts as a majority.
+    pub wrong_quorum: bool,
+    /// An entry is applied though it continues another history, if its number fits.
+    pub wrong_root: bool,
+    /// A new term begins with the head of the one that was lost, and what it decides is applied unseen.
+    pub lost_head: bool,
+    /// Entries are applied in another order than that of the log.
+    pub out_of_order: bool,
+    /// A linearizable read asks nobody.
+    pub stale_read: bool,
+    /// The uncommitted tail below an installed snapshot stays as history.
+    pub kept_tail: bool,
+    /// A leader that crashed leads again without an election.
+    pub leader_restore: bool,
+    /// Outcomes of numbered commands are forgotten at a new term.
+    pub forgotten_once: bool,
 }
 
 /// An entry that was applied, as observers see it.
 pub struct Applied<M: Machine> {
     /// The head after it.
     pub head: Arc<Head<M::State>>,
-    /// Its events, in order.
+    /// Its events, in order; none where a snapshot took the place of entries: then everything may have changed.
     pub events: Events<M::Event>,
     /// Their bytes, in order.
     pub raw: Arc<[Bytes]>,

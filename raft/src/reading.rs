@@ -99,6 +99,12 @@ pub(crate) async fn frames<M: Machine, RT: AsyncRuntime>(
     Ok(found)
 }
 
+/// History reaches back to event `from`.
+pub(crate) fn begins<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>, from: Seq) -> Result<(), HistoryError> {
+    let first = shared.history_from();
+    if first > from.max(Seq(1)) { Err(HistoryError::Gone { first }) } else { Ok(()) }
+}
+
 /// Entries from the one that holds event `from` on, until `each` returns false.
 async fn each_entry<M: Machine, RT: AsyncRuntime>(
     shared: &Arc<Shared<M, RT>>,
@@ -108,6 +114,7 @@ async fn each_entry<M: Machine, RT: AsyncRuntime>(
     if from > shared.head().seq {
         return Ok(());
     }
+    begins(shared, from)?;
     let mut first = None;
     walk(shared, shared.wal.locate(Sought::Seq(from)), |frame| {
         let entry = entry_decode(&frame.0).map_err(|error| HistoryError::Damaged(error.to_string()))?;
@@ -145,5 +152,9 @@ pub(crate) async fn seq_at_time<M: Machine, RT: AsyncRuntime>(
         Ok(true)
     })
     .await?;
+    if found == Seq(0) {
+        // The last event at or before that time is not here.
+        begins(shared, Seq(1))?;
+    }
     Ok(found)
 }

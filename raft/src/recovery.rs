@@ -15,7 +15,7 @@ use crate::status::Stats;
 use crate::store::wal::{Setup, Wal, index, size};
 use crate::store::{open, snapshot};
 use crate::types::{Entry, SnapshotMeta};
-use cvlan_core::id::Epoch;
+use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::log::entry_decode;
 use cvlan_core::machine::Machine;
 use openraft::EntryPayload;
@@ -28,6 +28,8 @@ pub(crate) struct Recovered<M: Machine> {
     pub(crate) kept: Option<Kept<M::State>>,
     /// Bytes and events after the snapshot.
     pub(crate) grown: [u64; 2],
+    /// The first event that can be read.
+    pub(crate) history_from: Seq,
 }
 
 /// What recovery needs besides the files.
@@ -68,7 +70,7 @@ pub(crate) fn recover<M: Machine>(files: &dyn Files, from: From) -> Result<Recov
         replay.place.membership = snapshot.meta.last_membership.clone();
         replay.place.skipped = snapshot.skipped;
         replay.head = snapshot.head.clone();
-        Kept { meta: snapshot.meta, head: Arc::new(snapshot.head), made_us: None }
+        Kept { meta: snapshot.meta, head: Arc::new(snapshot.head), made_us: None, written: true }
     });
     let start = next(&replay.place.last);
     if !usable(start) {
@@ -99,12 +101,35 @@ pub(crate) fn recover<M: Machine>(files: &dyn Files, from: From) -> Result<Recov
             let kept = kept.filter(covers).or_else(|| {
                 let (place, head) = (&replay.place, Arc::new(replay.head.clone()));
                 let meta = SnapshotMeta { last_log_id: place.last, last_membership: place.membership.clone() };
-                marks.purged.map(|_| Kept { meta, head, made_us: None })
+                marks.purged.map(|_| Kept { meta, head, made_us: None, written: false })
             });
+            let history_from = history_from(&wal, &replay)?;
             wal.prepare();
-            Ok(Recovered { wal, replay, kept, grown })
+            Ok(Recovered { wal, replay, kept, grown, history_from })
         }
     }
+}
+
+/// The first event of the oldest entry that can be read, up to what is applied.
+fn history_from<M: Machine>(wal: &Wal, replay: &Replay<M>) -> Result<Seq, OpenError> {
+    let mut found = Seq(replay.head.seq.0 + 1);
+    let end = next(&replay.place.last);
+    // A snapshot that the log does not reach up to: what is below is no history.
+    if index(&wal.marks().last) < index(&replay.place.last) {
+        return Ok(found);
+    }
+    wal.visit(wal.oldest()..end, &mut |entry| {
+        if let EntryPayload::Normal(frame) = &entry.payload
+            && replay.place.skipped.binary_search(&entry.log_id.index).is_err()
+            && let Ok(entry) = entry_decode(&frame.0)
+        {
+            found = Seq(entry.first_seq);
+            return false;
+        }
+        true
+    })
+    .map_err(OpenError::io("reading history"))?;
+    Ok(found)
 }
 
 /// The log's epoch, by its oldest entry with events; none of an empty log.

@@ -9,24 +9,29 @@
 //! ```
 
 use crate::clock::Clock;
+use crate::confirm::Confirm;
 use crate::desk::{Desk, Flight};
 use crate::digests::{Digests, Found};
 use crate::disk::{Disk, Lane, on_disk};
 use crate::head::{Head, Members, Noted};
-use crate::options::{Applied, Events, Limits, Observer};
+use crate::options::{Applied, Events, Limits, Observer, Plant};
 use crate::replay::{self, Place};
 use crate::status::Stats;
 use crate::store::snapshot::{self, Snapshot};
-use crate::store::wal::Wal;
+use crate::store::wal::{Wal, index};
 use crate::sync::lock;
 use crate::types::{Cfg, Entry, Frame, LogId, Membership, Snap, SnapshotMeta};
 use bytes::Bytes;
+use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::machine::Machine;
 use futures_util::{Stream, StreamExt};
+use openraft::async_runtime::WatchSender;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::type_config::TypeConfigExt;
+use openraft::type_config::alias::{WatchReceiverOf, WatchSenderOf};
 use openraft::{AsyncRuntime, EntryPayload, OptionalSend, StoredMembership};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Raft with this replica in it.
@@ -38,11 +43,14 @@ pub(crate) struct Kept<S> {
     pub(crate) head: Arc<Head<S>>,
     /// When it was made; `None` if it was found at the start.
     pub(crate) made_us: Option<u64>,
+    /// It is on disk, too.
+    pub(crate) written: bool,
 }
 
 impl<S> Clone for Kept<S> {
     fn clone(&self) -> Self {
-        Self { meta: self.meta.clone(), head: self.head.clone(), made_us: self.made_us }
+        let Self { meta, head, made_us, written } = self;
+        Self { meta: meta.clone(), head: head.clone(), made_us: *made_us, written: *written }
     }
 }
 
@@ -54,6 +62,8 @@ pub(crate) struct Shared<M: Machine, RT: AsyncRuntime> {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) wal: Arc<Wal>,
     pub(crate) desk: Desk<M, RT>,
+    pub(crate) confirm: Confirm<M, RT>,
+    pub(crate) plant: Plant,
     pub(crate) digests: Digests<RT>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) observers: Vec<Observer<M>>,
@@ -61,8 +71,14 @@ pub(crate) struct Shared<M: Machine, RT: AsyncRuntime> {
     pub(crate) kept: Mutex<Option<Kept<M::State>>>,
     /// Bytes and events since the last snapshot.
     pub(crate) grown: [AtomicU64; 2],
+    /// The first event that can be read here.
+    history_from: AtomicU64,
     head: RwLock<Arc<Head<M::State>>>,
     fatal: Mutex<Option<String>>,
+    /// Ends what runs beside Raft.
+    halt: Mutex<WatchSenderOf<Cfg<RT>, bool>>,
+    /// Removed: by a membership that is applied; as the leader says.
+    removed: [AtomicBool; 2],
 }
 
 /// What a member starts from.
@@ -78,11 +94,13 @@ pub(crate) struct Parts<M: Machine> {
     pub(crate) head: Head<M::State>,
     pub(crate) kept: Option<Kept<M::State>>,
     pub(crate) grown: [u64; 2],
+    pub(crate) history_from: Seq,
+    pub(crate) plant: Plant,
 }
 
 impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
     pub(crate) fn new(parts: Parts<M>) -> Arc<Self> {
-        let desk = Desk::new(parts.clock.clone(), parts.stats.clone(), parts.limits.clone());
+        let desk = Desk::new(parts.clock.clone(), parts.stats.clone(), parts.limits.clone(), parts.plant);
         Arc::new(Self {
             member: parts.member,
             limits: parts.limits,
@@ -90,14 +108,19 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
             clock: parts.clock,
             wal: parts.wal,
             desk,
+            confirm: Confirm::default(),
+            plant: parts.plant,
             digests: Digests::default(),
             stats: parts.stats,
             observers: parts.observers,
             place: Mutex::new(parts.place),
             kept: Mutex::new(parts.kept),
             grown: parts.grown.map(AtomicU64::new),
+            history_from: AtomicU64::new(parts.history_from.0),
             head: RwLock::new(Arc::new(parts.head)),
             fatal: Mutex::new(None),
+            halt: Mutex::new(Cfg::<RT>::watch_channel(false).0),
+            removed: Default::default(),
         })
     }
 
@@ -116,7 +139,37 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
         if first {
             tracing::error!(why, "the member stops");
         }
+        self.stop();
+    }
+
+    /// Answers everybody who waits, and ends what runs beside Raft.
+    pub(crate) fn stop(&self) {
         self.desk.stop();
+        self.confirm.stop();
+        lock(&self.halt).send_if_modified(|halted| !std::mem::replace(halted, true));
+    }
+
+    /// True, or becomes true, once the member stops.
+    pub(crate) fn halt(&self) -> WatchReceiverOf<Cfg<RT>, bool> {
+        lock(&self.halt).subscribe()
+    }
+
+    /// True where this member is none any more.
+    pub(crate) fn removed(&self) -> bool {
+        self.removed.iter().any(|removed| removed.load(Relaxed))
+    }
+
+    /// What a leader says: that this member was removed, or, by what it sends, that it was not.
+    pub(crate) fn told(&self, removed: bool) {
+        let [_, told] = &self.removed;
+        if told.swap(removed, Relaxed) != removed && removed {
+            tracing::warn!("the leader does not know this member: it was removed");
+        }
+    }
+
+    /// The first event that can be read here.
+    pub(crate) fn history_from(&self) -> Seq {
+        Seq(self.history_from.load(Relaxed))
     }
 
     /// A part of the member has ended: in order, if the member is stopped.
@@ -168,14 +221,35 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
         head.members = Arc::new(Members::from(&membership));
         let mut place = lock(&self.place);
         place.last = Some(id);
+        self.members_change(&place.membership, &membership);
         place.membership = membership;
         self.publish(head);
+    }
+
+    fn members_change(&self, before: &Membership, now: &Membership) {
+        let of = |membership: &Membership| membership.membership().get_node(&self.member).is_some();
+        let [applied, _] = &self.removed;
+        match (of(before), of(now)) {
+            (_, true) => applied.store(false, Relaxed),
+            (true, false) => {
+                tracing::warn!("this member was removed from the cluster");
+                applied.store(true, Relaxed);
+            }
+            (false, false) => {}
+        }
+    }
+
+    fn fits(&self, now: &Head<M::State>, epoch: Epoch, first_seq: Seq, prev_root: &[u8]) -> bool {
+        let number = self.plant.wrong_root && epoch == now.epoch && first_seq.0 == now.seq.0 + 1;
+        number || now.fits(epoch, first_seq, prev_root)
     }
 
     fn frame(self: &Arc<Self>, id: LogId, frame: &Frame) -> Result<(), replay::Fault> {
         let now = self.head();
         match self.desk.land(frame) {
-            Some(flight) if now.fits(flight.epoch, flight.first_seq, &flight.prev_root) => {
+            Some(flight)
+                if self.plant.lost_head || self.fits(&now, flight.epoch, flight.first_seq, &flight.prev_root) =>
+            {
                 let Flight { mut head, noted, events, raw, decided, first_seq, epoch, .. } = flight;
                 // Members change by entries of their own, which may have been applied since it was decided.
                 head.members = now.members.clone();
@@ -190,7 +264,7 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
             }
             None => {
                 let read = replay::read::<M>(frame)?;
-                if !now.fits(read.epoch, read.first_seq, &read.prev_root) {
+                if !self.fits(&now, read.epoch, read.first_seq, &read.prev_root) {
                     self.skip(id);
                     return Ok(());
                 }
@@ -323,10 +397,11 @@ impl<M: Machine, RT: AsyncRuntime> RaftSnapshotBuilder<Cfg<RT>> for Builder<M, R
         if let Err(error) = &written {
             tracing::warn!(%error, "a snapshot could not be written");
         }
+        let on_disk = written.is_ok();
         shared.stats.snapshot_failed(written.err().map(|error| error.to_string()));
         let now = shared.clock.monotonic_us();
         shared.stats.snapshot_us.store(now.saturating_sub(started), Relaxed);
-        shared.keep(Kept { meta: meta.clone(), head: head.clone(), made_us: Some(now) });
+        shared.keep(Kept { meta: meta.clone(), head: head.clone(), made_us: Some(now), written: on_disk });
         Ok(Snap { meta, snapshot: head })
     }
 }
@@ -344,30 +419,64 @@ impl<M: Machine, RT: AsyncRuntime> RaftStateMachine<Cfg<RT>> for Replica<M, RT> 
     where
         S: Stream<Item = Result<EntryResponder<Cfg<RT>>, io::Error>> + Unpin + OptionalSend,
     {
+        let mut held = None;
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
-            self.shared.apply(entry)?;
+            let planted = self.shared.plant.out_of_order && entry.log_id.index.is_multiple_of(5);
+            if planted && held.is_none() {
+                held = Some(entry);
+            } else {
+                self.shared.apply(entry)?;
+                if let Some(held) = held.take() {
+                    self.shared.apply(held)?;
+                }
+            }
             if let Some(responder) = responder {
                 responder.send(());
             }
         }
-        Ok(())
+        held.map_or(Ok(()), |held| self.shared.apply(held))
     }
 
     async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
         Builder(self.shared.clone())
     }
 
+    /// What this member has applied stays as history if its log reaches up to there; where it does not, history begins
+    /// after the snapshot, and nothing above what is applied is kept: it may be of another history.
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, head: Self::SnapshotData) -> Result<(), io::Error> {
-        self.shared.write(&head, meta, Vec::new()).await?;
-        {
-            let mut place = lock(&self.shared.place);
-            place.last = meta.last_log_id;
-            place.membership = meta.last_membership.clone();
-            self.shared.publish(Head::clone(&head));
+        let shared = &self.shared;
+        let (before, own) = shared.cut();
+        if before.epoch != Epoch::default() && before.epoch != head.epoch {
+            let why = format!("a snapshot of epoch {} where epoch {} is", head.epoch, before.epoch);
+            shared.fail(why.clone());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
-        let made_us = Some(self.shared.clock.monotonic_us());
-        self.shared.keep(Kept { meta: meta.clone(), head, made_us });
+        let skipped = own.skipped;
+        shared.write(&head, meta, skipped).await?;
+        shared.wal.superseded(own.last);
+        shared.desk.jumped();
+        if index(&shared.wal.marks().last) < index(&meta.last_log_id) && !shared.plant.kept_tail {
+            shared.history_from.store(head.seq.0 + 1, Relaxed);
+        }
+        let head = {
+            let mut place = lock(&shared.place);
+            place.last = meta.last_log_id;
+            shared.members_change(&place.membership, &meta.last_membership);
+            place.membership = meta.last_membership.clone();
+            shared.publish(Head::clone(&head))
+        };
+        for grown in &shared.grown {
+            grown.store(0, Relaxed);
+        }
+        // No events: everything may have changed.
+        let at = index(&meta.last_log_id).unwrap_or_default();
+        let applied = Applied { head: head.clone(), events: Events::of(Vec::new()), raw: Arc::default(), index: at };
+        for observer in &shared.observers {
+            observer(&applied);
+        }
+        let made_us = Some(shared.clock.monotonic_us());
+        shared.keep(Kept { meta: meta.clone(), head, made_us, written: true });
         Ok(())
     }
 

@@ -38,7 +38,9 @@ pub(crate) async fn run<M: Machine, RT: AsyncRuntime>(shared: Arc<Shared<M, RT>>
         let (term, leader) = (turn.term, turn.leader);
         let batch = decide(turn, &shared.limits);
         if batch.events.is_empty() {
-            shared.desk.quiet(term, batch.head, batch.rest, batch.decided);
+            if let Some(quiet) = shared.desk.quiet(term, batch.head, batch.rest, batch.decided) {
+                shared.confirm.quiet(quiet);
+            }
             continue;
         }
         shared.stats.entry_events.add(batch.events.len() as u64);
@@ -210,7 +212,7 @@ mod tests {
         let first = head.seq.0 == 0;
         let item = |command| {
             let (reply, _) = Cfg::<Rt>::oneshot();
-            Item { command, epoch: first.then_some(EPOCH), reply, since_us: 0 }
+            Item { command, epoch: first.then_some(EPOCH), reply, since_us: 0, tried: false, sent: false }
         };
         let leader = LeaderId { term: 1, node_id: 1 };
         Turn { term: 1, leader, time_ms: head.time_ms + 1, head, items: commands.into_iter().map(item).collect() }

@@ -117,6 +117,25 @@ impl Role {
     }
 }
 
+/// Another member, as seen from here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Its id.
+    pub id: u64,
+    /// Where it is reached; empty where that is not known.
+    pub address: String,
+    /// It decides with the others.
+    pub voter: bool,
+    /// How long ago something came from it, ms; `None` where nothing did since the start.
+    pub heard_ms: Option<u64>,
+    /// Its wall clock less this one's, ms.
+    pub skew_ms: Option<i64>,
+    /// The last entry that it is known to have; known to the leader alone.
+    pub matched: Option<u64>,
+    /// Entries that it lacks; known to the leader alone.
+    pub behind: Option<u64>,
+}
+
 /// A summary, as of now.
 #[derive(Clone, Debug)]
 pub struct Status {
@@ -128,6 +147,12 @@ pub struct Status {
     pub term: u64,
     /// Who leads.
     pub leader: Option<u64>,
+    /// It was removed from the cluster: it serves no writes.
+    pub removed: bool,
+    /// The first event that can be read here.
+    pub history_from: u64,
+    /// The other members.
+    pub peers: Vec<PeerStatus>,
     /// True where this member leads and its term is open for commands.
     pub writable: bool,
     /// Last entry in its log.

@@ -13,8 +13,9 @@ use crate::store::wal::{Setup, Wal, index};
 use crate::sync::lock;
 use crate::types::Entry;
 use cvlan_core::id::{Epoch, Seq};
+use cvlan_core::log::entry_decode;
 use cvlan_core::machine::Machine;
-use openraft::AsyncRuntime;
+use openraft::{AsyncRuntime, EntryPayload};
 use std::sync::Arc;
 
 /// A `Checkpointed` in the log; the replay found the same at its seq.
@@ -55,6 +56,7 @@ pub(crate) async fn live<M: Machine, RT: AsyncRuntime>(
     to: Option<Seq>,
 ) -> Result<VerifyReport, VerifyError> {
     let end = index(&lock(&shared.place).last).map_or(0, |last| last + 1);
+    crate::reading::begins(shared, Seq(1))?;
     let mut check = Check::<M>::default();
     check.replay.to = to;
     let mut from = shared.wal.oldest();
@@ -128,7 +130,10 @@ impl<M: Machine> Check<M> {
         let wrong = |seq: Seq, detail: String| VerifyError::Entry { index: entry.log_id.index, seq, detail };
         let due = Seq(self.replay.head.seq.0 + 1);
         match self.replay.entry(entry).map_err(|fault| wrong(due, fault.to_string()))? {
-            Done::Nothing | Done::Skipped => {}
+            Done::Nothing => {}
+            // Nothing goes before the first event.
+            Done::Skipped if due == Seq(1) => return Err(self.begins_late(entry)),
+            Done::Skipped => {}
             Done::Folded { noted, .. } => {
                 self.entries += 1;
                 for note in noted {
@@ -137,6 +142,14 @@ impl<M: Machine> Check<M> {
             }
         }
         Ok(())
+    }
+
+    fn begins_late(&self, entry: &Entry) -> VerifyError {
+        let first = match &entry.payload {
+            EntryPayload::Normal(frame) => entry_decode(&frame.0).map_or(Seq(0), |entry| Seq(entry.first_seq)),
+            EntryPayload::Blank | EntryPayload::Membership(_) => Seq(0),
+        };
+        HistoryError::Gone { first }.into()
     }
 
     fn note(&mut self, note: Noted<M::State>) -> Result<(), (Seq, String)> {

@@ -379,6 +379,10 @@ impl Machine for Older {
     fn once(command: &Command) -> Option<cvlan_core::machine::Once> {
         Counter::once(command)
     }
+    fn number(command: &mut Command, once: Once) {
+        Counter::number(command, once);
+    }
+
     fn event_once(event: &Self::Event) -> Option<cvlan_core::machine::Once> {
         Counter::event_once(event)
     }

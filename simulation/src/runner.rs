@@ -72,7 +72,7 @@ impl Summary {
 
 /// The line that runs one seed again.
 pub fn reproduce(seed: u64, setup: &Setup) -> String {
-    let Plant { skip_fsync, early_ack } = setup.plant;
+    let Plant { skip_fsync, early_ack, .. } = setup.plant;
     let plant = match (skip_fsync, early_ack) {
         (true, _) => " --plant skip-fsync",
         (_, true) => " --plant early-ack",

@@ -97,6 +97,7 @@ impl Metrics {
                 WriteError::Stopped
                 | WriteError::Removed
                 | WriteError::Diverged
+                | WriteError::Removed
                 | WriteError::NotBootstrapped
                 | WriteError::AlreadyBootstrapped,
             ) => "stopped",

@@ -108,7 +108,7 @@ impl From<WriteError<Rejection>> for Problem {
             }
             WriteError::OutcomeUnknown => unavailable(
                 "outcome_unknown",
-                "whether this was carried out is not known any more; look before you repeat it",
+                "whether this was carried out is not known; look before you repeat it",
             ),
             WriteError::TooLarge { bytes, limit } => Self::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
@@ -120,6 +120,9 @@ impl From<WriteError<Rejection>> for Problem {
             }
             WriteError::Diverged => {
                 unavailable("diverged", "this member's state differs from the leader's; ask another member")
+            }
+            WriteError::Removed => {
+                unavailable("member_removed", "this member was removed from the cluster; ask another member")
             }
             WriteError::NotBootstrapped | WriteError::AlreadyBootstrapped => Self::internal(e),
             WriteError::Removed => unavailable("member_removed", "this member was removed; ask another one"),

@@ -93,7 +93,7 @@ impl Wal {
             Sought::Time(time_ms) => point.seq.0 > 0 && point.time_ms <= time_ms,
         };
         let points = state.segments.values().rev().find_map(|segment| segment.points.iter().rev().find(before));
-        points.map_or_else(|| state.oldest(), |point| point.index)
+        points.map_or(0, |point| point.index).max(state.oldest())
     }
 
     /// The oldest entry here.
@@ -113,7 +113,8 @@ impl State {
     fn oldest(&self) -> u64 {
         let point = self.segments.values().find_map(|segment| segment.points.first()).map(|point| point.index);
         let tail = self.tail.entries.front().map(|entry| entry.log_id.index);
-        point.into_iter().chain(tail).min().unwrap_or_else(|| index(&self.marks.last).map_or(0, |last| last + 1))
+        let oldest = point.into_iter().chain(tail).min();
+        oldest.unwrap_or_else(|| index(&self.marks.last).map_or(0, |last| last + 1)).max(self.floor)
     }
 
     /// Segments from the last point at or below `from` on; all of them if there is none.

@@ -177,6 +177,8 @@ mod tests {
                 head: recovered.replay.head,
                 kept: recovered.kept,
                 grown: recovered.grown,
+                history_from: recovered.history_from,
+                plant: Plant::default(),
             });
             Ok((folder, Log(wal, PhantomData), Replica { shared }))
         }

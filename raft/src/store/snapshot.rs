@@ -21,7 +21,7 @@ pub const SNAPSHOT_FORMAT: u32 = 1;
 
 const MAGIC: &[u8; 8] = b"CVLANSNP";
 const FIXED: usize = 16;
-const LEVEL: i32 = 1;
+pub(crate) const LEVEL: i32 = 1;
 
 /// A head and its place in the log.
 pub(crate) struct Snapshot<S> {

@@ -139,6 +139,10 @@ pub(crate) struct State {
     pub(crate) cuts: Vec<Cut>,
     /// Last entry of each leader.
     pub(crate) leaders: Vec<LogId>,
+    /// Entries below are no history: some are missing, or were never committed.
+    pub(crate) floor: u64,
+    /// What was applied here when a snapshot took the place of what follows.
+    applied: Option<Option<LogId>>,
     /// What the blocks written so far amount to.
     pub(crate) written: Marks,
     filling: Batch,
@@ -207,17 +211,27 @@ impl Wal {
         self.send(state, done)
     }
 
+    /// A snapshot takes the place of what follows `applied`, the last entry that this member has itself applied.
+    pub(crate) fn superseded(&self, applied: Option<LogId>) {
+        lock(&self.state).applied = Some(applied);
+    }
+
     /// Moves the purge marker. Where it goes past the last entry, a snapshot has taken its place: what this member
-    /// does not know to be committed may be another history, and is void.
+    /// has not applied may be another history, and is void; history begins anew after the marker.
     pub(crate) fn purge(self: &Arc<Self>, upto: LogId, done: Done) -> io::Result<()> {
         let mut state = lock(&self.state);
         let (last, committed) = (state.marks.last, state.marks.committed);
         let past = last != Some(upto) && index(&last) <= Some(upto.index);
-        if past && index(&last) > index(&committed) {
-            state.truncate(committed);
+        let keep = state.applied.take().unwrap_or(committed);
+        if past && index(&last) > index(&keep) && !self.setup.plant.kept_tail {
+            state.truncate(keep);
         }
         state.push(&Record::Purge { upto: (&upto).into() });
+        let floor = state.floor;
         state.purge(upto);
+        if self.setup.plant.kept_tail {
+            state.floor = floor;
+        }
         self.send(state, done)
     }
 
@@ -510,6 +524,7 @@ impl State {
         if self.marks.last.as_ref().is_none_or(|last| last.index <= upto.index) {
             if self.marks.last != Some(upto) {
                 self.tail = Tail::default();
+                self.floor = upto.index + 1;
             }
             self.marks.last = Some(upto);
         }

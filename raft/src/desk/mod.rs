@@ -1,21 +1,25 @@
 //! The desk: commands that wait, entries in flight with their callers, and whether this member's term is open.
 //!
 //! ```text
-//!  push ─► queue ─► turn (≤ one entry) ─► decided ─► launch ─► flight ─► land: front matches the applied entry ─► answers
-//!            ▲                                                   │
-//!            │ again: decided anew, in order                     ├─ overtaken: an entry of another leader is applied:
-//!            └───────────────────────────────────────────────────┤  what is in flight never will be
-//!                                                                └─ skipped, refused: the head it was decided against is void
+//! push ─► queue ─► turn (≤ one entry) ─► decided ─► launch ─► flight ─► land: front matches the applied entry ─► answers
+//!            ▲ │                          │              │
+//!            │ │ another member leads:    │ without an   ├─ overtaken: an entry of another leader is applied:
+//!            │ └─► forward, away from here│ entry        │  what is in flight never will be
+//!            │                            ▼              └─ skipped, refused: the head it was decided against is void
+//!            │                         quiet ─► confirmed: this member still led ─► answers
+//!            └── again: decided anew, in order ◄── whatever of these fails
 //! ```
 //! Invariants: one lock, never held across a wait; entries in flight are in the order of the log; a command is answered,
 //! or decided again, only when it is certain whether it is in the log: an entry is lost for certain once an entry of a
-//! later term is applied (terms do not decrease along the log), or if Raft refused it before appending.
+//! later term is applied (terms do not decrease along the log), or if Raft refused it before appending. What was decided
+//! without an entry is answered only once this member is known to have led after it was decided: the head of a leader
+//! that was deposed and does not know it is old.
 
 use crate::clock::{Clock, OwnTime};
 use crate::error::WriteError;
 use crate::head::{Head, Noted};
 use crate::member::Answer;
-use crate::options::{Events, Limits};
+use crate::options::{Events, Limits, Plant};
 use crate::sessions::Outcome;
 use crate::status::Stats;
 use crate::sync::lock;
@@ -29,7 +33,7 @@ use openraft::async_runtime::OneshotSender;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 
 /// While an entry is in flight, the next one waits for so many commands, or for that one to land: many small entries cost
@@ -51,6 +55,18 @@ pub(crate) struct Item<M: Machine, RT: AsyncRuntime> {
     pub(crate) epoch: Option<Epoch>,
     pub(crate) reply: Once<RT, Reply<M>>,
     pub(crate) since_us: u64,
+    /// It was decided before, in vain.
+    pub(crate) tried: bool,
+    /// It was sent to another leader, which may have carried it out.
+    pub(crate) sent: bool,
+}
+
+impl<M: Machine, RT: AsyncRuntime> Item<M, RT> {
+    /// Nobody could be found to decide it.
+    pub(crate) fn late(self) {
+        let error = if self.sent { WriteError::OutcomeUnknown } else { WriteError::NoLeader };
+        let _ = self.reply.send(Err(error));
+    }
 }
 
 /// What a command came to, if its entry becomes part of the log.
@@ -67,6 +83,14 @@ pub(crate) enum Verdict<M: Machine> {
 
 /// Commands with their verdicts.
 pub(crate) type Decided<M, RT> = Vec<(Item<M, RT>, Verdict<M>)>;
+
+/// Commands that were decided without an entry.
+pub(crate) struct Quiet<M: Machine, RT: AsyncRuntime> {
+    term: u64,
+    /// The last entry that they were decided after, if it was in flight then.
+    after: u64,
+    decided: Decided<M, RT>,
+}
 
 /// An entry in flight.
 pub(crate) struct Flight<M: Machine, RT: AsyncRuntime> {
@@ -112,6 +136,13 @@ struct Inner<M: Machine, RT: AsyncRuntime> {
     /// Entries in flight were skipped or refused: nothing is proposed until they are all through.
     stale: bool,
     serial: u64,
+    plant: Plant,
+    /// The head of a term that was closed; for the planted bug alone.
+    lost: Option<Head<M::State>>,
+    /// Another member that leads.
+    leader: Option<u64>,
+    /// Commands taken from here that have no answer yet, and may come back.
+    away: usize,
     stopped: bool,
 }
 
@@ -119,13 +150,14 @@ struct Inner<M: Machine, RT: AsyncRuntime> {
 pub(crate) struct Desk<M: Machine, RT: AsyncRuntime> {
     inner: Mutex<Inner<M, RT>>,
     waker: AtomicWaker,
+    forward_waker: AtomicWaker,
     clock: Arc<dyn Clock>,
     stats: Arc<Stats>,
     pub(crate) limits: Limits,
 }
 
 impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
-    pub(crate) fn new(clock: Arc<dyn Clock>, stats: Arc<Stats>, limits: Limits) -> Self {
+    pub(crate) fn new(clock: Arc<dyn Clock>, stats: Arc<Stats>, limits: Limits, plant: Plant) -> Self {
         let inner = Inner {
             queue: VecDeque::new(),
             again: Vec::new(),
@@ -134,9 +166,14 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
             opened: 0,
             stale: false,
             serial: 0,
+            plant,
+            lost: None,
+            leader: None,
+            away: 0,
             stopped: false,
         };
-        Self { inner: Mutex::new(inner), waker: AtomicWaker::new(), clock, stats, limits }
+        let (waker, forward_waker) = (AtomicWaker::new(), AtomicWaker::new());
+        Self { inner: Mutex::new(inner), waker, forward_waker, clock, stats, limits }
     }
 
     /// Queues a command.
@@ -151,16 +188,70 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
         if inner.stopped {
             return Err(WriteError::Stopped);
         }
-        if inner.queue.len() + inner.again.len() >= self.limits.queue {
+        if inner.queue.len() + inner.again.len() + inner.away >= self.limits.queue {
             return Err(WriteError::Busy);
         }
-        inner.queue.push_back(Item { command, epoch, reply, since_us });
-        let wake = inner.ready(&self.limits);
+        inner.queue.push_back(Item { command, epoch, reply, since_us, tried: false, sent: false });
+        self.wake(inner);
+        Ok(())
+    }
+
+    /// Wakes whoever has something to do now.
+    fn wake(&self, inner: MutexGuard<'_, Inner<M, RT>>) {
+        let (decide, forward) = (inner.ready(&self.limits), inner.forwards());
         drop(inner);
-        if wake {
+        if decide {
             self.waker.wake();
         }
-        Ok(())
+        if forward {
+            self.forward_waker.wake();
+        }
+    }
+
+    /// Commands for the member that leads, at most so many; `None` once the desk is closed.
+    pub(crate) fn poll_forward(&self, context: &mut Context<'_>, most: usize) -> Poll<Option<Vec<Item<M, RT>>>> {
+        self.forward_waker.register(context.waker());
+        let mut inner = lock(&self.inner);
+        if inner.stopped {
+            return Poll::Ready(None);
+        }
+        if !inner.forwards() {
+            return Poll::Pending;
+        }
+        let count = inner.queue.len().min(most);
+        inner.away += count;
+        Poll::Ready(Some(inner.queue.drain(..count).collect()))
+    }
+
+    /// A command that was to be forwarded has its answer.
+    pub(crate) fn forwarded(&self) {
+        lock(&self.inner).away -= 1;
+    }
+
+    /// A command that was to be forwarded comes back: this member leads.
+    pub(crate) fn back(&self, item: Item<M, RT>) {
+        let mut inner = lock(&self.inner);
+        inner.away -= 1;
+        if inner.stopped {
+            drop(inner);
+            let _ = item.reply.send(Err(WriteError::Stopped));
+            return;
+        }
+        inner.queue.push_front(item);
+        self.wake(inner);
+    }
+
+    /// Who leads, as far as this member knows, in `term`; `own`: itself.
+    pub(crate) fn led(&self, own: bool, leader: Option<u64>, term: u64) {
+        let mut inner = lock(&self.inner);
+        inner.leader = leader.filter(|_| !own);
+        if !own && inner.term.as_ref().is_some_and(|now| now.leader.term <= term) {
+            inner.close();
+            if inner.flight.is_empty() {
+                inner.settle();
+            }
+        }
+        self.wake(inner);
     }
 
     /// The sequencer's next turn; `None` once the desk is closed.
@@ -201,25 +292,47 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
         Some(inner.serial)
     }
 
-    /// A turn ends without an entry: its commands are answered along with the last entry that they were decided
-    /// against.
-    pub(crate) fn quiet(&self, term: u64, head: Head<M::State>, rest: VecDeque<Item<M, RT>>, decided: Decided<M, RT>) {
+    /// A turn ends without an entry: its commands wait for the last entry that they were decided after, and for what
+    /// [`Desk::confirmed`] says.
+    pub(crate) fn quiet(
+        &self,
+        term: u64,
+        head: Head<M::State>,
+        rest: VecDeque<Item<M, RT>>,
+        decided: Decided<M, RT>,
+    ) -> Option<Quiet<M, RT>> {
         let mut inner = lock(&self.inner);
         if inner.opened != term || inner.term.is_none() {
             let items = decided.into_iter().map(|(item, _)| item).chain(rest);
             inner.back_in_line(items.collect());
-            return;
+            self.wake(inner);
+            return None;
         }
         if let Some(term) = &mut inner.term {
             term.head = Some(head);
         }
         inner.in_front(rest);
-        if let Some(last) = inner.flight.back_mut() {
-            last.decided.extend(decided);
-            return;
+        inner.away += decided.len();
+        Some(Quiet { term, after: inner.flight.back().map_or(0, |last| last.serial), decided })
+    }
+
+    /// Whether this member led after these were decided.
+    pub(crate) fn confirmed(&self, quiet: Quiet<M, RT>, led: bool) {
+        let mut inner = lock(&self.inner);
+        inner.away -= quiet.decided.len();
+        if !led || inner.stale || inner.opened != quiet.term || inner.term.is_none() {
+            let late = self.too_late();
+            let items = quiet.decided.into_iter().map(|(item, _)| item);
+            let (over, again): (Vec<_>, _) = items.partition(|item| late(item));
+            inner.back_in_line(again);
+            self.wake(inner);
+            over.into_iter().for_each(Item::late);
+        } else if let Some(last) = inner.flight.iter_mut().find(|flight| flight.serial == quiet.after) {
+            last.decided.extend(quiet.decided);
+        } else {
+            drop(inner);
+            self.answer(quiet.decided, &Arc::default(), Seq(0), Epoch::default());
         }
-        drop(inner);
-        self.answer(decided, &Arc::default(), Seq(0), Epoch::default());
     }
 
     /// Takes the entry that is applied off the front of the flight, if it is that.
@@ -232,10 +345,7 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
             return None;
         }
         let flight = inner.flight.pop_front();
-        if inner.ready(&self.limits) {
-            drop(inner);
-            self.waker.wake();
-        }
+        self.wake(inner);
         flight
     }
 
@@ -248,12 +358,40 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
         if inner.term.as_ref().is_some_and(|term| term.leader < leader) {
             inner.close();
         }
+        if inner.term.is_none() && inner.flight.is_empty() && !inner.again.is_empty() {
+            inner.settle();
+            self.wake(inner);
+        }
+    }
+
+    /// A snapshot took the place of entries, those in flight perhaps among them: only a number can tell what became of
+    /// a command.
+    pub(crate) fn jumped(&self) {
+        let mut inner = lock(&self.inner);
+        inner.close();
+        let flight = std::mem::take(&mut inner.flight);
+        let items = flight.into_iter().flat_map(|flight| flight.decided).map(|(item, _)| item);
+        let (known, unknown): (Vec<_>, Vec<_>) = items.partition(|item| M::once(&item.command).is_some());
+        inner.again.extend(known.into_iter().map(|item| Item { tried: true, sent: true, ..item }));
+        inner.settle();
+        self.wake(inner);
+        for item in unknown {
+            let _ = item.reply.send(Err(WriteError::OutcomeUnknown));
+        }
     }
 
     /// This member's term is open: its own first entry is applied, so `head` is all there is.
-    pub(crate) fn open(&self, leader: Leader, head: Head<M::State>) {
+    pub(crate) fn open(&self, leader: Leader, mut head: Head<M::State>) {
         let mut inner = lock(&self.inner);
         inner.close();
+        if inner.plant.lost_head
+            && let Some(lost) = inner.lost.take()
+        {
+            head = lost;
+        }
+        if inner.plant.forgotten_once {
+            head.sessions = crate::sessions::Sessions::default();
+        }
         inner.term = Some(Term { leader, head: Some(head), own: OwnTime::anchored(&*self.clock) });
         inner.stale = !inner.flight.is_empty();
         if !inner.stale {
@@ -267,7 +405,7 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
     pub(crate) fn skipped(&self, flight: Flight<M, RT>) {
         let mut inner = lock(&self.inner);
         inner.stale = true;
-        inner.again.extend(flight.decided.into_iter().map(|(item, _)| item));
+        inner.again(flight.decided.into_iter().map(|(item, _)| item));
     }
 
     /// Raft refused an entry. In the same term it was not appended; otherwise the log will tell.
@@ -283,13 +421,9 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
         }
     }
 
-    /// This member does not lead any more.
-    pub(crate) fn close(&self) {
-        lock(&self.inner).close();
-    }
-
-    /// From time to time: goes on after a refusal, and answers those who waited too long for a leader.
-    pub(crate) fn tick(&self, head: &Arc<Head<M::State>>) {
+    /// From time to time: goes on after a refusal, and answers those who waited too long for a leader. `alone`: nobody
+    /// else votes, so that what is in flight waits for the disk alone.
+    pub(crate) fn tick(&self, head: &Arc<Head<M::State>>, alone: bool) {
         let mut inner = lock(&self.inner);
         while inner.flight.front().is_some_and(|front| front.refused) {
             inner.pop_again();
@@ -302,23 +436,21 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
             inner.stale = false;
             inner.settle();
         }
-        let limit_us = self.limits.leader_wait_ms * 1000;
-        let now_us = self.clock.monotonic_us();
-        let mut late = Vec::new();
-        if inner.term.is_none() {
+        if inner.term.is_none() && inner.flight.is_empty() {
             inner.settle();
-            while inner.queue.front().is_some_and(|item| now_us.saturating_sub(item.since_us) > limit_us) {
-                late.extend(inner.queue.pop_front());
-            }
         }
-        let wake = inner.ready(&self.limits);
-        drop(inner);
-        for item in late {
-            let _ = item.reply.send(Err(WriteError::NoLeader));
+        let late = self.too_late();
+        let (given_up, unknown) = (inner.late(&late), if alone { Vec::new() } else { inner.lost(&late) });
+        self.wake(inner);
+        given_up.into_iter().for_each(Item::late);
+        for item in unknown {
+            let _ = item.reply.send(Err(WriteError::OutcomeUnknown));
         }
-        if wake {
-            self.waker.wake();
-        }
+    }
+
+    fn too_late(&self) -> impl Fn(&Item<M, RT>) -> bool {
+        let (limit_us, now_us) = (self.limits.leader_wait_ms * 1000, self.clock.monotonic_us());
+        move |item| now_us.saturating_sub(item.since_us) > limit_us
     }
 
     /// Answers everybody that the member has stopped, and takes no more.
@@ -341,6 +473,8 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
         self.stats.commands.fetch_add(decided.len() as u64, Relaxed);
         for (item, verdict) in decided {
             let reply = match verdict {
+                // Where another leader may yet carry it out, only its events say what became of it.
+                Verdict::Nothing(_) | Verdict::Refused(_) if item.sent => Err(WriteError::OutcomeUnknown),
                 Verdict::Events(range) => {
                     let checkpoint = Checkpoint { epoch, seq: Seq(first_seq.0 + range.end as u64 - 1) };
                     let first_seq = Seq(first_seq.0 + range.start as u64);
@@ -372,7 +506,7 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
     /// Commands waiting, entries in flight.
     pub(crate) fn load(&self) -> (usize, usize) {
         let inner = lock(&self.inner);
-        (inner.queue.len() + inner.again.len(), inner.flight.len())
+        (inner.queue.len() + inner.again.len() + inner.away, inner.flight.len())
     }
 }
 
@@ -385,23 +519,62 @@ impl<M: Machine, RT: AsyncRuntime> Inner<M, RT> {
             && self.term.as_ref().is_some_and(|term| term.head.is_some())
     }
 
+    /// There is something that the member that leads may have: all of it is certain not to be in the log.
+    fn forwards(&self) -> bool {
+        self.term.is_none() && self.leader.is_some() && !self.queue.is_empty()
+    }
+
     fn close(&mut self) {
-        self.term = None;
+        let term = self.term.take();
+        if self.plant.lost_head {
+            self.lost = term.and_then(|term| term.head).or(self.lost.take());
+        }
         self.opened += 1;
         self.stale = false;
     }
 
     fn pop_again(&mut self) {
         let decided = self.flight.pop_front().map(|flight| flight.decided).unwrap_or_default();
-        self.again.extend(decided.into_iter().map(|(item, _)| item));
+        self.again(decided.into_iter().map(|(item, _)| item));
+    }
+
+    fn again(&mut self, items: impl Iterator<Item = Item<M, RT>>) {
+        self.again.extend(items.map(|item| Item { tried: true, ..item }));
     }
 
     /// Commands of a turn whose term was closed meanwhile: they came before what is in the queue.
     fn back_in_line(&mut self, items: Vec<Item<M, RT>>) {
-        self.again.extend(items);
-        if self.flight.is_empty() {
+        self.again(items.into_iter());
+        if self.flight.is_empty() && !self.stale {
             self.settle();
         }
+    }
+
+    /// Takes out what waits for too long: without a leader, or in vain.
+    fn late(&mut self, late: &impl Fn(&Item<M, RT>) -> bool) -> Vec<Item<M, RT>> {
+        let closed = self.term.is_none();
+        let mut given_up = Vec::new();
+        while self.queue.front().is_some_and(|item| (closed || item.tried) && late(item)) {
+            given_up.extend(self.queue.pop_front());
+        }
+        let (over, again): (Vec<_>, _) = std::mem::take(&mut self.again).into_iter().partition(late);
+        self.again = again;
+        given_up.extend(over);
+        given_up
+    }
+
+    /// Takes out whose entry is in flight for too long: the leader is cut off, or deposed and does not know it.
+    fn lost(&mut self, late: &impl Fn(&Item<M, RT>) -> bool) -> Vec<Item<M, RT>> {
+        let mut lost: Decided<M, RT> = Vec::new();
+        for flight in &mut self.flight {
+            if flight.decided.iter().any(|(item, _)| late(item)) {
+                let all = std::mem::take(&mut flight.decided);
+                let (over, decided): (Vec<_>, _) = all.into_iter().partition(|(item, _)| late(item));
+                flight.decided = decided;
+                lost.extend(over);
+            }
+        }
+        lost.into_iter().map(|(item, _)| item).collect()
     }
 
     /// Commands to decide again go before the others.
@@ -418,226 +591,4 @@ impl<M: Machine, RT: AsyncRuntime> Inner<M, RT> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock::SystemClock;
-    use crate::counter::{Command, Counter};
-    use crate::types::{Cfg, LeaderId};
-    use openraft::type_config::TypeConfigExt;
-    use openraft::type_config::alias::OneshotReceiverOf;
-    use openraft_rt_tokio::TokioRuntime as Rt;
-    use std::sync::atomic::AtomicU64;
-
-    type Waiting = OneshotReceiverOf<Cfg<Rt>, Reply<Counter>>;
-
-    #[derive(Default)]
-    struct Hands(AtomicU64);
-
-    impl Clock for Hands {
-        fn wall_ms(&self) -> u64 {
-            SystemClock::default().wall_ms()
-        }
-        fn monotonic_us(&self) -> u64 {
-            self.0.load(Relaxed)
-        }
-    }
-
-    struct Case {
-        desk: Desk<Counter, Rt>,
-        hands: Arc<Hands>,
-        callers: Vec<Waiting>,
-    }
-
-    fn leader(term: u64) -> Leader {
-        LeaderId { term, node_id: 1 }
-    }
-
-    impl Case {
-        fn new(entry_commands: usize) -> Self {
-            let hands = Arc::new(Hands::default());
-            let desk =
-                Desk::new(hands.clone(), Arc::default(), Limits { in_flight: 2, entry_commands, ..Limits::default() });
-            let case = Self { desk, hands, callers: Vec::new() };
-            case.open(1);
-            case
-        }
-
-        fn open(&self, term: u64) {
-            self.desk.overtaken(leader(term));
-            self.desk.open(leader(term), Head { seq: Seq(1), ..Head::default() });
-        }
-
-        fn push(&mut self, by: u64) {
-            let (tx, rx) = Cfg::<Rt>::oneshot();
-            self.desk.push(Command::add(by), None, tx).unwrap();
-            self.callers.push(rx);
-        }
-
-        /// What the next turn would decide; `None` if it has to wait.
-        fn turn(&self) -> Option<Turn<Counter, Rt>> {
-            match self.desk.poll_turn(&mut Context::from_waker(std::task::Waker::noop())) {
-                Poll::Ready(turn) => turn,
-                Poll::Pending => None,
-            }
-        }
-
-        /// Takes a turn and launches it; returns its frame and serial number.
-        fn fly(&self) -> (Frame, u64) {
-            let turn = self.turn().unwrap();
-            let term = turn.term;
-            let batch = crate::sequencer::decide(turn, &self.desk.limits);
-            let frame = Frame(Bytes::from(batch.raw.concat()));
-            let flight = Flight {
-                leader: leader(1),
-                serial: 0,
-                frame: frame.clone(),
-                epoch: Epoch::default(),
-                first_seq: batch.first_seq,
-                prev_root: batch.prev_root,
-                head: batch.head,
-                noted: batch.noted,
-                events: Arc::new(batch.events),
-                raw: batch.raw,
-                decided: batch.decided,
-                refused: false,
-            };
-            (frame, self.desk.launch(term, batch.rest, flight).unwrap())
-        }
-
-        fn land(&self, frame: &Frame) {
-            let flight = self.desk.land(frame).unwrap();
-            self.desk.answer(flight.decided, &flight.events, flight.first_seq, flight.epoch);
-        }
-
-        /// Additions that the next turns would decide, in order.
-        fn next(&self) -> Option<Vec<u64>> {
-            let by = |item: &Item<Counter, Rt>| match &item.command {
-                Command::Add { by, .. } => *by,
-                Command::Refuse | Command::System(_) => 0,
-            };
-            let mut next: Vec<u64> = self.turn()?.items.iter().map(by).collect();
-            next.extend(lock(&self.desk.inner).queue.iter().map(by));
-            Some(next)
-        }
-
-        fn answered(&mut self) -> Vec<Option<Result<u64, &'static str>>> {
-            let word = |reply: Reply<Counter>| match reply {
-                Ok(Done::Answer(answer)) => Ok(answer.checkpoint.seq.0),
-                Ok(Done::Before(_)) => Err("before"),
-                Err(error) => Err(error.code()),
-            };
-            self.callers.iter_mut().map(|caller| caller.try_recv().ok().map(word)).collect()
-        }
-
-        fn tick(&self) {
-            self.desk.tick(&Arc::new(Head { seq: Seq(1), ..Head::default() }));
-        }
-    }
-
-    #[test]
-    fn answers_come_when_the_entry_lands_and_no_more_than_so_many_are_in_flight() {
-        let mut case = Case::new(2);
-        case.push(1);
-        let (first, _) = case.fly();
-        case.push(2);
-        assert!(case.turn().is_none(), "too few to be worth an entry beside the one in flight");
-        case.push(3);
-        let (second, _) = case.fly();
-        case.push(4);
-        case.push(5);
-        assert!(case.turn().is_none(), "two are in flight");
-        assert!(case.desk.land(&second).is_none(), "not the front");
-        assert_eq!(case.answered(), [None, None, None, None, None]);
-        case.land(&first);
-        assert_eq!(case.answered(), [Some(Ok(2)), None, None, None, None]);
-        case.callers.remove(0);
-        case.land(&second);
-        assert_eq!(case.answered(), [Some(Ok(3)), Some(Ok(4)), None, None]);
-        assert_eq!(case.next(), Some(vec![4, 5]));
-    }
-
-    #[test]
-    fn what_an_entry_of_a_later_term_has_overtaken_is_decided_again_first() {
-        let mut case = Case::new(1);
-        case.push(1);
-        let _ = case.fly();
-        case.push(2);
-        let _ = case.fly();
-        case.push(3);
-        case.desk.close();
-        assert!(case.turn().is_none(), "no term is open");
-        case.open(2);
-        assert_eq!(case.next(), Some(vec![1, 2, 3]));
-        assert_eq!(case.answered(), [None, None, None]);
-    }
-
-    #[test]
-    fn what_was_skipped_or_refused_is_decided_again_in_order() {
-        for refused in [false, true] {
-            let mut case = Case::new(1);
-            case.push(1);
-            let (first, serial) = case.fly();
-            case.push(2);
-            let (second, _) = case.fly();
-            case.push(3);
-            if refused {
-                case.desk.refused(serial, 0, true);
-                case.tick();
-            } else {
-                case.desk.skipped(case.desk.land(&first).unwrap());
-            }
-            assert!(case.turn().is_none(), "what was decided after it is still in flight");
-            case.desk.skipped(case.desk.land(&second).unwrap());
-            assert!(case.turn().is_none());
-            case.tick();
-            assert_eq!(case.next(), Some(vec![1, 2, 3]), "refused: {refused}");
-        }
-    }
-
-    #[test]
-    fn a_turn_whose_term_was_closed_meanwhile_is_taken_again() {
-        let mut case = Case::new(1);
-        case.push(1);
-        case.push(2);
-        let turn = case.turn().unwrap();
-        case.push(3);
-        case.open(2);
-        let term = turn.term;
-        let batch = crate::sequencer::decide(turn, &case.desk.limits);
-        case.desk.quiet(term, batch.head, batch.rest, batch.decided);
-        assert_eq!(case.next(), Some(vec![1, 2, 3]));
-    }
-
-    #[test]
-    fn what_changes_nothing_is_answered_with_what_it_was_decided_against() {
-        let mut case = Case::new(1);
-        case.push(1);
-        let (first, _) = case.fly();
-        case.push(2);
-        let turn = case.turn().unwrap();
-        let nothing = |item| (item, Verdict::Nothing(Checkpoint { epoch: Epoch::default(), seq: Seq(2) }));
-        let decided = turn.items.into_iter().map(nothing).collect();
-        case.desk.quiet(turn.term, turn.head, VecDeque::new(), decided);
-        assert_eq!(case.answered(), [None, None]);
-        case.land(&first);
-        assert_eq!(case.answered(), [Some(Ok(2)), Some(Ok(2))]);
-    }
-
-    #[test]
-    fn without_a_leader_a_command_waits_so_long_and_a_stop_answers_all() {
-        let mut case = Case::new(1);
-        case.desk.close();
-        case.push(1);
-        case.tick();
-        assert_eq!(case.answered(), [None]);
-        case.hands.0.store(2_000_001, Relaxed);
-        case.push(2);
-        case.tick();
-        assert_eq!(case.answered(), [Some(Err("no_leader")), None]);
-        case.callers.remove(0);
-        case.desk.stop();
-        assert_eq!(case.answered(), [Some(Err("stopped"))]);
-        let (tx, _) = Cfg::<Rt>::oneshot();
-        assert_eq!(case.desk.push(Command::add(1), None, tx), Err(WriteError::Stopped));
-    }
-}
+mod tests;

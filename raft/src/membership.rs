@@ -1,0 +1,253 @@
+//! Changes of who takes part and who leads: asked of any member, carried out by the leader, one at a time. Each is
+//! idempotent, so that it can be asked again after a loss.
+//!
+//! ```text
+//! learner ─► member without a vote ─► promote, once it has caught up ─► voter ─► remove ─► gone; its id never comes back
+//! ```
+
+use crate::error::MemberError;
+use crate::forward::PAUSE;
+use crate::member::Inner;
+use crate::peer::codec::{Answer, Change, Request};
+use crate::peer::link::CallError;
+use crate::types::{Cfg, Membership};
+use cvlan_core::machine::Machine;
+use openraft::async_runtime::{Select2, WatchReceiver};
+use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::type_config::TypeConfigExt;
+use openraft::{AsyncRuntime, BasicNode, ChangeMembers};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering::AcqRel, Ordering::Release};
+use std::time::Duration;
+
+/// Whoever is to vote, or to lead, may be so many entries behind.
+const CAUGHT_UP: u64 = 1_000;
+
+/// A change must be in the log of a majority within this time.
+const CHANGE_LIMIT: Duration = Duration::from_secs(5);
+
+/// A change is asked for again within this time.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
+
+/// A new leader is waited for this long.
+pub(crate) const TRANSFER_LIMIT: Duration = Duration::from_secs(3);
+
+/// Bytes of an address, at most.
+const ADDRESS_MAX: usize = 255;
+
+/// Why a leader did not do it.
+pub(crate) enum Not {
+    /// It leads no more; this one may.
+    Leader(Option<u64>),
+    Done(MemberError),
+}
+
+impl From<MemberError> for Not {
+    fn from(error: MemberError) -> Self {
+        Self::Done(error)
+    }
+}
+
+/// Asked by another member.
+pub(crate) async fn asked<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, change: Change) -> Answer {
+    match lead(member, change).await {
+        Ok(leader) => Answer::Changed { leader },
+        Err(Not::Leader(leader)) => Answer::NotLeader { leader },
+        Err(Not::Done(error)) => Answer::Failed(error),
+    }
+}
+
+/// Asks the leader, whoever that is; returns who leads afterwards.
+pub(crate) async fn ask<M: Machine, RT: AsyncRuntime>(
+    member: &Inner<M, RT>,
+    change: Change,
+) -> Result<u64, MemberError> {
+    let clock = &member.shared.clock;
+    let until_us = clock.monotonic_us() + ASK_LIMIT.as_micros() as u64;
+    // Without a leader there is nothing to wait for but an election.
+    let leader_us = clock.monotonic_us() + member.shared.limits.leader_wait_ms * 1000;
+    let mut sent = false;
+    loop {
+        if member.shared.removed() {
+            return Err(MemberError::Removed);
+        }
+        if member.shared.desk.is_stopped() {
+            return Err(MemberError::Stopped);
+        }
+        let now_us = clock.monotonic_us();
+        let leader = member.leader();
+        if now_us > until_us || (leader.is_none() && now_us > leader_us && !sent) {
+            return Err(if sent { MemberError::OutcomeUnknown } else { MemberError::NoLeader });
+        }
+        match leader {
+            None => {}
+            Some(leader) if leader == member.shared.member => match lead(member, change.clone()).await {
+                Ok(leader) => return Ok(leader),
+                Err(Not::Done(error)) => return Err(error),
+                Err(Not::Leader(_)) => {}
+            },
+            Some(leader) => {
+                let limit = Duration::from_micros(until_us.saturating_sub(now_us)).max(PAUSE);
+                match member.peers.link(leader).call(Request::Change(change.clone()), &[], limit).await {
+                    Ok((Answer::Changed { leader }, _)) => return Ok(leader),
+                    Ok((Answer::Failed(error), _)) => return Err(error),
+                    Ok(_) | Err(CallError::Unreachable(_)) => {}
+                    Err(CallError::Lost | CallError::TimedOut) => sent = true,
+                }
+            }
+        }
+        Cfg::<RT>::sleep(PAUSE).await;
+    }
+}
+
+/// Lets the next change in once this one is over, however it ends.
+struct Turn<'a>(&'a AtomicBool);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Release);
+    }
+}
+
+/// Carries a change out, as the leader.
+async fn lead<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, change: Change) -> Result<u64, Not> {
+    let me = member.shared.member;
+    match member.leader() {
+        Some(leader) if leader == me => {}
+        leader => return Err(Not::Leader(leader)),
+    }
+    if member.changing.swap(true, AcqRel) {
+        return Err(MemberError::InProgress.into());
+    }
+    let _turn = Turn(&member.changing);
+    let membership = members(member);
+    let node = membership.membership().get_node(&change_of(&change));
+    let voter = membership.voter_ids().any(|id| id == change_of(&change));
+    match change {
+        Change::Learner { address, .. } if address.is_empty() || address.len() > ADDRESS_MAX => {
+            Err(MemberError::Address.into())
+        }
+        Change::Learner { address, .. } if node.is_some_and(|node| node.addr == address) => Ok(me),
+        Change::Learner { id, address } if node.is_some() => {
+            let nodes = BTreeMap::from([(id, BasicNode::new(address))]);
+            commit(member, ChangeMembers::SetNodes(nodes), true).await
+        }
+        Change::Learner { id, address } => {
+            let nodes = BTreeMap::from([(id, BasicNode::new(address))]);
+            commit(member, ChangeMembers::AddNodes(nodes), true).await
+        }
+        Change::Promote { id } if node.is_none() => Err(MemberError::Unknown(id).into()),
+        Change::Promote { .. } if voter => Ok(me),
+        Change::Promote { id } => {
+            let behind = behind(member, id);
+            if behind > CAUGHT_UP || !member.peers.alive(id) {
+                return Err(MemberError::Behind { id, behind }.into());
+            }
+            commit(member, ChangeMembers::AddVoterIds(BTreeSet::from([id])), true).await
+        }
+        Change::Remove { .. } if node.is_none() => Ok(me),
+        Change::Remove { id } if !voter => {
+            commit(member, ChangeMembers::RemoveNodes(BTreeSet::from([id])), false).await
+        }
+        Change::Remove { id } => {
+            let left: Vec<u64> = membership.voter_ids().filter(|voter| *voter != id).collect();
+            let alive = left.iter().filter(|voter| member.peers.alive(**voter)).count();
+            if alive * 2 <= left.len() {
+                return Err(MemberError::Quorum(id).into());
+            }
+            if id == me {
+                return Err(Not::Leader(Some(hand_over(member, None, TRANSFER_LIMIT).await?)));
+            }
+            commit(member, ChangeMembers::RemoveVoters(BTreeSet::from([id])), false).await
+        }
+        Change::Transfer { to } => Ok(hand_over(member, to, TRANSFER_LIMIT).await?),
+    }
+}
+
+/// Whom it is about; 0 for nobody.
+fn change_of(change: &Change) -> u64 {
+    match change {
+        Change::Learner { id, .. } | Change::Promote { id } | Change::Remove { id } => *id,
+        Change::Transfer { to } => to.unwrap_or_default(),
+    }
+}
+
+/// Members as they count now, committed or not.
+fn members<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>) -> Membership {
+    Membership::clone(&member.raft.server_metrics().borrow_watched().membership_config)
+}
+
+/// Entries of this leader's log that a member is not known to have.
+fn behind<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, id: u64) -> u64 {
+    let metrics = member.raft.data_metrics();
+    let metrics = metrics.borrow_watched();
+    let last = metrics.last_log.map_or(0, |id| id.index + 1);
+    let matched = metrics.replication.as_ref().and_then(|replication| replication.get(&id).copied().flatten());
+    last.saturating_sub(matched.map_or(0, |id| id.index + 1))
+}
+
+async fn commit<M: Machine, RT: AsyncRuntime>(
+    member: &Inner<M, RT>,
+    change: ChangeMembers<u64, BasicNode>,
+    retain: bool,
+) -> Result<u64, Not> {
+    let changed = Cfg::<RT>::timeout(CHANGE_LIMIT, member.raft.change_membership(change, retain)).await;
+    let error = match changed {
+        Ok(Ok(_)) => return Ok(member.shared.member),
+        Ok(Err(RaftError::APIError(error))) => error,
+        Ok(Err(RaftError::Fatal(_))) => return Err(MemberError::Stopped.into()),
+        Err(_) => return Err(MemberError::OutcomeUnknown.into()),
+    };
+    Err(match error {
+        ClientWriteError::ForwardToLeader(forward) => Not::Leader(forward.leader_id),
+        ClientWriteError::LogEntryDiscarded(_) => MemberError::OutcomeUnknown.into(),
+        ClientWriteError::ChangeMembershipError(error) => match error {
+            ChangeMembershipError::LearnerNotFound(missing) => MemberError::Unknown(missing.node_id).into(),
+            error => {
+                tracing::info!(%error, "a change of membership is refused for now");
+                MemberError::InProgress.into()
+            }
+        },
+        ClientWriteError::PreconditionFailed(_) => MemberError::InProgress.into(),
+    })
+}
+
+/// Hands the leadership to a voter, or to the most caught-up one that can be reached; returns who leads then.
+pub(crate) async fn hand_over<M: Machine, RT: AsyncRuntime>(
+    member: &Inner<M, RT>,
+    to: Option<u64>,
+    limit: Duration,
+) -> Result<u64, MemberError> {
+    let me = member.shared.member;
+    let voters: BTreeSet<u64> = members(member).voter_ids().collect();
+    let to = match to {
+        Some(to) if !voters.contains(&to) => return Err(MemberError::NotVoter(to)),
+        Some(to) => to,
+        None => {
+            let others = voters.iter().copied().filter(|id| *id != me && member.peers.alive(*id));
+            others.min_by_key(|id| behind(member, *id)).ok_or(MemberError::Quorum(me))?
+        }
+    };
+    if to == me {
+        return Ok(me);
+    }
+    let behind = behind(member, to);
+    if behind > CAUGHT_UP || !member.peers.alive(to) {
+        return Err(MemberError::Behind { id: to, behind });
+    }
+    let mut metrics = member.raft.server_metrics();
+    member.raft.trigger().transfer_leader(to).await.map_err(|_| MemberError::Stopped)?;
+    let led = async {
+        loop {
+            let leader = metrics.borrow_and_update().current_leader;
+            if let Some(leader) = leader.filter(|leader| *leader != me) {
+                return Ok(leader);
+            }
+            metrics.changed().await.map_err(|_| MemberError::Stopped)?;
+        }
+    };
+    match Cfg::<RT>::select2(led, Cfg::<RT>::sleep(limit)).await {
+        Select2::First(led) => led,
+        Select2::Second(()) => Err(MemberError::TimedOut),
+    }
+}

@@ -1,0 +1,290 @@
+//! The bytes of a frame between members. One frame is one message of a [`crate::Pipe`].
+//!
+//! ```text
+//! frame = u8 protocol │ bincode(Message) │ body
+//! body of Append  = for each entry: u32 LE length │ the log's own record of it (store/codec), frame verbatim
+//!         Chunk   = bytes of the packed snapshot
+//!         Write   = bincode(command)
+//!         Written = for each event: u32 LE length │ its bytes        Refused = bincode(WriteError)
+//! ```
+//! Bincode because both sides have one protocol version: the first frame each way, [`Hello`], says which, and says it in
+//! the first byte. A list's length is checked against what is there before anything is set aside for it.
+
+use crate::error::MemberError;
+use crate::store::codec::{self as records, Id, Record, Roster, Voted};
+use crate::types::Entry;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Version of the frames; 1.
+pub const PROTOCOL: u8 = 1;
+
+/// Bytes of a frame, at most: an entry's are at most 8 MiB.
+pub const FRAME_MAX: usize = 16 << 20;
+
+const CONFIG: bincode::config::Configuration<
+    bincode::config::LittleEndian,
+    bincode::config::Varint,
+    bincode::config::Limit<FRAME_MAX>,
+> = bincode::config::standard().with_limit::<FRAME_MAX>();
+
+/// The first frame each way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    /// The log's incarnation; zero before the bootstrap.
+    pub(crate) epoch: [u8; 16],
+    /// Who speaks.
+    pub(crate) from: u64,
+    /// Whom it believes to have reached.
+    pub(crate) to: u64,
+    /// What kind of log this is.
+    pub(crate) cluster: String,
+}
+
+/// Why a connection is not wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("it speaks protocol {known}, not {asked}")]
+    Protocol { asked: u8, known: u8 },
+    #[error("it is of another kind of cluster")]
+    Cluster,
+    #[error("its log is of another epoch: {}", hex::encode(.0))]
+    Epoch([u8; 16]),
+    #[error("it is member {0}")]
+    To(u64),
+    #[error("its certificate is not of the member that it says to be")]
+    From,
+}
+
+/// A frame's head.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Message {
+    Hello(Hello),
+    Refused(Refusal),
+    Request(u64, Request),
+    Answer(u64, Answer),
+}
+
+/// What a snapshot in transit is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Parcel {
+    pub(crate) last: Option<Id>,
+    pub(crate) members_at: Option<Id>,
+    pub(crate) members: Roster,
+    /// Bytes of the saved head.
+    pub(crate) saved: u64,
+    /// Bytes of the parcel: the saved head, compressed.
+    pub(crate) length: u64,
+    /// SHA-256 of the parcel.
+    pub(crate) digest: [u8; 32],
+}
+
+/// What one member asks of another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// Raft's AppendEntries; the entries follow.
+    Append { vote: Voted, prev: Option<Id>, commit: Option<Id> },
+    /// Raft's RequestVote, or its rehearsal.
+    Vote { pre: bool, vote: Voted, last: Option<Id>, transfer: bool },
+    /// The leader hands over to `to`.
+    Transfer { from: Voted, to: u64, last: Option<Id> },
+    /// A snapshot comes: how much of it is there?
+    Snapshot(Box<Parcel>),
+    /// A piece of it, from `offset` on; the bytes follow.
+    Chunk { digest: [u8; 32], offset: u64 },
+    /// It is complete: install it.
+    Install { vote: Voted, digest: [u8; 32] },
+    /// A command, which follows; `first`: it brings the log's epoch.
+    Write { epoch: [u8; 16], first: Option<[u8; 16]> },
+    /// Which entry must be applied for a linearizable read?
+    ReadIndex,
+    /// A change of membership, or of leadership.
+    Change(Change),
+    /// Time there, ms since 1970.
+    Ping { wall_ms: u64 },
+}
+
+/// What may be asked of a leader besides commands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Change {
+    Learner { id: u64, address: String },
+    Promote { id: u64 },
+    Remove { id: u64 },
+    Transfer { to: Option<u64> },
+}
+
+/// What the other side says to a [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    /// All of it is in the log, durably.
+    Appended,
+    /// The log differs before it.
+    Conflict,
+    HigherVote(Voted),
+    Vote {
+        vote: Voted,
+        granted: bool,
+        last: Option<Id>,
+    },
+    Transfer {
+        accepted: bool,
+    },
+    /// So many bytes of the snapshot are there.
+    Have {
+        offset: u64,
+    },
+    Installed {
+        vote: Voted,
+    },
+    /// Carried out; its events follow. `seq`: its last, or the head where there are none.
+    Written {
+        epoch: [u8; 16],
+        first_seq: u64,
+        seq: u64,
+        repeated: bool,
+    },
+    /// Not carried out; the `WriteError` follows.
+    Refused,
+    /// Another member leads, or nobody: nothing was done.
+    NotLeader {
+        leader: Option<u64>,
+    },
+    Read {
+        index: u64,
+    },
+    /// Done; for a transfer, who leads now.
+    Changed {
+        leader: u64,
+    },
+    Failed(MemberError),
+    /// Time here; whether the asking member is one; whether this one leads, in which term.
+    Pong {
+        wall_ms: u64,
+        known: bool,
+        leads: bool,
+        term: u64,
+    },
+    /// It could not be done here, for now.
+    Unable(String),
+}
+
+/// Why a frame is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Its first byte says another protocol.
+    #[error("a frame of protocol {0}")]
+    Protocol(u8),
+    /// It is longer than [`FRAME_MAX`].
+    #[error("a frame of {0} bytes")]
+    TooLong(usize),
+    /// It does not parse.
+    #[error("a frame that does not parse: {0}")]
+    Malformed(String),
+    /// It parses, and is not what may come now.
+    #[error("{0}")]
+    Unexpected(&'static str),
+}
+
+impl FrameError {
+    /// Stable name.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Protocol(_) => "frame_protocol",
+            Self::TooLong(_) => "frame_too_long",
+            Self::Malformed(_) => "frame_malformed",
+            Self::Unexpected(_) => "frame_unexpected",
+        }
+    }
+}
+
+fn malformed(error: impl ToString) -> FrameError {
+    FrameError::Malformed(error.to_string())
+}
+
+/// Appends a value.
+pub(crate) fn put<T: Serialize>(value: &T, into: &mut Vec<u8>) {
+    // A Vec grows as needed and these types have no fallible serializer.
+    let written = bincode::serde::encode_into_std_write(value, into, CONFIG);
+    debug_assert!(written.is_ok(), "{written:?}");
+}
+
+/// Reads a value that is all of `bytes`.
+pub(crate) fn get<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
+    let (value, length) = bincode::serde::decode_from_slice(bytes, CONFIG).map_err(malformed)?;
+    if length == bytes.len() { Ok(value) } else { Err(malformed("bytes are left over")) }
+}
+
+/// A frame.
+pub(crate) fn frame(message: &Message, body: &[u8]) -> Bytes {
+    let mut bytes = Vec::with_capacity(64 + body.len());
+    bytes.push(PROTOCOL);
+    put(message, &mut bytes);
+    bytes.extend_from_slice(body);
+    bytes.into()
+}
+
+/// Reads a frame; the rest is its body.
+pub(crate) fn read(bytes: &Bytes) -> Result<(Message, Bytes), FrameError> {
+    if bytes.len() > FRAME_MAX {
+        return Err(FrameError::TooLong(bytes.len()));
+    }
+    let (protocol, rest) = bytes.split_first().ok_or_else(|| malformed("it is empty"))?;
+    if *protocol != PROTOCOL {
+        return Err(FrameError::Protocol(*protocol));
+    }
+    let (message, length) = bincode::serde::decode_from_slice(rest, CONFIG).map_err(malformed)?;
+    Ok((message, bytes.slice(1 + length..)))
+}
+
+/// Entries as they travel.
+pub(crate) fn put_entries(entries: &[Entry]) -> Bytes {
+    let mut bytes = Vec::new();
+    for entry in entries {
+        let at = bytes.len();
+        bytes.put_u32_le(0);
+        records::encode_entry(entry, &mut bytes);
+        let length = (bytes.len() - at - 4) as u32;
+        if let Some(place) = bytes.get_mut(at..at + 4) {
+            place.copy_from_slice(&length.to_le_bytes());
+        }
+    }
+    bytes.into()
+}
+
+/// Reads them back, without a copy of their frames.
+pub(crate) fn get_entries(body: Bytes) -> Result<Vec<Entry>, FrameError> {
+    let entry = |record: Bytes| {
+        let (format, rest) = record.split_first().ok_or_else(|| malformed("an empty record"))?;
+        if *format != records::RECORD_FORMAT {
+            return Err(malformed(format!("record format {format}")));
+        }
+        let (read, length) = bincode::serde::decode_from_slice(rest, CONFIG).map_err(malformed)?;
+        let Record::Entry(id, body) = read else { return Err(malformed("a record that is no entry")) };
+        records::entry(id, body, record.slice(1 + length..)).map_err(malformed)
+    };
+    pieces(body)?.into_iter().map(entry).collect()
+}
+
+/// Byte strings as they travel.
+pub(crate) fn put_pieces<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Bytes {
+    let mut bytes = BytesMut::new();
+    for piece in pieces {
+        bytes.put_u32_le(piece.len() as u32);
+        bytes.extend_from_slice(piece);
+    }
+    bytes.freeze()
+}
+
+/// Reads them back.
+pub(crate) fn pieces(mut body: Bytes) -> Result<Vec<Bytes>, FrameError> {
+    let mut pieces = Vec::new();
+    while body.has_remaining() {
+        let length = body.try_get_u32_le().map_err(malformed)? as usize;
+        if length > body.len() {
+            return Err(malformed(format!("{length} bytes where {} are left", body.len())));
+        }
+        pieces.push(body.split_to(length));
+    }
+    Ok(pieces)
+}

@@ -1,0 +1,314 @@
+//! Answers what another member asks over one connection, until it is lost, idle for too long, or this member stops.
+//!
+//! ```text
+//! hello ─► frames in order ─► read ─► started in that order, many at once ─► answers, each with its request's id
+//!                               └─ not what may come: the connection is closed
+//! ```
+
+use crate::disk::{Lane, on_disk};
+use crate::error::WriteError;
+use crate::forward::tell;
+use crate::member::Inner;
+use crate::membership;
+use crate::peer::codec::{self, Answer, FrameError, Hello, Message, PROTOCOL, Refusal, Request};
+use crate::peer::link::check;
+use crate::peer::{CLUSTER, DIAL_LIMIT, IDLE_LIMIT, OPEN_BYTES, OPEN_REQUESTS, parcel};
+use crate::store::codec::Id;
+use crate::transport::Pipe;
+use crate::types::{Cfg, Entry, LogId, Vote};
+use bytes::Bytes;
+use cvlan_core::id::Epoch;
+use cvlan_core::machine::Machine;
+use futures_util::StreamExt;
+use futures_util::future::{Either, pending};
+use futures_util::stream::FuturesUnordered;
+use openraft::AsyncRuntime;
+use openraft::async_runtime::{MpscReceiver, MpscSender, Select3, WatchReceiver};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
+use openraft::type_config::TypeConfigExt;
+use std::pin::Pin;
+
+type Told = (Answer, Bytes);
+type Doing<'m> = Pin<Box<dyn Future<Output = Told> + Send + 'm>>;
+
+/// See the module. `from`: who the other side is, where its certificate says it.
+pub(crate) async fn serve<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, from: Option<u64>, mut pipe: Pipe<RT>) {
+    let greeted = Cfg::<RT>::timeout(DIAL_LIMIT, greet(member, from, &mut pipe)).await;
+    let peer = match greeted {
+        Ok(Ok(peer)) => peer,
+        Ok(Err(why)) => {
+            tracing::warn!(member = from, why, "a connection was refused");
+            return;
+        }
+        Err(_) => {
+            tracing::warn!(member = from, "a connection without a hello");
+            return;
+        }
+    };
+    if let Err(error) = answer(member, peer, pipe).await {
+        tracing::warn!(member = peer, %error, code = error.code(), "closing the connection");
+    }
+}
+
+/// Both hellos; returns who it is.
+async fn greet<M: Machine, RT: AsyncRuntime>(
+    member: &Inner<M, RT>,
+    from: Option<u64>,
+    pipe: &mut Pipe<RT>,
+) -> Result<u64, String> {
+    let me = member.shared.member;
+    let first = pipe.rx.recv().await.ok_or("it was lost before the hello")?;
+    let epoch = member.shared.head().epoch;
+    let welcome = match codec::read(&first) {
+        Ok((Message::Hello(hello), _)) => check(&hello, me, from, epoch).map(|()| hello.from),
+        Ok(_) => return Err("it does not say who it is".into()),
+        Err(FrameError::Protocol(asked)) => Err(Refusal::Protocol { asked, known: PROTOCOL }),
+        Err(error) => return Err(error.to_string()),
+    };
+    let message = match &welcome {
+        Ok(from) => Message::Hello(Hello { epoch: epoch.0, from: me, to: *from, cluster: CLUSTER.into() }),
+        Err(refusal) => Message::Refused(refusal.clone()),
+    };
+    let sent = pipe.tx.send(codec::frame(&message, &[])).await;
+    let peer = welcome.map_err(|refusal| refusal.to_string())?;
+    sent.map_err(|_| "it was lost after the hello")?;
+    Ok(peer)
+}
+
+async fn answer<M: Machine, RT: AsyncRuntime>(
+    member: &Inner<M, RT>,
+    peer: u64,
+    pipe: Pipe<RT>,
+) -> Result<(), FrameError> {
+    let Pipe { tx, mut rx } = pipe;
+    let mut halt = member.shared.halt();
+    let mut open = FuturesUnordered::new();
+    let mut bytes = 0;
+    loop {
+        if *halt.borrow_watched() {
+            return Ok(());
+        }
+        let frame = if open.len() < OPEN_REQUESTS && bytes < OPEN_BYTES {
+            Either::Left(rx.recv())
+        } else {
+            Either::Right(pending())
+        };
+        let done = if open.is_empty() { Either::Left(pending()) } else { Either::Right(open.next()) };
+        let next = Cfg::<RT>::timeout(IDLE_LIMIT, Cfg::<RT>::select3(halt.changed(), done, frame)).await;
+        let frame = match next {
+            Err(_) => return Err(FrameError::Unexpected("nothing came for too long")),
+            Ok(Select3::First(_) | Select3::Third(None) | Select3::Second(Some((_, false)))) => return Ok(()),
+            Ok(Select3::Second(None)) => continue,
+            Ok(Select3::Second(Some((length, true)))) => {
+                bytes -= length;
+                continue;
+            }
+            Ok(Select3::Third(Some(frame))) => frame,
+        };
+        if let Some(link) = member.peers.known(peer) {
+            link.heard.note(&*member.shared.clock);
+        }
+        let length = frame.len();
+        let (message, body) = codec::read(&frame)?;
+        drop(frame);
+        let Message::Request(id, request) = message else { return Err(FrameError::Unexpected("no request")) };
+        let doing = start(member, peer, request, body)?;
+        let tx = tx.clone();
+        bytes += length;
+        open.push(async move {
+            let (answer, body) = doing.await;
+            (length, tx.send(codec::frame(&Message::Answer(id, answer), &body)).await.is_ok())
+        });
+    }
+}
+
+fn now<'m>(answer: Answer) -> Doing<'m> {
+    Box::pin(std::future::ready((answer, Bytes::new())))
+}
+
+fn later<'m>(answer: impl Future<Output = Answer> + Send + 'm) -> Doing<'m> {
+    Box::pin(async move { (answer.await, Bytes::new()) })
+}
+
+/// What is to be done for a request; what depends on the order of frames is done here.
+fn start<M: Machine, RT: AsyncRuntime>(
+    member: &Inner<M, RT>,
+    peer: u64,
+    request: Request,
+    body: Bytes,
+) -> Result<Doing<'_>, FrameError> {
+    if !body.is_empty() && !matches!(request, Request::Append { .. } | Request::Chunk { .. } | Request::Write { .. }) {
+        return Err(FrameError::Unexpected("a body where none belongs"));
+    }
+    Ok(match request {
+        Request::Append { vote, prev, commit } => {
+            let (vote, prev) = (Vote::from(vote), prev.map(LogId::from));
+            let entries = codec::get_entries(body)?;
+            continues(&vote, prev, &entries)?;
+            member.shared.told(false);
+            let leader_commit = commit.map(Into::into);
+            append(member, AppendEntriesRequest { vote, prev_log_id: prev, entries, leader_commit })
+        }
+        Request::Vote { pre, vote, last, transfer } => {
+            let mut request = VoteRequest::new(vote.into(), last.map(Into::into));
+            request.leadership_transfer = transfer;
+            later(vote_of(member, pre, request))
+        }
+        Request::Transfer { from, to, last } => {
+            let request = TransferLeaderRequest::new(from.into(), to, last.map(Into::into));
+            later(async move {
+                let accepted = matches!(member.raft.handle_transfer_leader(request).await, Ok(Ok(())));
+                Answer::Transfer { accepted }
+            })
+        }
+        Request::Snapshot(parcel) => now(member.incoming.begin(*parcel)),
+        Request::Chunk { digest, offset } => now(member.incoming.chunk(&digest, offset, &body)?),
+        Request::Install { vote, digest } => later(install(member, vote.into(), digest)),
+        Request::Write { epoch, first } => {
+            let command = codec::get::<M::Command>(&body)?;
+            Box::pin(write(member, Epoch(epoch), first.map(Epoch), command))
+        }
+        Request::ReadIndex => later(async move {
+            match member.leader() {
+                leader if leader != Some(member.shared.member) => Answer::NotLeader { leader },
+                leader => match member.shared.confirm.read().await {
+                    Ok(index) => Answer::Read { index },
+                    Err(_) => Answer::NotLeader { leader },
+                },
+            }
+        }),
+        Request::Change(change) => later(membership::asked(member, change)),
+        Request::Ping { .. } => now(pong(member, peer)),
+    })
+}
+
+/// Entries follow each other and what was there, and none is of a later leader than the one that sends them: openraft
+/// takes that for granted.
+fn continues(vote: &Vote, prev: Option<LogId>, entries: &[Entry]) -> Result<(), FrameError> {
+    let mut before = prev;
+    for entry in entries {
+        let due = before.map_or(0, |id| id.index + 1);
+        if entry.log_id.index != due || before.is_some_and(|id| id.leader_id > entry.log_id.leader_id) {
+            return Err(FrameError::Unexpected("entries that do not follow each other"));
+        }
+        before = Some(entry.log_id);
+    }
+    match before {
+        Some(last) if last.leader_id > vote.leader_id => Err(FrameError::Unexpected("entries of a later leader")),
+        Some(_) | None if vote.committed => Ok(()),
+        Some(_) | None => Err(FrameError::Unexpected("entries of who does not lead")),
+    }
+}
+
+fn append<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, request: AppendEntriesRequest<Cfg<RT>>) -> Doing<'_> {
+    if member.shared.plant.wrong_quorum {
+        let raft = member.raft.clone();
+        let _task = Cfg::<RT>::spawn(async move { raft.append_entries(request).await.is_ok() });
+        return now(Answer::Appended);
+    }
+    later(async move {
+        match member.raft.append_entries(request).await {
+            Ok(AppendEntriesResponse::Success) => Answer::Appended,
+            Ok(AppendEntriesResponse::PartialSuccess(_)) => Answer::Unable("only a part was appended".into()),
+            Ok(AppendEntriesResponse::Conflict) => Answer::Conflict,
+            Ok(AppendEntriesResponse::HigherVote(vote)) => Answer::HigherVote((&vote).into()),
+            Err(error) => Answer::Unable(error.to_string()),
+        }
+    })
+}
+
+async fn vote_of<M: Machine, RT: AsyncRuntime>(
+    member: &Inner<M, RT>,
+    pre: bool,
+    request: VoteRequest<Cfg<RT>>,
+) -> Answer {
+    let answer = if pre { member.raft.pre_vote(request).await } else { member.raft.vote(request).await };
+    match answer {
+        Ok(answer) => Answer::Vote {
+            vote: (&answer.vote).into(),
+            granted: answer.vote_granted,
+            last: answer.last_log_id.as_ref().map(Id::from),
+        },
+        Err(error) => Answer::Unable(error.to_string()),
+    }
+}
+
+async fn install<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, vote: Vote, digest: [u8; 32]) -> Answer {
+    let Some(parcel) = member.incoming.take(&digest) else {
+        return Answer::Unable("the snapshot is not complete".into());
+    };
+    let unpacked = on_disk::<RT, _>(&member.shared.disk, Lane::Work, move |_| parcel::unpack::<M>(parcel)).await;
+    let snapshot = match unpacked {
+        Ok(Ok(snapshot)) => snapshot,
+        Ok(Err(why)) => return Answer::Unable(format!("the snapshot is damaged: {why}")),
+        Err(error) => return Answer::Unable(error.to_string()),
+    };
+    let later = |last: LogId| !vote.committed || last.leader_id > vote.leader_id;
+    if snapshot.meta.last_log_id.is_none_or(later) {
+        return Answer::Unable("the snapshot is not of its leader's log".into());
+    }
+    let own = member.shared.head().epoch;
+    if own != Epoch::default() && own != snapshot.snapshot.epoch {
+        return Answer::Unable("the snapshot is of another epoch".into());
+    }
+    match member.raft.install_full_snapshot(vote, snapshot).await {
+        Ok(answer) => Answer::Installed { vote: (&answer.vote).into() },
+        Err(error) => Answer::Unable(error.to_string()),
+    }
+}
+
+async fn write<M: Machine, RT: AsyncRuntime>(
+    member: &Inner<M, RT>,
+    epoch: Epoch,
+    first: Option<Epoch>,
+    command: M::Command,
+) -> Told {
+    let (none, own) = (Epoch::default(), member.shared.head().epoch);
+    let leader = member.leader();
+    if leader != Some(member.shared.member) || (epoch != own && epoch != none && own != none) {
+        return (Answer::NotLeader { leader }, Bytes::new());
+    }
+    match member.decide(command, first).await {
+        // Whoever asked goes on asking; here, or of the next leader.
+        Err(WriteError::Removed) => (Answer::NotLeader { leader: None }, Bytes::new()),
+        result => tell::<M>(result),
+    }
+}
+
+fn pong<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, peer: u64) -> Answer {
+    let metrics = member.raft.server_metrics();
+    let metrics = metrics.borrow_watched();
+    Answer::Pong {
+        wall_ms: member.shared.clock.wall_ms(),
+        known: metrics.membership_config.membership().get_node(&peer).is_some(),
+        leads: metrics.current_leader == Some(member.shared.member),
+        term: metrics.vote.leader_id.term,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{LeaderId, Payload};
+
+    fn id(term: u64, index: u64) -> LogId {
+        LogId { leader_id: LeaderId { term, node_id: 1 }, index }
+    }
+
+    #[test]
+    fn entries_must_follow_each_other_and_be_of_no_later_leader() {
+        let check = |committed: bool, prev: Option<LogId>, ids: &[LogId]| {
+            let vote = Vote { leader_id: LeaderId { term: 3, node_id: 1 }, committed };
+            let entry = |id: &LogId| Entry { log_id: *id, payload: Payload::Blank };
+            continues(&vote, prev, &ids.iter().map(entry).collect::<Vec<_>>()).is_ok()
+        };
+        assert!(check(true, None, &[]));
+        assert!(check(true, None, &[id(1, 0), id(3, 1)]));
+        assert!(check(true, Some(id(2, 4)), &[id(2, 5), id(3, 6)]));
+        assert!(!check(true, Some(id(2, 4)), &[id(2, 6)]), "a hole");
+        assert!(!check(true, Some(id(2, 4)), &[id(2, 5), id(2, 5)]), "twice");
+        assert!(!check(true, Some(id(2, 4)), &[id(1, 5)]), "of an earlier leader");
+        assert!(!check(true, Some(id(2, 4)), &[id(4, 5)]), "of a later leader");
+        assert!(!check(false, None, &[]), "of who does not lead");
+    }
+}
