@@ -277,7 +277,8 @@ mod tests {
     fn every_kind_of_event_has_a_noun_and_a_verb() {
         let world = World::new(31, 800);
         let kinds: std::collections::BTreeSet<_> = world.events.iter().map(kind_of).collect();
-        assert!(kinds.len() >= 15, "{kinds:?}");
+        assert!(kinds.len() >= 17, "{kinds:?}");
+        assert!(kinds.contains(&("member", "joined")), "{kinds:?}");
         assert!(kinds.iter().all(|(noun, verb)| !noun.is_empty() && !verb.is_empty()), "{kinds:?}");
         let subjectless = world.events.iter().filter(|e| Rules::touched(e).is_empty());
         assert!(subjectless.into_iter().all(|e| matches!(e.body, Some(Body::System(_)))));

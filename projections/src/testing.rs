@@ -168,17 +168,16 @@ impl World {
     }
 
     /// One is admitted and comes; else the log's own.
-    fn member(&mut self) -> Wish {
-        let secret_hash = [3; 32];
+    fn member(&self) -> Wish {
+        let (n, secret_hash) = (self.events.len(), [3; 32]);
         match self.state.members.values().find(|m| !m.is_in()).map(|m| m.id) {
             Some(id) => {
                 let (address, version) = ("192.0.2.1:8445".to_owned(), "0.1.0".to_owned());
-                let key_sha256 = [self.uuid().into_bytes(), [0; 16]].concat().try_into().unwrap();
+                let key_sha256 = [n.to_be_bytes(); 4].concat().try_into().unwrap();
                 Wish::Member(MemberCommand::Join { id, secret_hash, key_sha256, address, version })
             }
-            None if self.below(3) == 0 => {
-                let name = format!("m{}", self.below(100));
-                Wish::Member(MemberCommand::Admit { name, secret_hash, life_ms: 3_600_000 })
+            None if n % 3 == 0 => {
+                Wish::Member(MemberCommand::Admit { name: format!("m{n}"), secret_hash, life_ms: 3_600_000 })
             }
             None => Wish::System(SystemCommand::Fact(SystemFact::CheckpointOpened)),
         }

@@ -379,7 +379,7 @@ impl Machine for Older {
     fn once(command: &Command) -> Option<cvlan_core::machine::Once> {
         Counter::once(command)
     }
-    fn number(command: &mut Command, once: Once) {
+    fn number(command: &mut Command, once: cvlan_core::machine::Once) {
         Counter::number(command, once);
     }
 

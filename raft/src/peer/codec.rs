@@ -288,3 +288,125 @@ pub(crate) fn pieces(mut body: Bytes) -> Result<Vec<Bytes>, FrameError> {
     }
     Ok(pieces)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{LeaderId, LogId, Payload};
+
+    fn id(index: u64) -> Id {
+        Id { term: 3, leader: 1, index }
+    }
+
+    fn voted() -> Voted {
+        (&crate::types::Vote { leader_id: LeaderId { term: 3, node_id: 2 }, committed: true }).into()
+    }
+
+    fn parcel() -> Parcel {
+        let members = (&openraft::Membership::new_with_defaults(vec![[1u64].into()], [])).into();
+        Parcel { last: Some(id(9)), members_at: None, members, saved: 300, length: 4, digest: [5; 32] }
+    }
+
+    fn samples() -> Vec<(Message, String)> {
+        let request = |request| Message::Request(300, request);
+        let answer = |answer| Message::Answer(1, answer);
+        let (d32, e16) = ("05".repeat(32), "07".repeat(16));
+        let hello = Hello { epoch: [7; 16], from: 2, to: 1, cluster: "cvlan".into() };
+        vec![
+            (Message::Hello(hello), format!("0100{e16}02010563766c616e")),
+            (Message::Refused(Refusal::Protocol { asked: 2, known: 1 }), "0101000201".into()),
+            (Message::Refused(Refusal::Cluster), "010101".into()),
+            (Message::Refused(Refusal::Epoch([7; 16])), format!("010102{e16}")),
+            (Message::Refused(Refusal::To(1)), "01010301".into()),
+            (Message::Refused(Refusal::From), "010104".into()),
+            (
+                request(Request::Append { vote: voted(), prev: Some(id(9)), commit: None }),
+                "0102fb2c0100030201010301090 0".into(),
+            ),
+            (
+                request(Request::Vote { pre: true, vote: voted(), last: None, transfer: false }),
+                "0102fb2c010101030201 0000".into(),
+            ),
+            (
+                request(Request::Transfer { from: voted(), to: 2, last: Some(id(4)) }),
+                "0102fb2c01020302010201030104".into(),
+            ),
+            (
+                request(Request::Snapshot(Box::new(parcel()))),
+                format!("0102fb2c010301030109000101010101096c6f63616c686f7374fb2c0104{d32}"),
+            ),
+            (request(Request::Chunk { digest: [5; 32], offset: 300 }), format!("0102fb2c0104{d32}fb2c01")),
+            (request(Request::Install { vote: voted(), digest: [5; 32] }), format!("0102fb2c0105030201{d32}")),
+            (request(Request::Write { epoch: [7; 16], first: Some([7; 16]) }), format!("0102fb2c0106{e16}01{e16}")),
+            (request(Request::ReadIndex), "0102fb2c0107".into()),
+            (
+                request(Request::Change(Change::Learner { id: 4, address: "a:1".into() })),
+                "0102fb2c01080004 03613a31".into(),
+            ),
+            (request(Request::Change(Change::Promote { id: 4 })), "0102fb2c01080104".into()),
+            (request(Request::Change(Change::Remove { id: 4 })), "0102fb2c01080204".into()),
+            (request(Request::Change(Change::Transfer { to: None })), "0102fb2c01080300".into()),
+            (request(Request::Ping { wall_ms: 300 }), "0102fb2c0109fb2c01".into()),
+            (answer(Answer::Appended), "01030100".into()),
+            (answer(Answer::Conflict), "01030101".into()),
+            (answer(Answer::HigherVote(voted())), "01030102030201".into()),
+            (answer(Answer::Vote { vote: voted(), granted: true, last: None }), "010301030302010100".into()),
+            (answer(Answer::Transfer { accepted: true }), "0103010401".into()),
+            (answer(Answer::Have { offset: 300 }), "01030105fb2c01".into()),
+            (answer(Answer::Installed { vote: voted() }), "01030106030201".into()),
+            (
+                answer(Answer::Written { epoch: [7; 16], first_seq: 5, seq: 6, repeated: true }),
+                format!("01030107{e16}050601"),
+            ),
+            (answer(Answer::Refused), "01030108".into()),
+            (answer(Answer::NotLeader { leader: Some(2) }), "010301090102".into()),
+            (answer(Answer::Read { index: 9 }), "0103010a09".into()),
+            (answer(Answer::Changed { leader: 2 }), "0103010b02".into()),
+            (answer(Answer::Failed(MemberError::Behind { id: 4, behind: 300 })), "0103010c0204fb2c01".into()),
+            (answer(Answer::Pong { wall_ms: 300, known: true, leads: false, term: 3 }), "0103010dfb2c01010003".into()),
+            (answer(Answer::Unable("x".into())), "0103010e0178".into()),
+        ]
+    }
+
+    #[test]
+    fn golden_bytes_of_every_message() {
+        for (message, golden) in samples() {
+            let bytes = frame(&message, b"body");
+            assert_eq!(hex::encode(&bytes), format!("{golden}626f6479").replace(' ', ""), "{message:?}");
+            assert_eq!(read(&bytes).unwrap(), (message, Bytes::from_static(b"body")));
+        }
+    }
+
+    #[test]
+    fn golden_bytes_of_bodies() {
+        let log_id = LogId { leader_id: LeaderId { term: 3, node_id: 1 }, index: 9 };
+        let entries = [
+            Entry { log_id, payload: Payload::Blank },
+            Entry { log_id, payload: Payload::Normal(crate::types::Frame(Bytes::from_static(b"frame"))) },
+        ];
+        let bytes = put_entries(&entries);
+        assert_eq!(hex::encode(&bytes), "060000000100030109000b000000010003010901 6672616d65".replace(' ', ""));
+        assert_eq!(get_entries(bytes.clone()).unwrap(), entries);
+        for cut in 1..bytes.len() {
+            // Where a record ends, fewer records are left; the frame's own checksum is not looked at here.
+            assert!(cut == 10 || get_entries(bytes.slice(..cut)).is_err(), "cut at {cut}");
+        }
+        let pieces = [&b"one"[..], b""];
+        let body = put_pieces(pieces.into_iter());
+        assert_eq!(hex::encode(&body), "030000006f6e6500000000");
+        assert_eq!(super::pieces(body).unwrap(), pieces);
+    }
+
+    #[test]
+    fn what_is_cut_too_long_or_of_another_protocol_is_an_error() {
+        for (message, _) in samples() {
+            let bytes = frame(&message, &[]);
+            for cut in 0..bytes.len() {
+                assert!(matches!(read(&bytes.slice(..cut)), Err(FrameError::Malformed(_))), "{message:?} cut at {cut}");
+            }
+        }
+        assert_eq!(read(&Bytes::from_static(&[2, 0])), Err(FrameError::Protocol(2)));
+        assert_eq!(read(&vec![1; FRAME_MAX + 1].into()), Err(FrameError::TooLong(FRAME_MAX + 1)));
+        assert!(matches!(get::<u64>(&[1, 2]), Err(FrameError::Malformed(_))), "bytes are left over");
+    }
+}

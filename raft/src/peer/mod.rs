@@ -18,6 +18,8 @@ pub(crate) mod network;
 pub(crate) mod parcel;
 pub(crate) mod ping;
 pub(crate) mod serve;
+#[cfg(test)]
+mod tests;
 
 use crate::clock::Clock;
 use crate::sync::lock;

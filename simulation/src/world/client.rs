@@ -107,6 +107,7 @@ impl World {
                 error @ (WriteError::OutcomeUnknown
                 | WriteError::TooLarge { .. }
                 | WriteError::Diverged
+                | WriteError::Removed
                 | WriteError::NotBootstrapped
                 | WriteError::AlreadyBootstrapped),
             ) => {

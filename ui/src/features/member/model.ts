@@ -6,7 +6,10 @@ export const memberDescribe: Describe = (event, nameOf) => {
   const actor = who(event, nameOf);
   if (admitted) return { tone: "add", parts: [actor, " admitted member ", thing(admitted.memberId, admitted.name)] };
   if (joined) {
-    return { tone: "add", parts: ["Member ", thing(joined.memberId, nameOf(joined.memberId)), ` is in at ${joined.address}`] };
+    return {
+      tone: "add",
+      parts: ["Member ", thing(joined.memberId, nameOf(joined.memberId)), ` is in at ${joined.address}`],
+    };
   }
   if (removed) {
     return { tone: "remove", parts: [actor, " removed member ", thing(removed.memberId, nameOf(removed.memberId))] };

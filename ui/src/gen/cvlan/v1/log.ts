@@ -3,6 +3,7 @@
 
 /* eslint-disable */
 import type { CvlanEvent } from "./cvlan";
+import type { MemberEvent } from "./member";
 import type { NodeEvent } from "./node";
 import type { SystemEvent } from "./system";
 import type { TenantEvent } from "./tenant";
@@ -76,6 +77,7 @@ export interface Event {
   node?: NodeEvent | undefined;
   token?: TokenEvent | undefined;
   user?: UserEvent | undefined;
+  member?: MemberEvent | undefined;
 }
 
 /** EventList is a page of events in the API, oldest first. */

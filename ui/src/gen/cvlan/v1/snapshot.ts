@@ -13,7 +13,10 @@ export const protobufFileName = "cvlan/v1/snapshot.proto";
  * since 1970 (UTC), ids 16 bytes. What can be derived is not saved.
  */
 
-/** SavedRow is one row. Order: system, then for each tenant by id: tenant, its CVLANs, nodes, tokens, nonces; then users. */
+/**
+ * SavedRow is one row. Order: system, then for each tenant by id: tenant, its CVLANs, nodes, tokens, nonces; then users;
+ * then members.
+ */
 export interface SavedRow {
   system?: SavedSystem | undefined;
   tenant?: SavedTenant | undefined;
@@ -22,6 +25,7 @@ export interface SavedRow {
   token?: SavedToken | undefined;
   nonce?: SavedNonce | undefined;
   user?: SavedUser | undefined;
+  member?: SavedMember | undefined;
 }
 
 export interface SavedSystem {
@@ -29,9 +33,12 @@ export interface SavedSystem {
   challengePublicKey: Uint8Array;
   challengeKey?: Sealed | undefined;
   jwtKeys: JwtKey[];
+  /** The founder's, as long as it has no row of its own: it gets one when it joins. */
   nodeUrls: string[];
   apiUrls: string[];
   checkpoints: CheckpointRecord[];
+  /** The founder was removed. */
+  founderGone: boolean;
 }
 
 export interface SavedSigningKey {
@@ -128,5 +135,22 @@ export interface SavedUser {
   sessionsValidFromMs: string;
   createdMs: string;
   updatedMs: string;
+  revision: string;
+}
+
+export interface SavedMember {
+  id: string;
+  name: string;
+  /** Empty for the founder. */
+  secretHash: Uint8Array;
+  expiresMs: string;
+  admittedMs: string;
+  /** Empty until it joined, and so the three below. */
+  keySha256: Uint8Array;
+  address: string;
+  version: string;
+  joinedMs: string;
+  nodeUrls: string[];
+  apiUrls: string[];
   revision: string;
 }

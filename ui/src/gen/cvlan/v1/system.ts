@@ -58,10 +58,12 @@ export interface Checkpointed {
   digest: Uint8Array;
 }
 
-/** AdvertisementChanged says where machines find the controllers. */
+/** AdvertisementChanged says where machines and people find a member. */
 export interface AdvertisementChanged {
   nodeUrls: string[];
   apiUrls: string[];
+  /** Whose doors; absent in old events: the founder's, 1. */
+  memberId?: string | undefined;
 }
 
 /** ClusterStatus answers GET /api/v1/cluster. */

@@ -1,0 +1,182 @@
+//! A member and somebody who speaks to it by hand: what is refused, and what closes a connection.
+
+use crate::counter::{Command, Counter};
+use crate::disk::FileDisk;
+use crate::member::Member;
+use crate::options::Options;
+use crate::peer::codec::{self, Answer, FRAME_MAX, Hello, Message, PROTOCOL, Refusal, Request, put_entries};
+use crate::peer::link::{CallError, Link};
+use crate::peer::{CHUNK_BYTES, CLUSTER, Dial};
+use crate::transport::{NoTransport, Pipe};
+use crate::types::{Cfg, Entry, LeaderId, LogId, Payload, Vote};
+use bytes::Bytes;
+use cvlan_core::id::Epoch;
+use openraft::async_runtime::{MpscReceiver, MpscSender};
+use openraft::base::BoxFuture;
+use openraft::type_config::TypeConfigExt;
+use openraft_rt_tokio::TokioRuntime as Rt;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tempfile::TempDir;
+
+const EPOCH: Epoch = Epoch([7; 16]);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn pipes() -> (Pipe<Rt>, Pipe<Rt>) {
+    let (to, from) = (Cfg::<Rt>::mpsc(8), Cfg::<Rt>::mpsc(8));
+    (Pipe { tx: to.0, rx: from.1 }, Pipe { tx: from.0, rx: to.1 })
+}
+
+async fn member() -> (TempDir, Member<Counter, Rt>) {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options::single(FileDisk::open(folder.path()).unwrap());
+    let member = Member::open(options, NoTransport).await.unwrap();
+    assert!(member.writable(PATIENCE).await);
+    member.bootstrap(EPOCH, Command::add(1)).await.unwrap();
+    (folder, member)
+}
+
+fn hello() -> Hello {
+    Hello { epoch: EPOCH.0, from: 9, to: 1, cluster: CLUSTER.into() }
+}
+
+/// Connects as member 9.
+fn connect(member: &Member<Counter, Rt>) -> Pipe<Rt> {
+    let (ours, theirs) = pipes();
+    let member = member.clone();
+    tokio::spawn(async move { member.accept(Some(9), theirs).await });
+    ours
+}
+
+async fn next(pipe: &mut Pipe<Rt>) -> Option<Message> {
+    let frame = tokio::time::timeout(PATIENCE, pipe.rx.recv()).await.unwrap()?;
+    Some(codec::read(&frame).unwrap().0)
+}
+
+async fn greeted(member: &Member<Counter, Rt>) -> Pipe<Rt> {
+    let mut pipe = connect(member);
+    pipe.tx.send(codec::frame(&Message::Hello(hello()), &[])).await.unwrap();
+    let theirs = Hello { from: 1, to: 9, ..hello() };
+    assert_eq!(next(&mut pipe).await, Some(Message::Hello(theirs)));
+    pipe
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_welcome_is_told_why() {
+    let (_folder, member) = member().await;
+    let refused = |hello: Hello, refusal: Refusal| (codec::frame(&Message::Hello(hello), &[]), refusal);
+    let mut newer = codec::frame(&Message::Hello(hello()), &[]).to_vec();
+    newer[0] = PROTOCOL + 1;
+    let cases = [
+        refused(Hello { epoch: [8; 16], ..hello() }, Refusal::Epoch(EPOCH.0)),
+        refused(Hello { to: 2, ..hello() }, Refusal::To(1)),
+        refused(Hello { from: 8, ..hello() }, Refusal::From),
+        refused(Hello { cluster: "etcd".into(), ..hello() }, Refusal::Cluster),
+        (newer.into(), Refusal::Protocol { asked: PROTOCOL + 1, known: PROTOCOL }),
+    ];
+    for (frame, refusal) in cases {
+        let mut pipe = connect(&member);
+        pipe.tx.send(frame).await.unwrap();
+        assert_eq!(next(&mut pipe).await, Some(Message::Refused(refusal.clone())));
+        assert_eq!(next(&mut pipe).await, None, "{refusal}");
+    }
+    // Without a log of its own it belongs to nobody yet.
+    let mut pipe = connect(&member);
+    pipe.tx.send(codec::frame(&Message::Hello(Hello { epoch: [0; 16], ..hello() }), &[])).await.unwrap();
+    assert!(matches!(next(&mut pipe).await, Some(Message::Hello(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_that_may_not_come_closes_the_connection_and_nothing_else() {
+    let (_folder, member) = member().await;
+    let request = |request: Request, body: &[u8]| codec::frame(&Message::Request(1, request), body);
+    let ping = request(Request::Ping { wall_ms: 300 }, &[]);
+    let entry =
+        |index| Entry { log_id: LogId { leader_id: LeaderId { term: 1, node_id: 9 }, index }, payload: Payload::Blank };
+    let vote = (&Vote { leader_id: LeaderId { term: 1, node_id: 9 }, committed: true }).into();
+    let append = |body: &[u8]| request(Request::Append { vote, prev: None, commit: None }, body);
+    let mut long = vec![PROTOCOL];
+    long.resize(FRAME_MAX + 1, 0);
+    let mut frames = vec![
+        Bytes::new(),
+        Bytes::from_static(&[PROTOCOL]),
+        Bytes::from_static(&[PROTOCOL, 0xff, 0xff]),
+        Bytes::from_static(b"GET / HTTP/1.1"),
+        // A length that nobody has room for.
+        Bytes::from_static(&[
+            PROTOCOL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 1, 253, 255, 255, 255, 255, 255, 255, 255,
+            127,
+        ]),
+        long.into(),
+        codec::frame(&Message::Hello(hello()), &[]),
+        codec::frame(&Message::Answer(1, Answer::Appended), &[]),
+        request(Request::ReadIndex, b"x"),
+        append(&put_entries(&[entry(0), entry(2)])),
+        append(&[9, 0, 0, 0, 1]),
+        append(&[1, 0, 0, 0, 9]),
+        request(Request::Chunk { digest: [0; 32], offset: 0 }, &vec![0; CHUNK_BYTES + 1]),
+        request(Request::Write { epoch: EPOCH.0, first: None }, &[0xfe]),
+    ];
+    frames.extend((0..ping.len()).map(|end| ping.slice(..end)));
+    for frame in frames {
+        let mut pipe = greeted(&member).await;
+        let what = hex::encode(&frame[..frame.len().min(64)]);
+        pipe.tx.send(frame).await.unwrap();
+        assert_eq!(next(&mut pipe).await, None, "{what}");
+    }
+    // Before the hello.
+    let mut pipe = connect(&member);
+    pipe.tx.send(ping.clone()).await.unwrap();
+    assert_eq!(next(&mut pipe).await, None);
+    let mut pipe = greeted(&member).await;
+    pipe.tx.send(ping).await.unwrap();
+    let answer = next(&mut pipe).await;
+    assert!(matches!(answer, Some(Message::Answer(1, Answer::Pong { known: false, leads: true, .. }))), "{answer:?}");
+    member.write(Command::add(1)).await.unwrap();
+    member.shutdown().await;
+    assert_eq!(next(&mut pipe).await, None, "a member that stops hangs up");
+}
+
+/// Hands out one end of a connection; the other waits for the test.
+struct Hand(Mutex<Vec<Pipe<Rt>>>);
+
+impl Dial<Rt> for Hand {
+    fn dial<'a>(&'a self, _to: u64, _address: &'a str) -> BoxFuture<'a, io::Result<Pipe<Rt>>> {
+        let pipe = self.0.lock().unwrap().pop().ok_or(io::ErrorKind::ConnectionRefused);
+        Box::pin(async move { Ok(pipe?) })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_hears_of_a_lost_connection_and_of_nonsense() {
+    let answer = |id| codec::frame(&Message::Answer(id, Answer::Appended), &[]);
+    let cases: [(&str, Vec<Bytes>, Result<Answer, CallError>); 4] = [
+        ("its answer", vec![answer(1)], Ok(Answer::Appended)),
+        ("a loss", vec![], Err(CallError::Lost)),
+        ("nonsense", vec![Bytes::from_static(b"nonsense")], Err(CallError::Lost)),
+        ("an answer to nothing", vec![answer(7)], Err(CallError::Lost)),
+    ];
+    for (what, frames, expected) in cases {
+        let (ours, mut theirs) = pipes();
+        let hand = Arc::new(Hand(Mutex::new(vec![ours])));
+        let clock = Arc::new(crate::clock::SystemClock::default());
+        let link = Link::<Rt>::new((9, 1), hand, clock, Arc::new(|| EPOCH));
+        link.moved("there");
+        let call = {
+            let link = link.clone();
+            tokio::spawn(async move { link.call(Request::ReadIndex, &[], PATIENCE).await })
+        };
+        assert!(matches!(next(&mut theirs).await, Some(Message::Hello(_))));
+        let welcome = Hello { from: 1, to: 9, ..hello() };
+        theirs.tx.send(codec::frame(&Message::Hello(welcome), &[])).await.unwrap();
+        assert_eq!(next(&mut theirs).await, Some(Message::Request(1, Request::ReadIndex)));
+        for frame in frames {
+            theirs.tx.send(frame).await.unwrap();
+        }
+        if expected == Err(CallError::Lost) {
+            drop(theirs);
+        }
+        assert_eq!(call.await.unwrap().map(|(answer, _)| answer), expected, "{what}");
+    }
+}
