@@ -95,7 +95,6 @@ impl Metrics {
             Err(WriteError::DiskFull) => "disk_full",
             Err(
                 WriteError::Stopped
-                | WriteError::Removed
                 | WriteError::Diverged
                 | WriteError::Removed
                 | WriteError::NotBootstrapped

@@ -125,7 +125,6 @@ impl From<WriteError<Rejection>> for Problem {
                 unavailable("member_removed", "this member was removed from the cluster; ask another member")
             }
             WriteError::NotBootstrapped | WriteError::AlreadyBootstrapped => Self::internal(e),
-            WriteError::Removed => unavailable("member_removed", "this member was removed; ask another one"),
             WriteError::Stopped => {
                 unavailable("stopping", "this member stops; ask again, and look whether it was carried out")
             }

@@ -466,6 +466,7 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
             let _ = item.reply.send(Err(WriteError::Stopped));
         }
         self.waker.wake();
+        self.forward_waker.wake();
     }
 
     /// Answers the commands of an entry that is part of the log.

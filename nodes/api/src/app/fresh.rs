@@ -10,8 +10,8 @@ use super::App;
 use super::views::WAIT;
 use crate::problem::Problem;
 use cvlan_core::State;
-use cvlan_core::id::{Checkpoint, MemberId};
-use cvlan_raft::Head;
+use cvlan_core::id::Checkpoint;
+use cvlan_raft::{Head, MemberError};
 use http::StatusCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,10 +92,12 @@ impl App {
         let turn = self.waiters.try_acquire();
         let _turn =
             turn.map_err(|_| later("busy", "too many reads wait for the newest state; try again".to_owned()))?;
-        let read = timeout(WAIT, self.log.linearize()).await;
-        Ok(read.map_err(|_| {
-            later("view_behind", "this member did not reach the leader's state in 5 s; try again".to_owned())
-        })??)
+        let slow = || later("view_behind", "this member did not reach the leader's state in time; try again".to_owned());
+        match timeout(WAIT, self.log.linearize()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(MemberError::TimedOut | MemberError::OutcomeUnknown)) | Err(_) => Err(slow()),
+            Ok(Err(error)) => Err(error.into()),
+        }
     }
 
     /// Node doors of the other members first: where to go when this one ends.
@@ -103,10 +105,5 @@ impl App {
         let all = self.log.head().machine.node_urls();
         let others: Vec<String> = all.iter().filter(|url| !self.node_urls.contains(url)).cloned().collect();
         if others.is_empty() { all } else { others }
-    }
-
-    /// The member that leads, as far as it is known here.
-    pub fn leader(&self) -> Option<MemberId> {
-        self.log.status().leader.map(MemberId)
     }
 }

@@ -37,8 +37,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 pub const MEMBER: &[u8] = b"cvlan-member/1";
 /// What one who is not a member yet speaks.
 pub const JOIN: &[u8] = b"cvlan-join/1";
-/// The longest frame: entries of 8 MiB and what is around them.
-pub const FRAME_MAX: usize = 16 << 20;
+pub use cvlan_raft::peer::codec::FRAME_MAX;
+
 /// Frames that wait in each direction of a connection.
 pub const FRAMES: usize = 16;
 /// The first byte of the accepting side: go on.
