@@ -69,9 +69,10 @@ pub struct Place {
 impl Core {
     /// Opens the log of a folder that this process has locked.
     pub async fn open(options: &Options, disk: Arc<FileDisk>, place: Place) -> Result<Self, StartError> {
+        let Place { address, listener } = place;
         let keys = Keys::open(&options.data_dir)?;
         let identity = match &options.join_token {
-            Some(token) => Some(join(&keys, token, &options.join, &place.address).await?),
+            Some(token) => Some(join(&keys, token, &options.join, &address).await?),
             None if keys.joining()? => return Err(StartError::Joining),
             None => keys.identity()?,
         };
@@ -79,7 +80,7 @@ impl Core {
         let transport = TlsTransport::default();
         // A founder's first start has no CA yet, and nobody to talk to.
         let known = if identity.is_some() { secrets(&keys)? } else { None };
-        let own = known.as_ref().map(|known| identify(&keys, known, member, &transport)).transpose()?;
+        let own = known.as_ref().map(|known| identify(&keys, known, member, &transport, &address)).transpose()?;
 
         let view_path = options.data_dir.join("views.db");
         let views = tokio::task::spawn_blocking(move || ViewFeed::open(&view_path)).await;
@@ -94,19 +95,19 @@ impl Core {
         };
         let mut raft = cvlan_raft::Options::single(disk);
         raft.member = member;
-        raft.address = place.address;
+        raft.address.clone_from(&address);
         raft.initialize = member == FOUNDER;
         raft.observers.push(Arc::new(observer));
         let log: Log = Member::open(raft, transport.clone()).await?;
 
-        let mut gate = Gate { listener: place.listener, transport: transport.clone(), door: None };
+        let mut gate = Gate { listener, transport: transport.clone(), door: None };
         gate.open(&log, known);
         let finished = async {
             let ready = ready(&log, &keys, identity, &transport).await?;
             let secrets = Secrets { cluster: ready.cluster.clone(), ca: ready.ca.clone() };
             let own = match own {
                 Some(own) => own,
-                None => identify(&keys, &secrets, member, &transport)?,
+                None => identify(&keys, &secrets, member, &transport, &address)?,
             };
             gate.open(&log, Some(secrets));
             views.start(&log)?;
@@ -168,9 +169,15 @@ fn secrets(keys: &Keys) -> Result<Option<Secrets>, StartError> {
     Ok(Some(Secrets { cluster, ca: Arc::new(Ca::open(&key, &der)?) }))
 }
 
-fn identify(keys: &Keys, secrets: &Secrets, member: u64, transport: &TlsTransport) -> Result<Arc<Live>, StartError> {
+fn identify(
+    keys: &Keys,
+    secrets: &Secrets,
+    member: u64,
+    transport: &TlsTransport,
+    address: &str,
+) -> Result<Arc<Live>, StartError> {
     let own = Live::new(certified(keys, &secrets.ca, member, now_ms())?);
-    transport.set(secrets.ca.der(), own.clone()).map_err(|e| IdentityError::Ca(e.into()))?;
+    transport.set(secrets.ca.der(), own.clone(), address).map_err(|e| IdentityError::Ca(e.into()))?;
     Ok(own)
 }
 

@@ -86,7 +86,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // The log holds hashes and sealed secrets: what this process makes is its user's alone.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=warn"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match run(cli) {
         Ok(code) => code,
@@ -153,7 +153,7 @@ async fn controller(options: Options) -> Result<ExitCode, StartError> {
     };
     match &ended {
         Some(Ended::Failed(why)) => tracing::error!("the member stopped: {why}"),
-        Some(Ended::Removed) => println!("this member was removed from the cluster; its folder can be deleted"),
+        Some(Ended::Removed) => tracing::warn!("this member was removed from the cluster; its folder can be deleted"),
         None => {}
     }
     running.stop().await;

@@ -106,10 +106,9 @@ impl From<WriteError<Rejection>> for Problem {
             WriteError::NoLeader => {
                 unavailable("no_leader", "the cluster has no leader now; nothing was written, try again")
             }
-            WriteError::OutcomeUnknown => unavailable(
-                "outcome_unknown",
-                "whether this was carried out is not known; look before you repeat it",
-            ),
+            WriteError::OutcomeUnknown => {
+                unavailable("outcome_unknown", "whether this was carried out is not known; look before you repeat it")
+            }
             WriteError::TooLarge { bytes, limit } => Self::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "too_large",

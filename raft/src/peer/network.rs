@@ -3,7 +3,7 @@
 use crate::disk::Disk;
 use crate::peer::codec::{Answer, Request, put_entries};
 use crate::peer::link::{CallError, Conn, Link};
-use crate::peer::{APPEND_BYTES, APPEND_LIMIT, APPEND_WINDOW, Peers, parcel};
+use crate::peer::{APPEND_BYTES, APPEND_LIMIT, APPEND_WINDOW, PAUSE_MIN, Peers, parcel};
 use crate::store::wal::size;
 use crate::types::{Cfg, LogId, Snap, Vote};
 use cvlan_core::machine::Machine;
@@ -157,8 +157,15 @@ impl<M: Machine, RT: AsyncRuntime> RaftNetworkV2<Cfg<RT>> for Peer<M, RT> {
         S: Stream<Item = AppendEntriesRequest<Cfg<RT>>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
-            let conn = Cfg::<RT>::timeout(APPEND_LIMIT, self.link.connection()).await;
-            let conn = conn.map_err(|_| failed(CallError::TimedOut))?.map_err(failed)?;
+            let conn = match Cfg::<RT>::timeout(APPEND_LIMIT, self.link.connection()).await {
+                Ok(Ok(conn)) => conn,
+                Ok(Err(error)) => {
+                    // openraft opens the next stream at once: without a pause it would ask for one without end.
+                    Cfg::<RT>::sleep(PAUSE_MIN).await;
+                    return Err(failed(error));
+                }
+                Err(_) => return Err(failed(CallError::TimedOut)),
+            };
             let appending = Appending { conn, input, more: true, open: FuturesOrdered::new(), bytes: 0 };
             let answers = unfold(Some(appending), |state| async move {
                 let mut appending = state?;

@@ -92,7 +92,8 @@ impl App {
         let turn = self.waiters.try_acquire();
         let _turn =
             turn.map_err(|_| later("busy", "too many reads wait for the newest state; try again".to_owned()))?;
-        let slow = || later("view_behind", "this member did not reach the leader's state in time; try again".to_owned());
+        let slow =
+            || later("view_behind", "this member did not reach the leader's state in time; try again".to_owned());
         match timeout(WAIT, self.log.linearize()).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(MemberError::TimedOut | MemberError::OutcomeUnknown)) | Err(_) => Err(slow()),

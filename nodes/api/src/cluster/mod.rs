@@ -16,8 +16,10 @@ pub mod tls;
 
 use crate::Log;
 use crate::ca::MemberPeer;
-use cvlan_core::State;
-use cvlan_core::id::MemberId;
+use crate::random::uuid;
+use cvlan_core::id::{CommandId, MemberId};
+use cvlan_core::member::MemberCommand;
+use cvlan_core::{Command, Meta, State, Wish};
 use cvlan_raft::Head;
 use join::Secrets;
 use std::io;
@@ -91,7 +93,7 @@ async fn enter(shared: &Shared, tcp: TcpStream, address: SocketAddr, entering: O
         Accepted::Joiner(stream) => {
             join::serve(&shared.log, &shared.secrets, stream, address.ip().to_canonical()).await
         }
-        Accepted::Member(peer, stream) => {
+        Accepted::Member(peer, address, stream) => {
             let denied = |what: &str| io::Error::new(io::ErrorKind::PermissionDenied, what);
             match standing(&shared.log.head(), &peer) {
                 Standing::Member => {}
@@ -105,9 +107,28 @@ async fn enter(shared: &Shared, tcp: TcpStream, address: SocketAddr, entering: O
             let _open = open.map_err(|_| io::Error::other("too many connections of members"))?;
             let pipe = welcome(stream).await?;
             drop(entering);
-            shared.log.accept(Some(peer.member), pipe).await;
+            // While the one that leads looks for it elsewhere, it cannot tell the log itself.
+            let (told, served) = (moved(&shared.log, &peer, address), shared.log.accept(Some(peer.member), pipe));
+            tokio::join!(told, served);
             Ok(())
         }
+    }
+}
+
+/// Tells the log, for the member itself, that it is reached elsewhere now.
+async fn moved(log: &Log, peer: &MemberPeer, address: String) {
+    let id = MemberId(peer.member);
+    let head = log.head();
+    let Some(joined) = head.machine.members.get(&id).and_then(|m| m.joined.clone()) else { return };
+    if address.is_empty() || *joined.address == *address {
+        return;
+    }
+    let (key_sha256, version) = (peer.key_sha256, joined.version.to_string());
+    let announce = MemberCommand::Announce { id, key_sha256, address, version };
+    let meta = Meta { id: CommandId(uuid()), ..Meta::default() };
+    match log.write(Command { meta, wish: Wish::Member(announce) }).await {
+        Ok(_) => tracing::info!(member = peer.member, "it is reached elsewhere now"),
+        Err(error) => tracing::warn!(member = peer.member, %error, "its new address was not written"),
     }
 }
 

@@ -4,7 +4,8 @@
 //!  ALPN cvlan-member/1   both sides show a member's certificate; frames of Raft both ways, for as long as it lives
 //!       cvlan-join/1     the joiner shows none, and pins the CA of its token; one question, one answer
 //!
-//!  members   accepting side: one byte, WELCOME or REMOVED, once it has looked at the certificate
+//!  members   connecting side: u8 length ‖ HOST:PORT, where it is reached itself: the other one may look for it elsewhere
+//!            accepting side: one byte, WELCOME or REMOVED, once it has looked at the certificate
 //!            then frames = u32 LE length ‖ bytes          length ≤ FRAME_MAX, else the connection ends
 //! ```
 //! Bounded: [`FRAMES`] whole frames each way and one that is read or written; a connect is done within
@@ -62,6 +63,8 @@ const PROBES: u32 = 5;
 struct Side {
     connector: TlsConnector,
     acceptor: TlsAcceptor,
+    /// HOST:PORT of this member; empty where nobody is to connect to it.
+    address: String,
 }
 
 /// Connects to members; before [`TlsTransport::set`] to nobody.
@@ -76,8 +79,8 @@ struct Inner {
 
 /// A connection that was accepted.
 pub enum Accepted {
-    /// A member, proven by its certificate.
-    Member(MemberPeer, Box<server::TlsStream<TcpStream>>),
+    /// A member, proven by its certificate, and where it says that it is reached.
+    Member(MemberPeer, String, Box<server::TlsStream<TcpStream>>),
     /// One who wants to become a member.
     Joiner(Box<server::TlsStream<TcpStream>>),
 }
@@ -93,8 +96,9 @@ fn roots(ca: &CertificateDer<'static>) -> Result<Arc<RootCertStore>, rustls::Err
 }
 
 impl TlsTransport {
-    /// From here on it connects and accepts with this certificate, and trusts this CA alone. Counts once.
-    pub fn set(&self, ca: &CertificateDer<'static>, own: Arc<Live>) -> Result<(), rustls::Error> {
+    /// From here on it connects and accepts with this certificate, trusts this CA alone, and tells its address. Counts
+    /// once.
+    pub fn set(&self, ca: &CertificateDer<'static>, own: Arc<Live>, address: &str) -> Result<(), rustls::Error> {
         let general = |e: &dyn std::fmt::Display| rustls::Error::General(e.to_string());
         let (provider, roots) = (Arc::new(rustls::crypto::ring::default_provider()), roots(ca)?);
         let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13])?;
@@ -109,8 +113,11 @@ impl TlsTransport {
         server.alpn_protocols = vec![MEMBER.to_vec(), JOIN.to_vec()];
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        let side =
-            Side { connector: TlsConnector::from(Arc::new(client)), acceptor: TlsAcceptor::from(Arc::new(server)) };
+        let side = Side {
+            connector: TlsConnector::from(Arc::new(client)),
+            acceptor: TlsAcceptor::from(Arc::new(server)),
+            address: address.to_owned(),
+        };
         let _ = self.0.side.set(side);
         Ok(())
     }
@@ -130,7 +137,7 @@ impl TlsTransport {
     /// Takes up a connection: who is it?
     pub async fn accept(&self, tcp: TcpStream) -> io::Result<Accepted> {
         tune(&tcp)?;
-        let stream = timeout(HANDSHAKE_TIME, self.side()?.acceptor.accept(tcp)).await??;
+        let mut stream = timeout(HANDSHAKE_TIME, self.side()?.acceptor.accept(tcp)).await??;
         let (_, session) = stream.get_ref();
         if session.alpn_protocol() == Some(JOIN) {
             return Ok(Accepted::Joiner(Box::new(stream)));
@@ -141,17 +148,22 @@ impl TlsTransport {
         let certificate = session.peer_certificates().and_then(|chain| chain.first());
         let peer = certificate.ok_or_else(|| denied("it shows no certificate"))?;
         let peer = member_read(peer).ok_or_else(|| denied("its certificate is not a member's"))?;
-        Ok(Accepted::Member(peer, Box::new(stream)))
+        let address = timeout(HANDSHAKE_TIME, address_read(&mut stream)).await??;
+        Ok(Accepted::Member(peer, address, Box::new(stream)))
     }
 
     async fn dial(&self, to: u64, address: &str) -> io::Result<client::TlsStream<TcpStream>> {
         let name = ServerName::try_from(member_name(to)).map_err(io::Error::other)?;
         let tcp = TcpStream::connect(address).await?;
         tune(&tcp)?;
-        let mut stream = self.side()?.connector.connect(name, tcp).await?;
+        let side = self.side()?;
+        let mut stream = side.connector.connect(name, tcp).await?;
         if stream.get_ref().1.alpn_protocol() != Some(MEMBER) {
             return Err(denied(format!("member {to} does not speak cvlan-member/1")));
         }
+        stream.write_u8(u8::try_from(side.address.len()).map_err(io::Error::other)?).await?;
+        stream.write_all(side.address.as_bytes()).await?;
+        stream.flush().await?;
         match stream.read_u8().await? {
             WELCOME => Ok(stream),
             REMOVED => {
@@ -161,6 +173,12 @@ impl TlsTransport {
             other => Err(denied(format!("member {to} greets with {other}"))),
         }
     }
+}
+
+async fn address_read(io: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {
+    let mut bytes = vec![0; io.read_u8().await?.into()];
+    io.read_exact(&mut bytes).await?;
+    String::from_utf8(bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
 /// Lets a member in: from here on frames pass.
@@ -362,7 +380,7 @@ mod tests {
 
     fn transport(ca: &Ca, id: u64) -> TlsTransport {
         let transport = TlsTransport::default();
-        transport.set(ca.der(), certified(ca, id)).unwrap();
+        transport.set(ca.der(), certified(ca, id), &format!("m{id}:1")).unwrap();
         transport
     }
 
@@ -376,7 +394,8 @@ mod tests {
 
         let one = transport(&ours, 1);
         let enter = async {
-            let Ok(Accepted::Member(peer, stream)) = accept().await else { panic!("not a member") };
+            let Ok(Accepted::Member(peer, address, stream)) = accept().await else { panic!("not a member") };
+            assert_eq!(address, "m1:1");
             (peer.member, welcome(stream).await.unwrap())
         };
         let (to_two, (who, mut at_two)) = tokio::join!(one.connect(2, &address), enter);
@@ -385,7 +404,7 @@ mod tests {
         assert_eq!(at_two.rx.recv().await.unwrap(), "hello");
 
         let leave = async {
-            let Ok(Accepted::Member(_, stream)) = accept().await else { panic!("not a member") };
+            let Ok(Accepted::Member(_, _, stream)) = accept().await else { panic!("not a member") };
             dismiss(stream).await.unwrap();
         };
         assert!(!one.removed());

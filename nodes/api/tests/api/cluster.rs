@@ -125,6 +125,8 @@ async fn greeted(
     let tcp = TcpStream::connect(door).await.unwrap();
     let name = ServerName::try_from(member_name(1)).unwrap();
     let mut stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(|e| e.to_string())?;
+    // Nowhere is it reached itself.
+    stream.write_u8(0).await.map_err(|e| e.to_string())?;
     tokio::time::timeout(Duration::from_secs(10), stream.read_u8()).await.unwrap().map_err(|e| e.to_string())
 }
 

@@ -169,10 +169,15 @@ impl Cluster {
 
     /// Waits until the list of members, as any that runs tells it, is as it is wanted.
     pub async fn until(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        self.until_at(0..self.members.len(), what, holds).await
+    }
+
+    /// The same, as one of these tells it.
+    pub async fn until_at(&self, at: std::ops::Range<usize>, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let end = Instant::now() + PATIENCE;
         let mut last = Value::Null;
         while Instant::now() < end {
-            for at in (0..self.members.len()).filter(|at| self.members[*at].runs()) {
+            for at in at.clone().filter(|at| self.members[*at].runs()) {
                 let Ok(answer) = self.ask(at, Method::GET, "/cluster/members", None).await else { continue };
                 if answer.status == 200 && holds(&answer.body) {
                     return answer.body;
