@@ -144,7 +144,13 @@ fn config_check(options: &Options) -> anyhow::Result<ExitCode> {
 async fn controller(options: Options) -> Result<ExitCode, StartError> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(|e| StartError::Setup(e.to_string()))?;
-    let running = start(options).await?;
+    let running = match start(options).await {
+        Err(error @ StartError::Removed) => {
+            tracing::warn!("{error}: {}", error.hint());
+            return Ok(ExitCode::SUCCESS);
+        }
+        started => started?,
+    };
     announce(&running);
     let ended = tokio::select! {
         _ = terminate.recv() => None,
@@ -153,7 +159,7 @@ async fn controller(options: Options) -> Result<ExitCode, StartError> {
     };
     match &ended {
         Some(Ended::Failed(why)) => tracing::error!("the member stopped: {why}"),
-        Some(Ended::Removed) => tracing::warn!("this member was removed from the cluster; its folder can be deleted"),
+        Some(Ended::Removed) => tracing::warn!("{}: {}", StartError::Removed, StartError::Removed.hint()),
         None => {}
     }
     running.stop().await;
