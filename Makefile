@@ -7,7 +7,7 @@ UI_SOURCES := $(shell find ui/src ui/index.html ui/public ui/package.json ui/pac
 BINS := -p cvlan-api -p cvlan-client -p cvlan-cli
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-ready test test-tools test-rust test-ui check fix bench sim gen ui audit clean
+.PHONY: help build demo demo-ready cluster test test-tools test-rust test-ui check fix bench sim gen ui audit clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -15,8 +15,11 @@ help: ## list the verbs
 build: ui ## build every program into target/debug
 	@$(CARGO) build $(BINS) --bins
 
-demo: demo-ready build ## a controller and three machines that ping through the tunnel; ONCE=1 exits at the end
-	@deploy/demo.sh
+demo: demo-ready build ## a controller and three machines that ping through the tunnel; ONCE=1 exits at the end, CLUSTER=1 has three
+	@CLUSTER=$(CLUSTER) deploy/demo.sh
+
+cluster: build ## three controllers on loopback to play with; ONCE=1 exits at the end
+	@deploy/cluster.sh
 
 # Before the build: nobody should wait for what cannot be.
 demo-ready:

@@ -2,11 +2,15 @@
 # The main job on real input: a controller, three machines in network namespaces of their own, tunnels between them.
 # Then the controller is killed, a machine restarts without it, everything goes on from its checkpoint, the log is
 # verified, a machine is deleted. `make demo` builds first; ONCE=1 exits at the end. Cleans up whatever happens.
+# CLUSTER=1: three controllers, and the one that leads is killed: writes and deltas go on without it.
 set -uo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 bin=${CARGO_TARGET_DIR:-$root/target}/debug
-api_port=${DEMO_API_PORT:-8443} node_port=${DEMO_NODE_PORT:-8444} metrics_port=${DEMO_METRICS_PORT:-9443}
+api_port=${DEMO_API_PORT:-8443} node_port=${DEMO_NODE_PORT:-8444}
+cluster_port=${DEMO_CLUSTER_PORT:-8445} metrics_port=${DEMO_METRICS_PORT:-9443}
+node_listen=0.0.0.0 node_host=198.18.1.1
+cluster=${CLUSTER:-}
 
 # ---- the right to make namespaces -------------------------------------------------------------------------------
 sudo=()
@@ -29,7 +33,6 @@ fi
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/cvlan-demo.XXXXXX")
 export CVLAN_CONTEXT_DIR=$work/context
-api_pid=
 
 # ---- talk -------------------------------------------------------------------------------------------------------
 bold=$(tput bold 2>/dev/null || true) dim=$(tput dim 2>/dev/null || true) plain=$(tput sgr0 2>/dev/null || true)
@@ -53,7 +56,8 @@ daemon() { # ns name log command…: in the background; its own pid goes into a 
 }
 signal() { "${sudo[@]}" kill "-$3" "$(cat "$work/$1/$2.pid")"; } # ns name signal
 gone() { ! "${sudo[@]}" kill -0 "$(cat "$work/$1/$2.pid")" 2>/dev/null; }
-ctl() { "$bin/cvlanctl" "$@"; }
+# shellcheck source=deploy/members.sh
+. "$root/deploy/members.sh"
 field() { # JSON on stdin → the value of a top-level field
   sed -n 's/.*"'"$1"'": *"\{0,1\}\([^",}]*\)"\{0,1\}.*/\1/p' | head -n 1
 }
@@ -62,10 +66,10 @@ cleanup() {
   local code=$?
   trap - EXIT INT TERM
   for file in "$work"/*/*.pid; do [ -s "$file" ] && "${sudo[@]}" kill "$(cat "$file")" 2>/dev/null; done
-  [ -n "$api_pid" ] && kill "$api_pid" 2>/dev/null
+  members_stop
   sleep 0.5
   for file in "$work"/*/*.pid; do [ -s "$file" ] && "${sudo[@]}" kill -9 "$(cat "$file")" 2>/dev/null; done
-  [ -n "$api_pid" ] && kill -9 "$api_pid" 2>/dev/null
+  members_end
   wait 2>/dev/null
   for ns in a b c; do "${sudo[@]}" ip netns delete "$id-$ns" 2>/dev/null; "${sudo[@]}" ip link delete "$id-h$ns" 2>/dev/null; done
   "${sudo[@]}" rm -rf "$work"
@@ -98,22 +102,13 @@ wire b 198.18.23.1 c 198.18.23.2
 ok "a, b and c are wired"
 
 # ---- controller ---------------------------------------------------------------------------------------------------
-start_api() {
-  "$bin/cvlan-api" --data-dir "$work/data" --listen "127.0.0.1:$api_port" --node-listen "0.0.0.0:$node_port" \
-    --metrics-listen "127.0.0.1:$metrics_port" --advertise-node "https://198.18.1.1:$node_port" >>"$work/api.out" 2>>"$work/api.log" &
-  api_pid=$!
-  until_true 20 "the controller is ready" curl_ready
-}
-curl_ready() { kill -0 "$api_pid" && (exec 3<>"/dev/tcp/127.0.0.1/$metrics_port" && printf 'GET /readyz HTTP/1.0\r\n\r\n' >&3 && head -n 1 <&3 | grep -q 200); }
-
 step "Controller: one process, one data folder, nothing else"
-start_api
-url=https://127.0.0.1:$api_port
-pin=$(grep -o 'sha256:[0-9a-f]*' "$work/api.out" | head -n 1)
-password=$(awk '$1 == "superadmin" { print $3; exit }' "$work/api.out")
-[ -n "$pin" ] && [ -n "$password" ] || fail "the controller printed no pin or password: $(cat "$work/api.out")"
-printf '%s' "$password" | ctl login "$url" --ca-pin "$pin" --name admin --password-stdin >/dev/null || fail "login"
+founder_start
 ok "ready on $url, logged in as admin with the pinned CA"
+if [ -n "$cluster" ]; then
+  others_join
+  ok "two more have joined with a token each, caught up, and vote: any one may be lost"
+fi
 ctl tenant create acme >/dev/null && ctl context tenant acme >/dev/null 2>&1
 ctl -t acme cvlan create office --ipv4 10.20.0.0/24 --ipv6 auto >/dev/null || fail "cvlan create"
 token=$(ctl -t acme token create --cvlan office --expires 24h --max-uses 10 -o name) || fail "token create"
@@ -160,28 +155,44 @@ ok "all ping each other over IPv4 and IPv6 through WireGuard"
 daemon a ping ab.ping ping -n -i 0.1 -W 1 "$v4_b"
 
 # ---- the controller dies ------------------------------------------------------------------------------------------
-step "The controller is killed, and nothing stops"
+victim=1
+[ -n "$cluster" ] && victim=$(leader)
+[ -n "$victim" ] || fail "nobody leads: $(roles)"
+step "The controller${cluster:+ that leads, ${names[$victim]},} is killed, and nothing stops"
 before=$(ctl log checkpoint -o json) || fail "log checkpoint"
 seq_before=$(field seq <<<"$before") digest_before=$(field digest <<<"$before")
 ok "checkpoint at event $seq_before, state digest ${digest_before:0:16}…"
 maps_before=$(for ns in a b; do agent $ns | field full_maps; done | tr '\n' ' ')
-kill -9 "$api_pid"; wait "$api_pid" 2>/dev/null
+member_kill "$victim"
+at=$(now_ms)
 ok "kill -9 of the controller"
+create() {
+  ctl -t acme node create --cvlan office "$1" --wg-public-key "$(head -c 32 /dev/urandom | base64)" >/dev/null 2>>"$work/ctl.log"
+}
+if [ -n "$cluster" ]; then
+  until_true 20 "a write without the killed leader" create scanner
+  ok "the next write was acknowledged $(($(now_ms) - at)) ms later, by $(leader | xargs -I{} echo member {}), through a controller that cvlanctl found itself"
+fi
 for name in ctrl cvland; do signal c $name KILL; until_true 5 "$name of c is gone" gone c $name; done
 start_cvland c
 start_ctrl c
 until_true 10 "a → c answers again" one_ping a "$v4_c"
 ok "both daemons of c were killed and started again: a → c answers from c's own state"
 
-start_api
-ctl -t acme node create --cvlan office printer --wg-public-key "$(head -c 32 /dev/urandom | base64)" >/dev/null || fail "node create"
+[ -n "$cluster" ] || member_start "$victim"
+create printer || fail "node create"
 target=$(ctl status -o json | field checkpoint)
 knows_printer() { agent "$1" | grep -q '"printer"'; }
 for ns in a b c; do until_true 20 "$ns has the change" knows_printer $ns; done
 maps_after=$(for ns in a b; do agent $ns | field full_maps; done | tr '\n' ' ')
 [ "$maps_before" = "$maps_after" ] || fail "a or b took a full map after the restart: $maps_before → $maps_after"
 [ "$(agent c | field full_maps)" = 0 ] || fail "c took a full map after the restart"
-ok "the controller is back at $target; a, b and c went on from their checkpoints by delta, no full map"
+ok "the log is at $target; a, b and c went on from their checkpoints by delta, no full map"
+if [ -n "$cluster" ]; then
+  member_start "$victim"
+  until_true 20 "all three vote" voters_are 3
+  ok "${names[$victim]} is back, without a flag, and follows"
+fi
 
 verify=$(ctl log verify -o json) || fail "log verify: $verify"
 grep -q "$digest_before" <<<"$verify" || fail "log verify does not have the digest of before: $verify"
@@ -222,5 +233,5 @@ cat <<TXT
 TXT
 if [ -n "${ONCE:-}" ]; then printf '\n  Done in %s s.\n' "$((($(now_ms) - begin_ms) / 1000))"; exit 0; fi
 printf '\n  Everything stays up until Ctrl-C.\n'
-while kill -0 "$api_pid" 2>/dev/null; do sleep 1; done
+while kill -0 "${member_pid[1]}" 2>/dev/null; do sleep 1; done
 fail "the controller ended"

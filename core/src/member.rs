@@ -172,6 +172,8 @@ impl Member {
             joined_at: joined.map(|j| timestamp(j.joined_ms)),
             expires_at: admission.map(|a| timestamp(a.expires_ms)),
             revision: self.revision.0,
+            // What Raft says is the shell's to add.
+            ..v1::Member::default()
         }
     }
 }

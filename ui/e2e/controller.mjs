@@ -74,6 +74,7 @@ export async function controllerStart() {
     `--listen=127.0.0.1:${api}`,
     `--node-listen=127.0.0.1:${node}`,
     `--metrics-listen=127.0.0.1:${metrics}`,
+    "--cluster-listen=127.0.0.1:0",
   ];
   const start = () => controllerSpawn(program, args, () => answers(url, join(data, "ca.pem")));
   const remove = () => rmSync(data, { recursive: true, force: true });

@@ -65,6 +65,11 @@ impl Login {
         let fresh = Context { url, ca_pin: pin, user: user.clone(), home: home.clone(), ..Context::default() };
         let mut client = Client::at(fresh)?;
         let answer = client.login(&user, &password, &home).await?;
+        if home.is_empty() {
+            // Where the other controllers are; not everybody may see it.
+            let cluster = client.get("/cluster").await.unwrap_or_default();
+            client.learn(&[cluster])?;
+        }
         let mut context = client.context;
         context.tenant = if home.is_empty() { kept(&again.tenant).unwrap_or_default() } else { home };
         let (role, url) = (answer.get("user").map(|u| text(u, "role")).unwrap_or_default(), context.url.clone());

@@ -1,4 +1,4 @@
-//! One controller, asked over HTTPS with the pinned CA, as the user of a context.
+//! One cluster, asked over HTTPS at one of its controllers with the pinned CA, as the user of a context.
 //!
 //! ```text
 //!  command ─► access token (refreshed where it ends) ─► request, reads with Cvlan-Checkpoint ─► answer or problem
@@ -175,14 +175,39 @@ impl Client {
     }
 
     async fn once(&mut self, method: &Method, path: &str, body: Option<&Value>) -> Result<Answer, Failure> {
-        let mut request = self.request(method.clone(), path);
-        if !self.waits {
-            request = request.timeout(ANSWER_TIME);
+        let mut others = self.context.urls.len();
+        loop {
+            let mut request = self.request(method.clone(), path);
+            if !self.waits {
+                request = request.timeout(ANSWER_TIME);
+            }
+            if let Some(body) = body {
+                request = request.json(body);
+            }
+            let error = match request.send().await {
+                Ok(response) => return self.answer(response).await,
+                Err(error) => error,
+            };
+            let failure = Failure::unanswered(&self.context.url, &error);
+            // A write that may have arrived is not sent again.
+            let may_move = failure.code == "unreachable" && (error.is_connect() || *method == Method::GET);
+            if others == 0 || !may_move {
+                return Err(failure);
+            }
+            others -= 1;
+            let away = self.context.url.clone();
+            self.remember(|c| {
+                c.elsewhere();
+            })?;
+            talk(&format!("{away} does not answer; asking {}", self.context.url));
         }
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        self.answer(self.sent(request).await?).await
+    }
+
+    /// Takes note of where all members are.
+    pub fn learn(&mut self, members: &[Value]) -> Result<(), Failure> {
+        let urls = members.iter().filter_map(|m| m.get("apiUrls")?.as_array());
+        let urls: Vec<String> = urls.flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+        self.remember(|c| c.learn(&urls))
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {

@@ -15,12 +15,18 @@ use std::path::{Path, PathBuf};
 /// The longest file that is read.
 const FILE_MAX: u64 = 1 << 20;
 
-/// One controller, and who one is there.
+/// Other controllers that a context remembers.
+const URLS_MAX: usize = 64;
+
+/// One cluster, and who one is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Context {
     /// https://HOST:PORT
     pub url: String,
+    /// Other controllers of the same cluster: asked where that one does not answer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<String>,
     /// sha256:HEX of the CA's SubjectPublicKeyInfo: the only thing that is trusted there.
     pub ca_pin: String,
     /// Login name.
@@ -46,6 +52,30 @@ impl Context {
         match self.checkpoint.parse::<Checkpoint>() {
             Ok(old) if old.epoch == new.epoch && old.seq >= new.seq => {}
             Ok(_) | Err(_) => self.checkpoint = new.to_string(),
+        }
+    }
+
+    /// The next controller takes the place of the one that does not answer; false where there is no other.
+    pub fn elsewhere(&mut self) -> bool {
+        if self.urls.is_empty() {
+            return false;
+        }
+        let next = self.urls.remove(0);
+        self.urls.push(std::mem::replace(&mut self.url, next));
+        true
+    }
+
+    /// Takes note of all controllers of the cluster; the one in use stays.
+    pub fn learn(&mut self, urls: &[String]) {
+        let mut others: Vec<String> = Vec::new();
+        for url in urls.iter().filter(|url| **url != self.url && url.starts_with("https://")) {
+            if !others.contains(url) && others.len() < URLS_MAX {
+                others.push(url.clone());
+            }
+        }
+        // In another order it would be written anew each time.
+        if others.len() != self.urls.len() || !others.iter().all(|url| self.urls.contains(url)) {
+            self.urls = others;
         }
     }
 
@@ -166,6 +196,24 @@ mod tests {
             context.seen(&seen);
             assert_eq!(context.checkpoint, kept, "{seen}");
         }
+    }
+
+    #[test]
+    fn the_next_controller_is_asked_in_turn() {
+        let urls = |urls: &[&str]| urls.iter().map(|u| (*u).to_owned()).collect::<Vec<_>>();
+        let mut context = Context { url: "https://a".into(), ..Context::default() };
+        assert!(!context.elsewhere());
+        context.learn(&urls(&["https://b", "https://a", "https://c", "https://b", "http://d"]));
+        assert_eq!(context.urls, ["https://b", "https://c"]);
+        for (url, others) in [("https://b", ["https://c", "https://a"]), ("https://c", ["https://a", "https://b"])] {
+            assert!(context.elsewhere());
+            assert_eq!((context.url.as_str(), context.urls.as_slice()), (url, &urls(&others)[..]));
+        }
+        let before = context.clone();
+        context.learn(&urls(&["https://c", "https://b", "https://a"]));
+        assert_eq!(context, before, "nothing new");
+        context.learn(&urls(&["https://c"]));
+        assert_eq!(context.urls, [""; 0]);
     }
 
     #[test]

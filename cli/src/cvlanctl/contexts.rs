@@ -46,6 +46,7 @@ const NOUN: Noun = Noun {
         Column { name: "user", wide: false, value: |i, _| text(i, "user") },
         Column { name: "tenant", wide: false, value: |i, _| text(i, "tenant") },
         Column { name: "session", wide: false, value: |i, _| text(i, "session") },
+        Column { name: "others", wide: true, value: |i, _| text(i, "urls") },
         Column { name: "pin", wide: true, value: |i, _| text(i, "caPin") },
         Column { name: "checkpoint", wide: true, value: |i, _| text(i, "checkpoint") },
     ],
@@ -67,7 +68,7 @@ impl Verb {
                     json!({
                         "current": *name == contexts.current, "name": name, "url": c.url, "user": c.user, "tenant": c.tenant,
                         "session": if c.refresh_token.is_empty() { "logged out" } else { "logged in" },
-                        "caPin": c.ca_pin, "checkpoint": c.checkpoint,
+                        "urls": c.urls, "caPin": c.ca_pin, "checkpoint": c.checkpoint,
                     })
                 };
                 NOUN.list(global, contexts.contexts.iter().map(item).collect(), &Names::default())

@@ -12,6 +12,7 @@
 
 mod account;
 mod client;
+mod cluster;
 mod context;
 mod contexts;
 mod cvlan;
@@ -99,6 +100,9 @@ enum Command {
     Context(contexts::Verb),
     /// The controller and its log, on one screen
     Status,
+    /// The controllers of the cluster: members, leader
+    #[command(subcommand)]
+    Cluster(cluster::Verb),
     /// Tenants: who owns networks
     #[command(subcommand)]
     Tenant(tenant::Verb),
@@ -153,6 +157,7 @@ async fn run(global: &Global, command: Command) -> Result<(), Failure> {
         Command::Passwd(args) => args.run(global).await,
         Command::Context(verb) => verb.run(global).await,
         Command::Status => status::run(global).await,
+        Command::Cluster(verb) => verb.run(global).await,
         Command::Tenant(verb) => verb.run(global).await,
         Command::Cvlan(verb) => verb.run(global).await,
         Command::Node(verb) => verb.run(global).await,

@@ -24,6 +24,7 @@ pub async fn run(global: &Global) -> Result<(), Failure> {
             facts.extend([
                 ("version", text(&cluster, "version")),
                 ("member", format!("{} ({}, term {})", count("memberId"), text(&cluster, "role"), count("term"))),
+                ("cluster", cluster_line(&cluster)),
                 ("up", duration(count("uptimeSeconds"))),
                 ("nodes", format!("{} of {} online", count("nodesOnline"), count("nodes"))),
                 ("cvlans", format!("{} in {} tenants", count("cvlans"), count("tenants"))),
@@ -39,6 +40,15 @@ pub async fn run(global: &Global) -> Result<(), Failure> {
             sheet(&facts)
         }
     }
+}
+
+/// 3 members, 3 vote; leader m2.
+fn cluster_line(cluster: &Value) -> String {
+    let members = cluster.get("members").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let voters = members.iter().filter(|m| m.get("voter").and_then(Value::as_bool).unwrap_or_default()).count();
+    let leader = members.iter().find(|m| text(m, "role") == "leader").map(|m| text(m, "name"));
+    let leads = leader.map_or_else(|| "NO LEADER".to_owned(), |name| format!("{name} leads"));
+    format!("{} of {} members vote; {leads}", voters, members.len())
 }
 
 fn here(client: &Client, me: &Value) -> Vec<(&'static str, String)> {

@@ -161,7 +161,7 @@ impl Create {
 }
 
 /// 90s, 30m, 24h, 7d, 1d12h → seconds.
-fn seconds_parse(text: &str) -> Result<u64, String> {
+pub fn seconds_parse(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is no time; say 90s, 30m, 24h, 7d or 1d12h");
     let (mut total, mut digits) = (0u64, String::new());
     for c in text.chars() {

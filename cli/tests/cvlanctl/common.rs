@@ -42,7 +42,7 @@ fn spawn(dir: &Path, [rest, node, metrics]: [u16; 3]) -> Child {
     Command::new(binary())
         .args(["--data-dir".into(), dir.join("data").into_os_string()])
         .args(["--listen", &format!("127.0.0.1:{rest}"), "--node-listen", &format!("127.0.0.1:{node}")])
-        .args(["--metrics-listen", &format!("127.0.0.1:{metrics}")])
+        .args(["--metrics-listen", &format!("127.0.0.1:{metrics}"), "--cluster-listen", "127.0.0.1:0"])
         .stdout(File::create(dir.join("out")).unwrap())
         .stderr(File::create(dir.join("err")).unwrap())
         .spawn()

@@ -9,7 +9,7 @@
 use crate::Log;
 use crate::auth::password;
 use crate::ca::{Ca, CaError, ca_make};
-use crate::keys::{BOOTSTRAP, Keys, KeysError};
+use crate::keys::{BOOTSTRAP, FOUNDER, Identity, Keys, KeysError};
 use crate::random::{bytes, uuid};
 use cvlan_core::id::{CommandId, Epoch, UserId};
 use cvlan_core::seal::{ClusterKey, SealError};
@@ -18,6 +18,7 @@ use cvlan_core::{Command, Meta, Rejection, Wish};
 use cvlan_proto::v1::{self, JwtKey};
 use cvlan_raft::WriteError;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 /// What sealed secrets are for; each opens for its own use alone.
@@ -86,7 +87,7 @@ pub struct Ready {
     /// Seals the secrets in the log.
     pub cluster: ClusterKey,
     /// The certificate authority.
-    pub ca: Ca,
+    pub ca: Arc<Ca>,
     /// Present where this start wrote the first entry: to be shown once.
     pub password: Option<String>,
 }
@@ -97,8 +98,8 @@ pub async fn bootstrap(log: &Log, keys: &Keys, now_ms: u64) -> Result<Ready, Boo
     let file: Option<BootstrapFile> = keys.json_read(BOOTSTRAP)?;
     let mut password = None;
     if log.is_bootstrapped() {
-        let theirs = match (keys.epoch()?, &file) {
-            (Some(keys), _) => Some(keys),
+        let theirs = match (keys.identity()?, &file) {
+            (Some(keys), _) => Some(keys.epoch),
             (None, Some(file)) => Some(epoch_of(file)?),
             (None, None) => None,
         };
@@ -109,8 +110,8 @@ pub async fn bootstrap(log: &Log, keys: &Keys, now_ms: u64) -> Result<Ready, Boo
             forget_changed(log, keys, &file)?;
         }
     } else {
-        if let Some(theirs) = keys.epoch()? {
-            return Err(BootstrapError::OtherEpoch { keys: theirs, log: epoch });
+        if let Some(theirs) = keys.identity()? {
+            return Err(BootstrapError::OtherEpoch { keys: theirs.epoch, log: epoch });
         }
         let file = match file {
             Some(file) => file,
@@ -124,13 +125,18 @@ pub async fn bootstrap(log: &Log, keys: &Keys, now_ms: u64) -> Result<Ready, Boo
         log.bootstrap(epoch, command).await.map_err(BootstrapError::Write)?;
         password = Some(file.password);
     }
-    if keys.epoch()?.is_none() {
-        keys.epoch_write(log.head().epoch)?;
+    let identity = keys.identity()?;
+    if identity.is_none_or(|i| !i.settled) {
+        let member = identity.map_or(FOUNDER, |i| i.member);
+        keys.identity_write(&Identity { epoch: log.head().epoch, member, settled: true })?;
     }
     let cluster = keys.cluster()?.ok_or(BootstrapError::Missing("cluster"))?;
     let ca_key = keys.ca_key()?.ok_or(BootstrapError::Missing("ca.key"))?;
     let ca = Ca::open(&ca_key, &log.head().machine.system.ca_certificate)?;
-    Ok(Ready { cluster, ca, password })
+    if keys.ca_pem()?.as_deref() != Some(ca.pem()) {
+        keys.ca_pem_write(ca.pem())?;
+    }
+    Ok(Ready { cluster, ca: Arc::new(ca), password })
 }
 
 /// A password that was changed is no longer needed in the clear.

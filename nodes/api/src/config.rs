@@ -28,6 +28,22 @@ pub struct Settings {
     #[arg(long, env = "CVLAN_METRICS_LISTEN", value_name = "ADDRESS:PORT", global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics_listen: Option<SocketAddr>,
+    /// Members' door, TLS on both sides [default: 127.0.0.1:8445]
+    #[arg(long, env = "CVLAN_CLUSTER_LISTEN", value_name = "ADDRESS:PORT", global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_listen: Option<SocketAddr>,
+    /// Where other members reach that door [default: what --cluster-listen says]
+    #[arg(long, env = "CVLAN_ADVERTISE_CLUSTER", value_name = "HOST:PORT", global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise_cluster: Option<String>,
+    /// Join an existing cluster through these members [default: those that the token names]
+    #[arg(long, env = "CVLAN_JOIN", value_name = "HOST:PORT", value_delimiter = ',', global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub join: Option<Vec<String>>,
+    /// The token to join with, from `cvlanctl cluster add NAME`; of no use to a folder that has joined
+    #[arg(long, env = "CVLAN_JOIN_TOKEN", value_name = "cvm_…", hide_env_values = true, global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub join_token: Option<String>,
     /// Where people reach the API [default: https:// + what --listen says]
     #[arg(long, env = "CVLAN_ADVERTISE_API", value_name = "URL", value_delimiter = ',', global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,6 +81,17 @@ pub enum ConfigError {
         /// What was given.
         url: String,
     },
+    /// An address that no member could connect to.
+    #[error("{flag}: {detail}")]
+    Address {
+        /// Which flag.
+        flag: &'static str,
+        /// What is wrong.
+        detail: String,
+    },
+    /// --join without a token.
+    #[error("--join needs --join-token: `cvlanctl cluster add NAME` makes one")]
+    NoToken,
     /// More URLs than can be advertised.
     #[error("{flag} has {count} URLs, of at most {URLS_MAX}")]
     TooManyUrls {
@@ -94,6 +121,10 @@ impl Settings {
             listen: self.listen.or(weaker.listen),
             node_listen: self.node_listen.or(weaker.node_listen),
             metrics_listen: self.metrics_listen.or(weaker.metrics_listen),
+            cluster_listen: self.cluster_listen.or(weaker.cluster_listen),
+            advertise_cluster: self.advertise_cluster.or(weaker.advertise_cluster),
+            join: self.join.or(weaker.join),
+            join_token: self.join_token.or(weaker.join_token),
             advertise_api: self.advertise_api.or(weaker.advertise_api),
             advertise_node: self.advertise_node.or(weaker.advertise_node),
         }
@@ -102,16 +133,34 @@ impl Settings {
     /// Checked, with defaults where nothing is set.
     pub fn options(self) -> Result<Options, ConfigError> {
         let d = Options::default();
+        let join = self.join.unwrap_or_default();
+        if self.join_token.is_none() && !join.is_empty() {
+            return Err(ConfigError::NoToken);
+        }
+        for address in &join {
+            address_fits("--join", address)?;
+        }
+        if let Some(address) = &self.advertise_cluster {
+            address_fits("--advertise-cluster", address)?;
+        }
         Ok(Options {
             data_dir: self.data_dir.unwrap_or(d.data_dir),
             listen: self.listen.unwrap_or(d.listen),
             node_listen: self.node_listen.unwrap_or(d.node_listen),
             metrics_listen: self.metrics_listen.unwrap_or(d.metrics_listen),
+            cluster_listen: self.cluster_listen.unwrap_or(d.cluster_listen),
+            advertise_cluster: self.advertise_cluster,
+            join,
+            join_token: self.join_token,
             advertise_api: urls("--advertise-api", self.advertise_api.unwrap_or_default())?,
             advertise_node: urls("--advertise-node", self.advertise_node.unwrap_or_default())?,
             ..d
         })
     }
+}
+
+fn address_fits(flag: &'static str, address: &str) -> Result<(), ConfigError> {
+    cvlan_core::member::address_check(address).map_err(|r| ConfigError::Address { flag, detail: r.detail })
 }
 
 fn urls(flag: &'static str, urls: Vec<String>) -> Result<Vec<String>, ConfigError> {
@@ -171,6 +220,11 @@ mod tests {
             (url("http://a:1"), "https://HOST:PORT"),
             (url("https://"), "https://HOST:PORT"),
             (url("https://a/b"), "https://HOST:PORT"),
+            (Settings { join: Some(vec!["a:1".into()]), ..Settings::default() }.options().err(), "--join-token"),
+            (
+                Settings { advertise_cluster: Some("0.0.0.0:8445".into()), ..Settings::default() }.options().err(),
+                "--advertise-cluster",
+            ),
         ] {
             let text = error.map(|e| e.to_string()).unwrap_or_default();
             assert!(text.contains(what) && !text.contains('\n'), "{what}: {text}");

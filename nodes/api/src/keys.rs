@@ -1,8 +1,9 @@
 //! DATA/keys: what never leaves this machine. The folder is 0700, its files 0600, each written whole and synced.
 //!
 //! ```text
-//! cluster    the key that seals secrets in the log          ca.key    the CA's private key
-//! bootstrap  what the first entry is made of (see bootstrap) identity  which log these keys belong to
+//! cluster    the key that seals secrets in the log          ca.key, ca.pem          the CA
+//! bootstrap  what the first entry is made of (see bootstrap) member.key, member.pem  what it proves itself with
+//! identity   which member of which log this is; written last by a join
 //! ```
 
 use cvlan_core::id::Epoch;
@@ -16,7 +17,12 @@ use std::path::{Path, PathBuf};
 
 const CLUSTER: &str = "cluster";
 const CA_KEY: &str = "ca.key";
+const CA_PEM: &str = "ca.pem";
 const IDENTITY: &str = "identity";
+const MEMBER_KEY: &str = "member.key";
+const MEMBER_PEM: &str = "member.pem";
+/// The member that bootstraps a log.
+pub const FOUNDER: u64 = 1;
 /// What a log's first entry is made of.
 pub const BOOTSTRAP: &str = "bootstrap";
 
@@ -58,6 +64,25 @@ struct ClusterFile {
 #[serde(deny_unknown_fields)]
 struct IdentityFile {
     epoch: String,
+    #[serde(default = "founder")]
+    member: u64,
+    #[serde(default)]
+    settled: bool,
+}
+
+fn founder() -> u64 {
+    FOUNDER
+}
+
+/// Which member of which log this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The log.
+    pub epoch: Epoch,
+    /// The member.
+    pub member: u64,
+    /// True once something of that log was here: an empty log is then a lost one, which must not vote again.
+    pub settled: bool,
 }
 
 impl Keys {
@@ -138,17 +163,64 @@ impl Keys {
         self.write(CA_KEY, pem)
     }
 
-    /// The log that these keys belong to; `None` before its first entry was acknowledged.
-    pub fn epoch(&self) -> Result<Option<Epoch>, KeysError> {
+    /// The CA's certificate, PEM, as this member trusts it before it has a log.
+    pub fn ca_pem(&self) -> Result<Option<String>, KeysError> {
+        self.read(CA_PEM)
+    }
+
+    /// Keeps the CA's certificate.
+    pub fn ca_pem_write(&self, pem: &str) -> Result<(), KeysError> {
+        self.write(CA_PEM, pem)
+    }
+
+    /// This member's own key, PEM.
+    pub fn member_key(&self) -> Result<Option<String>, KeysError> {
+        self.read(MEMBER_KEY)
+    }
+
+    /// Keeps this member's own key.
+    pub fn member_key_write(&self, pem: &str) -> Result<(), KeysError> {
+        self.write(MEMBER_KEY, pem)
+    }
+
+    /// This member's own certificate, PEM.
+    pub fn member_pem(&self) -> Result<Option<String>, KeysError> {
+        self.read(MEMBER_PEM)
+    }
+
+    /// Keeps this member's own certificate.
+    pub fn member_pem_write(&self, pem: &str) -> Result<(), KeysError> {
+        self.write(MEMBER_PEM, pem)
+    }
+
+    /// True where a join was begun and not finished: this folder must not begin a log of its own.
+    pub fn joining(&self) -> Result<bool, KeysError> {
+        let begun = self.member_key()?.is_some();
+        Ok(begun && self.identity()?.is_none() && self.read(BOOTSTRAP)?.is_none())
+    }
+
+    /// Which member this is; `None` before the first entry of its own log was acknowledged, or before it has joined.
+    pub fn identity(&self) -> Result<Option<Identity>, KeysError> {
         let Some(file) = self.json_read::<IdentityFile>(IDENTITY)? else { return Ok(None) };
         let mut epoch = [0; 16];
         hex::decode_to_slice(&file.epoch, &mut epoch).map_err(|e| self.damaged(IDENTITY, e))?;
-        Ok(Some(Epoch(epoch)))
+        Ok(Some(Identity { epoch: Epoch(epoch), member: file.member, settled: file.settled }))
     }
 
-    /// Says which log these keys belong to.
-    pub fn epoch_write(&self, epoch: Epoch) -> Result<(), KeysError> {
-        self.json_write(IDENTITY, &IdentityFile { epoch: epoch.to_string() })
+    /// Says which member this is.
+    pub fn identity_write(&self, identity: &Identity) -> Result<(), KeysError> {
+        let Identity { epoch, member, settled } = *identity;
+        self.json_write(IDENTITY, &IdentityFile { epoch: epoch.to_string(), member, settled })
+    }
+
+    /// The member's key is not what it should be.
+    pub(crate) fn damaged_member(&self, detail: impl ToString) -> KeysError {
+        self.damaged(MEMBER_KEY, detail)
+    }
+
+    /// The CA's certificate is not what it should be.
+    pub(crate) fn damaged_ca(&self, detail: impl ToString) -> KeysError {
+        self.damaged(CA_PEM, detail)
     }
 }
 
@@ -171,14 +243,30 @@ mod tests {
     fn what_is_written_is_read_and_private() {
         let dir = tempfile::tempdir().unwrap();
         let keys = Keys::open(dir.path()).unwrap();
-        assert!(keys.cluster().unwrap().is_none() && keys.epoch().unwrap().is_none());
+        assert!(keys.cluster().unwrap().is_none() && keys.identity().unwrap().is_none());
         let key = ClusterKey { id: "k1".into(), key: [7; 32] };
         keys.cluster_write(&key).unwrap();
-        keys.epoch_write(Epoch([3; 16])).unwrap();
+        let identity = Identity { epoch: Epoch([3; 16]), member: 9, settled: true };
+        keys.identity_write(&identity).unwrap();
         let read = keys.cluster().unwrap().unwrap();
-        assert_eq!((read.id, read.key, keys.epoch().unwrap()), (key.id, key.key, Some(Epoch([3; 16]))));
+        assert_eq!((read.id, read.key, keys.identity().unwrap()), (key.id, key.key, Some(identity)));
+        // As versions with one member wrote it.
+        keys.write(IDENTITY, &format!("{{\"epoch\":\"{}\"}}", Epoch([3; 16]))).unwrap();
+        let old = keys.identity().unwrap().unwrap();
+        assert_eq!((old.member, old.settled), (FOUNDER, false));
         let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(dir.path().join("keys")), mode(keys.path(CLUSTER))), (0o700, 0o600));
+    }
+
+    #[test]
+    fn a_join_that_was_begun_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = Keys::open(dir.path()).unwrap();
+        assert!(!keys.joining().unwrap());
+        keys.member_key_write("key").unwrap();
+        assert!(keys.joining().unwrap());
+        keys.identity_write(&Identity { epoch: Epoch([3; 16]), member: 2, settled: false }).unwrap();
+        assert!(!keys.joining().unwrap());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //!  people, scripts ─ 8443 ─► doors/rest ─┐                        ┌─► streams: wake-ups by scope, presence
 //!  machines ──────── 8444 ─► doors/node ─┼─► app ─► log (Raft) ───┼─► views: SQL lists, audit
 //!  Prometheus ────── 9443 ─► doors/metrics                applied └─► live events
+//!  other members ─── 8445 ─► cluster ────────────────────────► log: Raft, joins
 //!                               auth, ca: who is who
 //! ```
 //! Invariants: `app` knows no HTTP, doors know no rule; a write is answered from the state after it, never from a view; a
@@ -17,13 +18,16 @@ pub mod app;
 pub mod auth;
 pub mod bootstrap;
 pub mod ca;
+pub mod cluster;
 pub mod config;
 pub mod doors;
+pub mod engine;
 pub mod keys;
 pub mod metrics;
 pub mod problem;
 mod random;
 pub mod server;
+pub mod start_error;
 pub mod streams;
 
 /// The log of this controller.

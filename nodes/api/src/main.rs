@@ -4,7 +4,7 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use cvlan_api::config::{Settings, one_line};
-use cvlan_api::server::{Options, Running, StartError, start};
+use cvlan_api::server::{Ended, Options, Running, StartError, start};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -86,7 +86,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // The log holds hashes and sealed secrets: what this process makes is its user's alone.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=warn"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match run(cli) {
         Ok(code) => code,
@@ -129,6 +129,11 @@ fn config_check(options: &Options) -> anyhow::Result<ExitCode> {
         listen: Some(options.listen),
         node_listen: Some(options.node_listen),
         metrics_listen: Some(options.metrics_listen),
+        cluster_listen: Some(options.cluster_listen),
+        advertise_cluster: options.advertise_cluster.clone(),
+        join: (!options.join.is_empty()).then(|| options.join.clone()),
+        // A secret, and used up once it has joined.
+        join_token: None,
         advertise_api: (!options.advertise_api.is_empty()).then(|| options.advertise_api.clone()),
         advertise_node: (!options.advertise_node.is_empty()).then(|| options.advertise_node.clone()),
     };
@@ -139,25 +144,33 @@ fn config_check(options: &Options) -> anyhow::Result<ExitCode> {
 async fn controller(options: Options) -> Result<ExitCode, StartError> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(|e| StartError::Setup(e.to_string()))?;
-    let running = start(options).await?;
+    let running = match start(options).await {
+        Err(error @ StartError::Removed) => {
+            tracing::warn!("{error}: {}", error.hint());
+            return Ok(ExitCode::SUCCESS);
+        }
+        started => started?,
+    };
     announce(&running);
-    let failed = tokio::select! {
+    let ended = tokio::select! {
         _ = terminate.recv() => None,
         _ = tokio::signal::ctrl_c() => None,
-        why = running.failed() => Some(why),
+        why = running.ended() => Some(why),
     };
-    if let Some(why) = &failed {
-        tracing::error!("the member stopped: {why}");
+    match &ended {
+        Some(Ended::Failed(why)) => tracing::error!("the member stopped: {why}"),
+        Some(Ended::Removed) => tracing::warn!("{}: {}", StartError::Removed, StartError::Removed.hint()),
+        None => {}
     }
     running.stop().await;
-    Ok(if failed.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    // A removed member has nothing to restart for.
+    Ok(if matches!(ended, Some(Ended::Failed(_))) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// On stdout, so that it is there whatever the log's level is.
 fn announce(running: &Running) {
-    let head = running.app().log.head();
-    let urls = head.machine.api_urls();
-    let ui = urls.first().map(String::as_str).unwrap_or_default();
+    let (app, head) = (running.app(), running.app().log.head());
+    let ui = app.api_urls.first().map(String::as_str).unwrap_or_default();
     println!("CVLAN {} at event {}", env!("CARGO_PKG_VERSION"), head.seq);
     println!("  UI and API     {ui}");
     if let Some(password) = running.password() {
@@ -165,6 +178,6 @@ fn announce(running: &Running) {
         println!("                 shown once; also in keys/bootstrap until it is changed");
         println!("  log in with    cvlanctl login {ui} --ca-pin {}", running.ca_pin());
     }
-    println!("  machines       {}", head.machine.node_urls().join(", "));
+    println!("  machines       {}", app.node_urls.join(", "));
     println!("  metrics        http://{}/metrics", running.metrics_address());
 }

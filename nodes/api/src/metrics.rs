@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::doors::rest::routes::ROUTES;
 use cvlan_core::{Rejection, Rules};
 use cvlan_raft::status::Histogram;
-use cvlan_raft::{Answer, Counts, WriteError};
+use cvlan_raft::{Answer, Counts, PeerStatus, WriteError};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -146,6 +146,13 @@ impl Metrics {
         );
         gauge(&mut out, "cvlan_writable", "1 where this member takes writes.", u64::from(raft.writable));
         gauge(&mut out, "cvlan_raft_term", "Raft's term.", raft.term);
+        gauge(&mut out, "cvlan_raft_leader", "Who leads; 0 = nobody is known to.", raft.leader.unwrap_or_default());
+        gauge(&mut out, "cvlan_raft_committed_index", "Last entry known to be committed.", raft.committed_index);
+        gauge(&mut out, "cvlan_raft_applied_index", "Last entry applied here.", raft.applied_index);
+        gauge(&mut out, "cvlan_members", "Members in the log.", head.machine.members.len() as u64);
+        let voters = head.members.voters.first().map_or(0, std::collections::BTreeSet::len);
+        gauge(&mut out, "cvlan_voters", "Members that vote.", voters as u64);
+        peers(&mut out, &raft.peers);
         gauge(&mut out, "cvlan_write_queue", "Commands that wait.", raft.queue as u64);
         gauge(&mut out, "cvlan_log_bytes", "Bytes of all log segments.", raft.log_bytes);
         gauge(&mut out, "cvlan_disk_full", "1 where the log has no room to grow.", u64::from(raft.disk_full));
@@ -211,6 +218,21 @@ fn header(out: &mut String, name: &str, help: &str, kind: &str) {
 fn gauge(out: &mut String, name: &str, help: &str, value: u64) {
     header(out, name, help, "gauge");
     let _ = writeln!(out, "{name} {value}");
+}
+
+/// The other members, as this one sees them; what it does not know of one is left out.
+fn peers(out: &mut String, peers: &[PeerStatus]) {
+    let mut each = |name: &str, help: &str, value: fn(&PeerStatus) -> Option<i64>| {
+        header(out, name, help, "gauge");
+        for (peer, value) in peers.iter().filter_map(|p| Some((p.id, value(p)?))) {
+            let _ = writeln!(out, "{name}{{member=\"{peer}\"}} {value}");
+        }
+    };
+    each("cvlan_peer_behind_entries", "Entries that it lacks; known where this member leads.", |p| {
+        p.behind.map(|n| i64::try_from(n).unwrap_or(i64::MAX))
+    });
+    each("cvlan_peer_heard_ms", "Since it was heard of.", |p| p.heard_ms.map(|n| i64::try_from(n).unwrap_or(i64::MAX)));
+    each("cvlan_peer_skew_ms", "Its clock minus ours.", |p| p.skew_ms);
 }
 
 fn counters(out: &mut String, name: &str, help: &str, values: impl Iterator<Item = (String, u64)>) {

@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use cvlan_api::auth::password;
 use cvlan_api::bootstrap::forget_changed;
 use cvlan_api::keys::BOOTSTRAP;
-use cvlan_api::server::{Core, Options, StartError};
+use cvlan_api::server::{Core, Options, Place, StartError};
 use cvlan_core::id::TenantId;
 use cvlan_core::user::UserCommand;
 use cvlan_core::{Command, Meta, Rules, Wish};
@@ -21,8 +21,13 @@ fn lock(options: &Options) -> anyhow::Result<Arc<FileDisk>> {
     FileDisk::open(&options.data_dir).map_err(|e| super::with_hint(e.into()))
 }
 
+/// No other member connects to a tool.
+fn nowhere() -> Place {
+    Place { address: String::new(), listener: None }
+}
+
 async fn open(options: &Options) -> anyhow::Result<Core> {
-    Core::open(options, lock(options)?).await.map_err(super::with_hint)
+    Core::open(options, lock(options)?, nowhere()).await.map_err(super::with_hint)
 }
 
 async fn replay(options: &Options) -> anyhow::Result<VerifyReport> {
@@ -79,7 +84,7 @@ pub async fn views_rebuild(options: &Options) -> anyhow::Result<ExitCode> {
             Ok(()) | Err(_) => {}
         }
     }
-    let core = Core::open(options, disk).await.map_err(super::with_hint)?;
+    let core = Core::open(options, disk, nowhere()).await.map_err(super::with_hint)?;
     let reached = core.views.reach(core.log.head().checkpoint()).await;
     let at = core.views.checkpoint();
     core.close().await;

@@ -4,7 +4,7 @@ use cvlan_core::Rejection;
 use cvlan_core::map::Refusal;
 use cvlan_core::rejection::Kind;
 use cvlan_proto::v1;
-use cvlan_raft::{HistoryError, VerifyError, WriteError};
+use cvlan_raft::{HistoryError, MemberError, VerifyError, WriteError};
 use http::StatusCode;
 use std::borrow::Cow;
 
@@ -127,6 +127,27 @@ impl From<WriteError<Rejection>> for Problem {
             WriteError::Stopped => {
                 unavailable("stopping", "this member stops; ask again, and look whether it was carried out")
             }
+        }
+    }
+}
+
+impl From<MemberError> for Problem {
+    fn from(e: MemberError) -> Self {
+        let unavailable = |code, detail: &'static str| Self::later(StatusCode::SERVICE_UNAVAILABLE, code, detail, 1);
+        let (code, detail) = (e.code(), format!("{e}; `cvlanctl cluster status` shows the members"));
+        match e {
+            MemberError::NoLeader => unavailable(code, "the cluster has no leader now; nothing was done, try again"),
+            MemberError::Unknown(_) => Self::not_found("member_not_found", detail),
+            MemberError::Behind { .. } | MemberError::NotVoter(_) | MemberError::Quorum(_) => {
+                Self::new(StatusCode::CONFLICT, code, detail)
+            }
+            MemberError::InProgress => unavailable(code, "another change of the members is in progress; try again"),
+            MemberError::Address => Self::internal(e),
+            MemberError::OutcomeUnknown | MemberError::TimedOut => {
+                unavailable("outcome_unknown", "whether this was done is not known; look at `cvlanctl cluster status`")
+            }
+            MemberError::Removed => unavailable(code, "this member was removed; ask another one"),
+            MemberError::Stopped => WriteError::<Rejection>::Stopped.into(),
         }
     }
 }

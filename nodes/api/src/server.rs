@@ -1,35 +1,39 @@
 //! A process: what it is made of, in which order it comes up and goes down.
 //!
 //! ```text
-//!  up    lock the folder ─► bind the doors ─► recover the log ─► first entry or keys ─► views ─► advertise ─► serve
-//!  down  draining: no new connection, streams are sent elsewhere ─► views folded ─► log synced and closed      ≤ 10 s
+//!  up    lock the folder ─► bind the doors ─► engine: keys, join, log, cluster door, first state ─► announce ─► serve
+//!  down  hand over leadership ─► draining: no new connection, streams are sent elsewhere, requests finish
+//!        ─► views folded ─► log synced and closed ─► cluster door                                              ≤ 10 s
 //! ```
 
-use crate::Log;
-use crate::app::views::ViewFeed;
+pub use crate::engine::{Core, Place};
+pub use crate::start_error::StartError;
+
 use crate::app::{App, now_ms};
 use crate::auth::Auth;
-use crate::bootstrap::{self, BootstrapError, Ready, purpose};
-use crate::ca::{CaError, SERVER_MS};
+use crate::bootstrap::{BootstrapError, Ready, purpose};
+use crate::ca::{Live, SERVER_MS};
+use crate::cluster::identity::{certified, key_sha256, own_key};
+use crate::cluster::keeper;
 use crate::doors;
 use crate::doors::accept::{Door, serve};
 use crate::doors::limit::Limits;
 use crate::doors::rest::events::FOLLOWERS_MAX;
-use crate::keys::{Keys, KeysError, file_write};
+use crate::engine::{alone, close};
+use crate::keys::{KeysError, file_write};
 use crate::metrics::Metrics;
 use crate::problem::Problem;
 use crate::random::RequestIds;
-use crate::streams::Streams;
 use cvlan_core::id::MemberId;
+use cvlan_core::member::MemberCommand;
 use cvlan_core::system::SystemCommand;
-use cvlan_core::{Meta, Rules, Wish};
-use cvlan_raft::{Applied, FileDisk, Member, NoTransport, OpenError};
+use cvlan_core::{Meta, Wish};
+use cvlan_raft::{FileDisk, Role};
 use rustls::ServerConfig;
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
-use rustls::sign::CertifiedKey;
+use rustls::server::WebPkiClientVerifier;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -42,10 +46,16 @@ const REST_CONNECTIONS: usize = 10_000;
 const NODE_CONNECTIONS: usize = 120_000;
 /// Open connections of the metrics door.
 const METRICS_CONNECTIONS: usize = 64;
-/// A member must be ready for commands within this after its recovery.
-const WRITABLE: Duration = Duration::from_secs(30);
-/// A stop may take this long, the doors this much of it.
-const DRAIN: Duration = Duration::from_secs(7);
+/// Requests for reads at the newest state that wait at once.
+const WAITERS: usize = 256;
+/// Of the 10 s that a stop may take: to hand over leadership.
+const HAND_OVER: Duration = Duration::from_secs(2);
+/// And for the doors to finish.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Between two attempts to tell the others where this member is: from … to.
+const ANNOUNCE: std::ops::RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_secs(30);
+/// How often it is looked whether the member goes on.
+const LOOK: Duration = Duration::from_millis(200);
 /// Certificates are looked at so often.
 const RENEW_EVERY: Duration = Duration::from_secs(24 * 3600);
 
@@ -60,6 +70,14 @@ pub struct Options {
     pub node_listen: SocketAddr,
     /// Probes and Prometheus; port 0 = any.
     pub metrics_listen: SocketAddr,
+    /// Members' door; port 0 = any.
+    pub cluster_listen: SocketAddr,
+    /// HOST:PORT where other members reach that door; `None` = as it listens.
+    pub advertise_cluster: Option<String>,
+    /// Members to join through; empty = those that the token names.
+    pub join: Vec<String>,
+    /// Makes this folder a member of an existing cluster, once.
+    pub join_token: Option<String>,
     /// Where people reach the API; empty = as it listens.
     pub advertise_api: Vec<String>,
     /// Where machines reach their door; empty = as it listens.
@@ -76,100 +94,13 @@ impl Default for Options {
             listen: local(8443),
             node_listen: local(8444),
             metrics_listen: local(9443),
+            cluster_listen: local(8445),
+            advertise_cluster: None,
+            join: Vec::new(),
+            join_token: None,
             advertise_api: Vec::new(),
             advertise_node: Vec::new(),
             rate_limits: true,
-        }
-    }
-}
-
-/// Why a controller does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The log's folder.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// Keys, CA, first entry.
-    #[error(transparent)]
-    Bootstrap(#[from] BootstrapError),
-    /// A door's address.
-    #[error("{flag} {address}: {source}")]
-    Bind {
-        /// Which flag sets it.
-        flag: &'static str,
-        /// The address.
-        address: SocketAddr,
-        /// The system's error.
-        source: std::io::Error,
-    },
-    /// The views' file.
-    #[error("views.db: {0}")]
-    Views(#[from] cvlan_projections::Error),
-    /// TLS or routes could not be set up.
-    #[error("{0}")]
-    Setup(String),
-    /// The log is there but takes no commands.
-    #[error("the log takes no commands after {} s", WRITABLE.as_secs())]
-    NotWritable,
-    /// A command of the start was refused.
-    #[error("{0}")]
-    Refused(String),
-}
-
-impl From<KeysError> for StartError {
-    fn from(e: KeysError) -> Self {
-        Self::Bootstrap(e.into())
-    }
-}
-
-impl From<CaError> for StartError {
-    fn from(e: CaError) -> Self {
-        Self::Bootstrap(e.into())
-    }
-}
-
-impl From<Problem> for StartError {
-    fn from(e: Problem) -> Self {
-        Self::Refused(e.detail.into_owned())
-    }
-}
-
-impl StartError {
-    /// What to do about it.
-    pub fn hint(&self) -> &'static str {
-        match self {
-            Self::Open(e) => match e {
-                OpenError::Locked { .. } => "is another cvlan-api running on it? stop it, or use another --data-dir",
-                OpenError::Newer { .. } => "start the version that wrote it",
-                OpenError::WrongMember { .. } => "use this member's own --data-dir",
-                OpenError::WrongEpoch { .. } => {
-                    "log/ and snapshots/ were taken from different controllers; put back what belongs together"
-                }
-                OpenError::Damaged { .. } | OpenError::Incomplete(_) | OpenError::Unreadable { .. } => {
-                    "nothing was changed; restore a backup, or copy the folder and look with `cvlan-api log verify`"
-                }
-                OpenError::Io { .. } => "check the disk and who may write there",
-                OpenError::Raft(_) => "run with RUST_LOG=debug and look at the log",
-            },
-            Self::Bootstrap(e) => match e {
-                BootstrapError::OtherEpoch { .. } => {
-                    "log/ and keys/ were taken from different controllers; put back the pair that belongs together"
-                }
-                BootstrapError::Missing(_) => "put it back from the backup of keys/",
-                BootstrapError::Keys(_) => "put the file back from the backup of keys/, or check who may read it",
-                BootstrapError::Ca(_) => "put back ca.key from the backup of keys/",
-                BootstrapError::Write(_) | BootstrapError::Secret(_) => {
-                    "start again; if it stays, use an empty --data-dir"
-                }
-            },
-            Self::Bind { source, .. } => match source.kind() {
-                std::io::ErrorKind::AddrInUse => "is another cvlan-api running? stop it, or choose another port",
-                std::io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
-                _ => "use an address of this machine",
-            },
-            Self::Views(_) => "delete views.db: it is rebuilt from the log",
-            Self::Setup(_) | Self::Refused(_) => "run with RUST_LOG=debug and look at the log",
-            Self::NotWritable => "is the disk full? `cvlan-api log stats` shows the log",
         }
     }
 }
@@ -180,76 +111,21 @@ pub struct Running {
     rest: SocketAddr,
     node: SocketAddr,
     metrics: SocketAddr,
+    members: SocketAddr,
     /// Shown once: the first superadmin's password, where this start made it.
     password: Option<String>,
     doors: Vec<JoinHandle<()>>,
-    renewal: JoinHandle<()>,
+    cluster: Option<JoinHandle<()>>,
+    chores: Vec<JoinHandle<()>>,
 }
 
-/// A member with its keys, without doors: what `views rebuild` and `admin reset-password` work on.
-pub struct Core {
-    /// The log.
-    pub log: Log,
-    /// DATA/keys.
-    pub keys: Keys,
-    /// What the first start made, or the keys as they are.
-    pub ready: Ready,
-    /// The views.
-    pub views: Arc<ViewFeed>,
-    /// Who is connected.
-    pub streams: Arc<Streams>,
-    /// The last applied event.
-    pub applied: watch::Sender<u64>,
-}
-
-impl Core {
-    /// Opens the log of a folder that this process has locked.
-    pub async fn open(options: &Options, disk: Arc<FileDisk>) -> Result<Self, StartError> {
-        let keys = Keys::open(&options.data_dir)?;
-        let view_path = options.data_dir.join("views.db");
-        let views = tokio::task::spawn_blocking(move || ViewFeed::open(&view_path)).await;
-        let views = views.map_err(|e| StartError::Setup(e.to_string()))??;
-        let streams = Arc::new(Streams::default());
-        let applied = watch::channel(0).0;
-
-        let (to_views, to_streams, to_live) = (views.clone(), streams.clone(), applied.clone());
-        let observer = move |a: &Applied<Rules>| {
-            to_views.applied(a);
-            to_streams.applied(&a.head.machine, &a.events);
-            to_live.send_replace(a.head.seq.0);
-        };
-        let mut member = cvlan_raft::Options::single(disk);
-        member.observers.push(Arc::new(observer));
-        let log: Log = Member::open(member, NoTransport).await?;
-        let ready = match Self::ready(&log, &keys).await {
-            Ok(ready) => ready,
-            Err(error) => {
-                log.shutdown().await;
-                return Err(error);
-            }
-        };
-        applied.send_replace(log.head().seq.0);
-        views.start(&log)?;
-        Ok(Self { log, keys, ready, views, streams, applied })
-    }
-
-    async fn ready(log: &Log, keys: &Keys) -> Result<Ready, StartError> {
-        if !log.writable(WRITABLE).await {
-            return Err(StartError::NotWritable);
-        }
-        Ok(bootstrap::bootstrap(log, keys, now_ms()).await?)
-    }
-
-    /// Folds the views, closes the log.
-    pub async fn close(self) {
-        close(&self.log, self.views).await;
-    }
-}
-
-async fn close(log: &Log, views: Arc<ViewFeed>) {
-    // Its thread reads from the log: first it, then the log.
-    let _ = tokio::task::spawn_blocking(move || views.stop()).await;
-    log.shutdown().await;
+/// Why a controller that ran does not any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It must not go on: why.
+    Failed(String),
+    /// It was removed from the cluster.
+    Removed,
 }
 
 /// Brings a controller up.
@@ -260,12 +136,15 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let rest = bind("--listen", options.listen).await?;
     let node = bind("--node-listen", options.node_listen).await?;
     let metrics = bind("--metrics-listen", options.metrics_listen).await?;
-    let core = Core::open(&options, disk).await?;
-    let (log, views) = (core.log.clone(), core.views.clone());
-    match serve_all(&options, core, rest, node, metrics).await {
-        Ok(running) => Ok(running),
+    let (listener, at) = bind("--cluster-listen", options.cluster_listen).await?;
+    let address = options.advertise_cluster.clone().unwrap_or_else(|| reachable(at).to_string());
+    let place = Place { address: address.clone(), listener: Some(listener) };
+    let mut core = Core::open(&options, disk, place).await?;
+    let (log, views, cluster) = (core.log.clone(), core.views.clone(), core.door.take());
+    match serve_all(&options, core, [rest, node, metrics], (at, address)).await {
+        Ok(running) => Ok(Running { cluster, ..running }),
         Err(error) => {
-            close(&log, views).await;
+            close(&log, views, cluster).await;
             Err(error)
         }
     }
@@ -283,11 +162,10 @@ type Bound = (TcpListener, SocketAddr);
 async fn serve_all(
     options: &Options,
     core: Core,
-    rest: Bound,
-    node: Bound,
-    probes: Bound,
+    [rest, node, probes]: [Bound; 3],
+    (members, address): (SocketAddr, String),
 ) -> Result<Running, StartError> {
-    let Core { log, keys, ready, views, streams, applied } = core;
+    let Core { log, keys, ready, views, streams, applied, transport, own, door: _ } = core;
     let Ready { cluster, ca, password } = ready;
     file_write(&options.data_dir, "ca.pem", ca.pem().as_bytes(), 0o644)
         .map_err(|source| KeysError::Io { file: "ca.pem".to_owned(), source })?;
@@ -303,24 +181,34 @@ async fn serve_all(
     let app = Arc::new(App {
         auth: Auth::new(cluster.clone()).await?,
         limits: if options.rate_limits { Limits::default() } else { Limits::none() },
+        member: MemberId(log.status().member),
+        node_urls,
+        api_urls,
         log,
         keys,
         cluster,
         ca,
+        transport,
         challenge: StaticSecret::from(challenge),
         streams,
         applied,
         views,
         followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+        waiters: Semaphore::new(WAITERS),
         request_ids: RequestIds::default(),
         metrics: metrics.clone(),
         started: Instant::now(),
         draining: watch::channel(false).0,
     });
-    let member = MemberId(app.log.status().member);
-    app.command(Meta::default(), Wish::System(SystemCommand::Advertise { member, node_urls, api_urls })).await?;
+    let here = Here { key_sha256: key_sha256(&own_key(&app.keys)?), address };
+    let mut chores = Vec::new();
+    if alone(&app.log, app.member.0) {
+        here.say(&app).await?;
+    } else {
+        chores.push(tokio::spawn(here.say_until_heard(app.clone())));
+    }
 
-    let certificate = Arc::new(Certificate(RwLock::new(app.ca.server(&names, now_ms())?)));
+    let certificate = Live::new(app.ca.server(&names, now_ms())?);
     let rest_tls = tls(&app, certificate.clone(), false)?;
     let node_tls = tls(&app, certificate.clone(), true)?;
     let rest_router = doors::rest::router(app.clone()).map_err(|e| StartError::Setup(e.to_string()))?;
@@ -334,8 +222,49 @@ async fn serve_all(
         tokio::spawn(serve(door(node, Some(node_tls), NODE_CONNECTIONS), node_router, draining())),
         tokio::spawn(serve(door(probes, None, METRICS_CONNECTIONS), probes_router, draining())),
     ];
-    let renewal = tokio::spawn(renew(app.clone(), certificate, names));
-    Ok(Running { app, rest: rest_at, node: node_at, metrics: probes_at, password, doors, renewal })
+    chores.push(tokio::spawn(keeper::keep(app.log.clone())));
+    chores.push(tokio::spawn(renew(app.clone(), certificate, names, own)));
+    let (rest, node, metrics, cluster) = (rest_at, node_at, probes_at, None);
+    Ok(Running { app, rest, node, metrics, members, password, doors, cluster, chores })
+}
+
+/// What a member tells of itself, through the log.
+struct Here {
+    key_sha256: [u8; 32],
+    address: String,
+}
+
+impl Here {
+    async fn say(&self, app: &App) -> Result<(), Problem> {
+        let id = app.member;
+        let (node_urls, api_urls) = (app.node_urls.clone(), app.api_urls.clone());
+        let advertise = SystemCommand::Advertise { member: id, node_urls, api_urls };
+        app.command(Meta::default(), Wish::System(advertise)).await?;
+        let (key_sha256, address) = (self.key_sha256, self.address.clone());
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let announce = MemberCommand::Announce { id, key_sha256, address, version };
+        app.command(Meta::default(), Wish::Member(announce)).await?;
+        Ok(())
+    }
+
+    async fn say_until_heard(self, app: Arc<App>) {
+        let mut rest = *ANNOUNCE.start();
+        while let Err(problem) = self.say(&app).await {
+            tracing::warn!(code = problem.code, detail = %problem.detail, "the others were not told where this member is");
+            tokio::time::sleep(rest).await;
+            rest = (rest * 2).min(*ANNOUNCE.end());
+        }
+    }
+}
+
+/// An address that is listened on, as one that can be connected to from here.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(a) if a.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(a) if a.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
 }
 
 /// What is given, or what it listens on.
@@ -343,12 +272,7 @@ fn advertised(given: &[String], listen: SocketAddr) -> Vec<String> {
     if !given.is_empty() {
         return given.to_vec();
     }
-    let ip = match listen.ip() {
-        IpAddr::V4(a) if a.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(a) if a.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    vec![format!("https://{}", SocketAddr::new(ip, listen.port()))]
+    vec![format!("https://{}", reachable(listen))]
 }
 
 /// Host names and addresses that the doors' certificate is for.
@@ -367,26 +291,21 @@ fn names(urls: &[&[String]], listen: &[SocketAddr]) -> Vec<String> {
     names
 }
 
-/// The doors' certificate, renewed while they are open.
-#[derive(Debug)]
-struct Certificate(RwLock<Arc<CertifiedKey>>);
-
-impl ResolvesServerCert for Certificate {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
-    }
-}
-
-async fn renew(app: Arc<App>, certificate: Arc<Certificate>, names: Vec<String>) {
+/// Keeps the certificate of the doors and that of the member young.
+async fn renew(app: Arc<App>, certificate: Arc<Live>, names: Vec<String>, own: Arc<Live>) {
     let mut made_ms = now_ms();
     loop {
         tokio::time::sleep(RENEW_EVERY).await;
+        match certified(&app.keys, &app.ca, app.member.0, now_ms()) {
+            Ok(new) => own.set(new),
+            Err(error) => tracing::error!(%error, "the member's certificate could not be renewed"),
+        }
         if now_ms().saturating_sub(made_ms) < SERVER_MS / 3 {
             continue;
         }
         match app.ca.server(&names, now_ms()) {
             Ok(new) => {
-                *certificate.0.write().unwrap_or_else(PoisonError::into_inner) = new;
+                certificate.set(new);
                 made_ms = now_ms();
             }
             Err(error) => tracing::error!(%error, "the doors' certificate could not be renewed"),
@@ -394,7 +313,7 @@ async fn renew(app: Arc<App>, certificate: Arc<Certificate>, names: Vec<String>)
     }
 }
 
-fn tls(app: &App, certificate: Arc<Certificate>, machines: bool) -> Result<Arc<ServerConfig>, StartError> {
+fn tls(app: &App, certificate: Arc<Live>, machines: bool) -> Result<Arc<ServerConfig>, StartError> {
     let setup = |e: &dyn std::fmt::Display| StartError::Setup(format!("TLS: {e}"));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone());
@@ -431,6 +350,11 @@ impl Running {
         self.metrics
     }
 
+    /// Where the members' door listens.
+    pub fn cluster_address(&self) -> SocketAddr {
+        self.members
+    }
+
     /// The first superadmin's password, where this start made it: to be shown once.
     pub fn password(&self) -> Option<&str> {
         self.password.as_deref()
@@ -451,20 +375,35 @@ impl Running {
         &self.app
     }
 
-    /// Waits until the member stops by itself: only where it must not go on.
-    pub async fn failed(&self) -> String {
+    /// Waits until the member ends by itself: where it must not go on, or is none any more.
+    pub async fn ended(&self) -> Ended {
         loop {
-            if let Some(why) = self.app.log.status().fatal {
-                return why;
+            if self.app.removed() {
+                return Ended::Removed;
             }
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            if let Some(why) = self.app.log.status().fatal {
+                return Ended::Failed(why);
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 
     /// Stops in order, within 10 s.
     pub async fn stop(self) {
+        for chore in self.chores {
+            chore.abort();
+            let _ = chore.await;
+        }
+        let log = &self.app.log;
+        if log.status().role == Role::Leader && !alone(log, self.app.member.0) {
+            // First, while the doors still take requests: they go on, forwarded to who leads then.
+            match tokio::time::timeout(HAND_OVER, log.transfer(None)).await {
+                Ok(Ok(leader)) => tracing::info!(leader, "leadership is handed over"),
+                Ok(Err(error)) => tracing::warn!(%error, "leadership could not be handed over"),
+                Err(_) => tracing::warn!("leadership could not be handed over in time"),
+            }
+        }
         self.app.draining.send_replace(true);
-        self.renewal.abort();
         let stops: Vec<_> = self.doors.iter().map(JoinHandle::abort_handle).collect();
         let done = async {
             for door in self.doors {
@@ -474,6 +413,6 @@ impl Running {
         if tokio::time::timeout(DRAIN, done).await.is_err() {
             stops.iter().for_each(tokio::task::AbortHandle::abort);
         }
-        close(&self.app.log, self.app.views.clone()).await;
+        close(&self.app.log, self.app.views.clone(), self.cluster).await;
     }
 }

@@ -20,9 +20,9 @@ impl Backoff {
         Self { doors: doors.max(1), tries: 0, next: FIRST }
     }
 
-    /// It worked: start anew.
-    pub fn reset(&mut self) {
-        (self.tries, self.next) = (0, FIRST);
+    /// It worked: start anew, with so many doors to try.
+    pub fn reset(&mut self, doors: usize) {
+        *self = Self::new(doors);
     }
 
     /// The next wait.
@@ -65,7 +65,7 @@ mod tests {
                 assert!(wait >= longest / 2 && wait <= longest, "{wait:?} for {longest:?}");
                 longest = (longest * 2).min(LAST);
             }
-            backoff.reset();
+            backoff.reset(doors);
             assert!(backoff.wait() <= FIRST);
         }
         assert!(Backoff::wait_long() >= LAST / 2);

@@ -8,7 +8,9 @@
 
 pub mod cvlan;
 pub mod event;
+pub mod fresh;
 pub mod list;
+pub mod member;
 pub mod node;
 pub mod register;
 pub mod system;
@@ -20,13 +22,14 @@ pub mod views;
 use crate::Log;
 use crate::auth::{Auth, Session};
 use crate::ca::Ca;
+use crate::cluster::tls::TlsTransport;
 use crate::doors::limit::Limits;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::problem::Problem;
 use crate::random::{RequestIds, uuid};
 use crate::streams::Streams;
-use cvlan_core::id::{Checkpoint, CommandId};
+use cvlan_core::id::{Checkpoint, CommandId, MemberId};
 use cvlan_core::name::{TEXT_MAX, text_check};
 use cvlan_core::seal::ClusterKey;
 use cvlan_core::{Actor, Command, Meta, Rules, State, Wish};
@@ -47,7 +50,15 @@ pub struct App {
     /// Seals the log's secrets.
     pub cluster: ClusterKey,
     /// The certificate authority.
-    pub ca: Ca,
+    pub ca: Arc<Ca>,
+    /// This member.
+    pub member: MemberId,
+    /// Its node doors.
+    pub node_urls: Vec<String>,
+    /// Its REST doors.
+    pub api_urls: Vec<String>,
+    /// The way to the others.
+    pub transport: TlsTransport,
     /// Proves people.
     pub auth: Auth,
     /// Machines prove their WireGuard key against it.
@@ -62,6 +73,8 @@ pub struct App {
     pub limits: Limits,
     /// Turns of those who follow live events.
     pub followers: Arc<Semaphore>,
+    /// Turns of those who wait for the newest state.
+    pub waiters: Semaphore,
     /// Names the requests that come without a name.
     pub request_ids: RequestIds,
     /// Counters.
@@ -149,12 +162,15 @@ impl App {
         self.command(meta, wish).await
     }
 
-    /// Carries out a wish; the command gets its random id here.
+    /// Carries out a wish, through whoever leads; the command gets its random id here. Afterwards this member's own
+    /// state has it.
     pub async fn command(&self, meta: Meta, wish: Wish) -> Result<Answer<Rules>, Problem> {
         let command = Command { meta: Meta { id: CommandId(uuid()), ..meta }, wish };
         let result = self.log.write(command).await;
         self.metrics.write(&result);
-        Ok(result?)
+        let answer = result?;
+        self.applied_here(answer.checkpoint).await?;
+        Ok(answer)
     }
 
     /// The answer to a write, with the thing as it is after it.

@@ -152,21 +152,28 @@ impl Auth {
 
     /// The session of an access token.
     pub fn access(&self, state: &State, token: &str, now_ms: u64) -> Result<Session, Problem> {
+        let claims = self.claims(state, token, now_ms)?;
+        self.session_of(state, &claims)
+    }
+
+    /// Is it an access token that this cluster made, and that has not ended? Its user may be gone, or not be here yet.
+    pub fn signed(&self, state: &State, token: &str, now_ms: u64) -> bool {
+        self.claims(state, token, now_ms).is_ok()
+    }
+
+    fn claims(&self, state: &State, token: &str, now_ms: u64) -> Result<Arc<Claims>, Problem> {
         let digest: [u8; 32] = Sha256::digest(token).into();
         let known = self.checked.read().unwrap_or_else(PoisonError::into_inner).get(&digest).cloned();
-        let claims = match known.filter(|c| c.exp > now_ms / 1000) {
-            Some(claims) => claims,
-            None => {
-                let claims = Arc::new(self.jwt.check(&state.system, token, TokenType::Access)?);
-                let mut map = self.checked.write().unwrap_or_else(PoisonError::into_inner);
-                if map.len() >= CHECKED_MAX {
-                    map.clear();
-                }
-                map.insert(digest, claims.clone());
-                claims
-            }
-        };
-        self.session_of(state, &claims)
+        if let Some(claims) = known.filter(|c| c.exp > now_ms / 1000) {
+            return Ok(claims);
+        }
+        let claims = Arc::new(self.jwt.check(&state.system, token, TokenType::Access)?);
+        let mut map = self.checked.write().unwrap_or_else(PoisonError::into_inner);
+        if map.len() >= CHECKED_MAX {
+            map.clear();
+        }
+        map.insert(digest, claims.clone());
+        Ok(claims)
     }
 
     fn session(&self, state: &State, token: &str, token_type: TokenType) -> Result<Session, Problem> {

@@ -3,15 +3,20 @@
 //! ```text
 //!  bootstrap ─► CA key (keys/ca.key) + CA certificate (in the log, DATA/ca.pem)
 //!                   ├─► server certificates: in memory, made at each start, again long before they end
-//!                   └─► node certificates: from a machine's CSR; SAN URI node:UUID, client authentication, 1 year
+//!                   ├─► node certificates: from a machine's CSR; SAN URI node:UUID, client authentication, 1 year
+//!                   └─► members' certificates: SAN URI cvlan:member:ID, client and server authentication, 90 days
 //! ```
 //! Invariants: a private key never travels; of a CSR only its public key is taken, never a name or an extension that it
 //! asks for; every serial number is random.
 
 mod csr;
+mod live;
+mod member;
 mod peer;
 
 pub use csr::Csr;
+pub use live::Live;
+pub use member::{ANY_MEMBER, MEMBER_MS, MemberPeer, member_name, member_read};
 pub use peer::{Peer, peer_read};
 
 use cvlan_core::id::NodeId;
@@ -104,6 +109,11 @@ impl Ca {
     /// Its certificate, PEM.
     pub fn pem(&self) -> &str {
         &self.pem
+    }
+
+    /// Its private key, PEM: for members alone.
+    pub fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
     }
 
     /// SHA-256 of its SubjectPublicKeyInfo: what tokens and contexts pin.

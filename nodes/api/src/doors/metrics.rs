@@ -36,14 +36,21 @@ async fn ready(State(app): State<Arc<App>>) -> (StatusCode, String) {
     }
 }
 
+/// Entries that are known to be committed and not applied here, beyond which this member says that it is behind.
+const BEHIND: u64 = 10_000;
+
 fn not_ready(app: &App) -> Option<&'static str> {
     let raft = app.log.status();
     if *app.draining.borrow() {
         Some("stopping")
+    } else if app.removed() {
+        Some("this member was removed from the cluster")
     } else if raft.diverged.is_some() {
         Some("this member's state differs from the leader's")
     } else if raft.leader.is_none() {
         Some("no leader")
+    } else if raft.committed_index.saturating_sub(raft.applied_index) > BEHIND {
+        Some("this member is behind")
     } else if app.views.checkpoint().epoch != app.log.head().epoch {
         Some("the view is being built")
     } else {

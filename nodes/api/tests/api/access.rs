@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 /// A route's path with the tenant filled in and every other placeholder naming nothing.
 fn path(route: &Route, tenant: &str) -> String {
     let mut path = route.path.replace("{t}", tenant);
-    for name in ["cvlan", "node", "token", "user"] {
+    for name in ["cvlan", "node", "token", "user", "member"] {
         path = path.replace(&format!("{{{name}}}"), "00000000-0000-4000-8000-000000000000");
     }
     path
@@ -110,6 +110,7 @@ fn sample(method: &Method, path: &str) -> Value {
         ("POST", "/tenants/{t}/tokens") => json!({"cvlan": "prod", "expiresInSeconds": "600"}),
         ("POST", "/tenants/{t}/users") => json!({"name": "u", "role": "member", "password": PASSWORD}),
         ("POST", "/users") => json!({"name": "u", "role": "auditor", "password": PASSWORD}),
+        ("POST", "/cluster/members") => json!({"name": "m2"}),
         ("DELETE", _) | ("POST", "/log/checkpoint") => Value::Null,
         _ => panic!("{method} {path} leaves an event: give it a sample here"),
     }
@@ -126,7 +127,7 @@ async fn every_write_leaves_the_event_that_its_line_says() {
         let what = format!("{} {}", route.method, route.path);
         // Each thing by the name that its own POST gave it, each tenant by one that is empty for its DELETE.
         let mut path = route.path.replace("{cvlan}", if route.method == "DELETE" { "lab-2" } else { "lab" });
-        path = path.replace("{node}", "n").replace("{user}", "u");
+        path = path.replace("{node}", "n").replace("{user}", "u").replace("{member}", "m2");
         path =
             path.replace("{t}", if route.path == "/tenants/{t}" && route.method == "DELETE" { "new" } else { "acme" });
         if path.contains("{token}") {
@@ -168,7 +169,9 @@ fn every_line_is_whole() {
         assert!(route.request.is_empty() || declared(route.request), "{what}: {}", route.request);
         assert!(route.answer.is_empty() || declared(route.answer), "{what}: {}", route.answer);
         assert_eq!(route.path.contains("{t}"), matches!(route.access, Access::May(_, Whose::Tenant)), "{what}");
-        let reads = route.method == "GET" || route.path.starts_with("/auth/") || route.path == "/log/verify";
+        // Who votes and who leads is Raft's, not the log's.
+        let raft = route.path.ends_with("/promote") || route.path == "/cluster/transfer-leader";
+        let reads = route.method == "GET" || route.path.starts_with("/auth/") || route.path == "/log/verify" || raft;
         assert_eq!(route.audit.is_empty(), reads, "{what}: a write leaves an event, a read does not");
     }
 }

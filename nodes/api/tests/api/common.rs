@@ -36,9 +36,12 @@ pub fn options(dir: &Path) -> Options {
         listen: any,
         node_listen: any,
         metrics_listen: any,
+        cluster_listen: any,
+        advertise_cluster: Some("127.0.0.1:8445".into()),
         advertise_api: vec!["https://127.0.0.1:8443".into()],
         advertise_node: vec!["https://127.0.0.1:8444".into()],
         rate_limits: false,
+        ..Options::default()
     }
 }
 
@@ -109,6 +112,10 @@ pub fn http_client(ca_pem: &str) -> Client {
 
 impl Controller {
     pub async fn new() -> Self {
+        Self::with(options).await
+    }
+
+    pub async fn with(options: impl Fn(&Path) -> Options) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let running = start(options(dir.path())).await.unwrap();
         let password = running.password().unwrap().to_owned();

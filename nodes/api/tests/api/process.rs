@@ -22,6 +22,8 @@ fn with_ports(command: &mut Command, ports: [u16; 3]) {
     for (flag, port) in ["--listen", "--node-listen", "--metrics-listen"].iter().zip(ports) {
         command.arg(flag).arg(format!("127.0.0.1:{port}"));
     }
+    // Announced alike at every start: nothing new is written.
+    command.args(["--cluster-listen", "127.0.0.1:0", "--advertise-cluster", "127.0.0.1:8445"]);
 }
 
 struct Process {

@@ -351,7 +351,8 @@ async fn probes_metrics_and_page() {
     let text = plain("/metrics").await.text().await.unwrap();
     for line in [
         format!("cvlan_applied_seq {}", controller.seq()),
-        "cvlan_writes_total{outcome=\"applied\"} 3".to_owned(),
+        // Advertised, announced, tenant, CVLAN.
+        "cvlan_writes_total{outcome=\"applied\"} 4".to_owned(),
         "cvlan_http_requests_total{method=\"POST\",route=\"/api/v1/tenants\",status=\"2xx\"} 1".to_owned(),
         "cvlan_http_request_seconds_count{method=\"POST\",route=\"/api/v1/auth/login\"} 1".to_owned(),
         "cvlan_nodes_online 0".to_owned(),

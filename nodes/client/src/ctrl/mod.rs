@@ -44,6 +44,17 @@ impl Sink for Shared {
         Ok(())
     }
 
+    fn controllers(&self, urls: &[String]) -> Result<(), StoreError> {
+        let mut store = self.store.borrow_mut();
+        let mut all = urls.to_vec();
+        for known in store.urls()? {
+            if !all.contains(&known) {
+                all.push(known);
+            }
+        }
+        store.urls_set(&all)
+    }
+
     fn wipe(&self) -> Result<(), StoreError> {
         self.store.borrow_mut().wipe()?;
         self.queue.borrow_mut().clear();

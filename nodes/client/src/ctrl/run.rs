@@ -109,6 +109,7 @@ async fn work(mut store: Store, token: Option<String>, settings: &Settings, list
     let follow_with = Follow {
         door: Door::new(enrol::identity_tls(&identity)?),
         urls: store.urls()?.iter().filter_map(|url| url.parse().ok()).collect(),
+        tenant: store.enrolment()?.map(|enrolment| enrolment.tenant_slug).unwrap_or_default(),
         endpoints,
         running,
         live: live_tx,

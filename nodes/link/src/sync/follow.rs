@@ -7,6 +7,7 @@
 //!  connect ─► Hello{what is durable} ─► frames ─► Sink ─► …running ─► Ack
 //! ```
 //! Tunnels go on whatever happens here: a controller that is away costs changes, never traffic.
+//! Which controllers there are is asked at each connection and once a day: the cluster may have grown since enrolment.
 
 use super::codec::{self, Decoder};
 use super::session::{Effect, Session};
@@ -17,6 +18,8 @@ use crate::store::StoreError;
 use cvlan_core::id::Checkpoint;
 use cvlan_core::sync::{DEAD_MS, HEARTBEAT_MS};
 use cvlan_proto::v1::{self, SyncFrame, sync_frame::Frame};
+use serde::Deserialize;
+use std::cell::RefCell;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
@@ -31,6 +34,9 @@ const REDIRECT_MAX: Duration = Duration::from_secs(60);
 const READ_BYTES: usize = 16 << 10;
 const PACE: Pace = Pace { heartbeat: Duration::from_millis(HEARTBEAT_MS), dead: Duration::from_millis(DEAD_MS) };
 
+/// Between two questions which controllers there are; the last quarter is drawn, so that a fleet does not ask at once.
+const DISCOVER: Duration = Duration::from_secs(24 * 3600);
+
 /// Codes of a controller that end or suspend a node.
 const DELETED: &str = "node_deleted";
 const DISABLED: &str = "node_disabled";
@@ -41,6 +47,8 @@ pub trait Sink {
     fn checkpoint(&self) -> Result<Option<Checkpoint>, StoreError>;
     /// Takes a map, a delta or a step forward.
     fn take(&self, effect: Effect) -> Result<(), StoreError>;
+    /// Node doors of all controllers, as one of them says: to be kept for the next start.
+    fn controllers(&self, urls: &[String]) -> Result<(), StoreError>;
     /// The node is disabled or deleted: no peers, no checkpoint.
     fn wipe(&self) -> Result<(), StoreError>;
 }
@@ -62,6 +70,8 @@ pub struct Follow {
     pub door: Door,
     /// Node doors to try, in turn.
     pub urls: Vec<DoorUrl>,
+    /// The tenant's slug: controllers are discovered by it.
+    pub tenant: String,
     /// Where this machine can be reached, as it changes.
     pub endpoints: watch::Receiver<Vec<String>>,
     /// What is durable *and* running, as it changes; it is acknowledged.
@@ -86,6 +96,13 @@ pub enum End {
 struct Pace {
     heartbeat: Duration,
     dead: Duration,
+}
+
+// Read leniently: a later controller may say more than this version knows.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Discovered {
+    controllers: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -136,7 +153,9 @@ impl Follow {
                 }
                 Ended::Broken { error, heard } => {
                     if heard {
-                        backoff.reset();
+                        // It may have told of others.
+                        backoff.reset(self.urls.len());
+                        at = self.urls.iter().position(|known| *known == url).unwrap_or_default();
                     }
                     at = at.wrapping_add(1);
                     (error, backoff.wait())
@@ -168,7 +187,27 @@ impl Follow {
         }
         tracing::info!(%url, "sync: connected");
         self.live_set(url, true, None);
-        self.frames(session, wire, sink, PACE).await
+        let (door, tenant, learned) = (self.door.clone(), self.tenant.clone(), RefCell::new(Vec::new()));
+        let ended = tokio::select! {
+            ended = self.frames(session, wire, sink, PACE) => ended,
+            failed = discover(&door, url, &tenant, sink, &learned) => Err(failed),
+        };
+        self.urls_take(url, learned.into_inner());
+        ended
+    }
+
+    /// Controllers as they were discovered, the one in use first, those known before last.
+    fn urls_take(&mut self, used: &DoorUrl, learned: Vec<DoorUrl>) {
+        if learned.is_empty() {
+            return;
+        }
+        let mut urls: Vec<DoorUrl> = Vec::new();
+        for url in std::iter::once(used.clone()).chain(learned).chain(std::mem::take(&mut self.urls)) {
+            if !urls.contains(&url) && urls.len() < URLS_MAX {
+                urls.push(url);
+            }
+        }
+        self.urls = urls;
     }
 
     async fn frames(
@@ -219,6 +258,34 @@ impl Follow {
                 return Ok(Ended::Broken { error, heard });
             }
         }
+    }
+}
+
+/// Asks which controllers there are, now and from time to time; ends only where the local state does not take it.
+async fn discover(
+    door: &Door,
+    url: &DoorUrl,
+    tenant: &str,
+    sink: &impl Sink,
+    learned: &RefCell<Vec<DoorUrl>>,
+) -> StoreError {
+    let path = format!("/client/discover?tenant={tenant}");
+    loop {
+        match door.get::<Discovered>(url, &path).await {
+            Ok(found) => {
+                let urls: Vec<DoorUrl> = found.controllers.iter().filter_map(|url| url.parse().ok()).collect();
+                let texts: Vec<String> = urls.iter().map(ToString::to_string).collect();
+                if !urls.is_empty()
+                    && let Err(error) = sink.controllers(&texts)
+                {
+                    return error;
+                }
+                *learned.borrow_mut() = urls;
+            }
+            Err(error) => tracing::debug!(%url, "discover: {error}"),
+        }
+        let drawn = getrandom::u32().unwrap_or_default();
+        sleep(DISCOVER - (DISCOVER / 4).mul_f64(f64::from(drawn) / f64::from(u32::MAX))).await;
     }
 }
 
@@ -292,7 +359,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
 mod tests {
     use super::*;
     use crate::tls;
-    use std::cell::RefCell;
     use tokio::io::DuplexStream;
 
     const EPOCH: &str = "000102030405060708090a0b0c0d0e0f";
@@ -323,6 +389,10 @@ mod tests {
             Ok(())
         }
 
+        fn controllers(&self, _: &[String]) -> Result<(), StoreError> {
+            Ok(())
+        }
+
         fn wipe(&self) -> Result<(), StoreError> {
             *self.have.borrow_mut() = None;
             Ok(())
@@ -339,7 +409,8 @@ mod tests {
         let (running, running_rx) = watch::channel(None);
         let door = Door::new(tls::client_config([0; 32], None).unwrap());
         let live = watch::channel(Live::default()).0;
-        let follow = Follow { door, urls: vec![], endpoints: endpoints_rx, running: running_rx, live };
+        let follow =
+            Follow { door, urls: vec![], tenant: String::new(), endpoints: endpoints_rx, running: running_rx, live };
         (follow, Ends { endpoints, running })
     }
 
@@ -371,6 +442,20 @@ mod tests {
 
     fn map(seq: u64) -> SyncFrame {
         SyncFrame { frame: Some(Frame::Map(v1::Map { checkpoint: cp(seq).to_string(), ..v1::Map::default() })) }
+    }
+
+    #[test]
+    fn discovered_controllers_come_after_the_one_in_use() {
+        let (mut follow, _ends) = follow_new();
+        let urls = |names: &[&str]| names.iter().map(|n| format!("https://{n}:1").parse().unwrap()).collect::<Vec<_>>();
+        follow.urls = urls(&["old", "a"]);
+        follow.urls_take(&urls(&["a"])[0], urls(&["b", "a", "c"]));
+        assert_eq!(follow.urls, urls(&["a", "b", "c", "old"]));
+        follow.urls_take(&urls(&["b"])[0], Vec::new());
+        assert_eq!(follow.urls, urls(&["a", "b", "c", "old"]), "nothing was learned");
+        let many: Vec<_> = (0..40).map(|n| format!("https://c{n}:1").parse().unwrap()).collect();
+        follow.urls_take(&urls(&["a"])[0], many);
+        assert_eq!(follow.urls.len(), URLS_MAX);
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub async fn upgrade(
     Extension(client): Extension<Arc<Client>>,
     mut request: Request,
 ) -> Result<Response, Problem> {
-    let here = proven(&app, &client)?;
+    let here = proven(&app, &client).await?;
     let asked = request.headers().get(header::UPGRADE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if !asked.eq_ignore_ascii_case(PROTOCOL) {
         let detail = format!("this path speaks {PROTOCOL}: send Connection: Upgrade and Upgrade: {PROTOCOL}");
@@ -83,7 +83,7 @@ pub async fn upgrade(
 
 /// The node whose certificate this is, if it may talk. TLS has proven the chain; a resumed session is not proven again,
 /// so its times are looked at here too.
-fn proven(app: &App, client: &Client) -> Result<Place, Problem> {
+async fn proven(app: &App, client: &Client) -> Result<Place, Problem> {
     let der = client.certificate.as_ref().ok_or_else(|| {
         Problem::unproven("certificate_missing", "sync needs the node's certificate; register with a token first")
     })?;
@@ -95,7 +95,14 @@ fn proven(app: &App, client: &Client) -> Result<Place, Problem> {
     if now < peer.not_before_ms || now >= peer.not_after_ms {
         return Err(invalid("has expired"));
     }
-    let here = place(&app.log.head().machine, peer.node)?;
+    let here = match place(&app.log.head().machine, peer.node) {
+        Ok(here) => here,
+        // A machine that is told so forgets its peers: not on the word of a member that may be behind.
+        Err(_) => {
+            app.linearize().await?;
+            place(&app.log.head().machine, peer.node)?
+        }
+    };
     if peer.not_before_ms < here.node.certs_valid_from_ms {
         return Err(invalid("was revoked"));
     }
@@ -221,7 +228,7 @@ fn malformed(what: String) -> io::Error {
 /// This member stops: come back somewhere, not all at once.
 fn redirect(app: &App) -> SyncFrame {
     let [spread] = crate::random::bytes::<1>();
-    let urls = app.log.head().machine.node_urls();
+    let urls = app.node_urls_elsewhere();
     let after_ms = BACK_AFTER_MS + BACK_AFTER_MS * u32::from(spread) / 255;
     SyncFrame { frame: Some(Frame::Redirect(v1::Redirect { urls, after_ms })) }
 }

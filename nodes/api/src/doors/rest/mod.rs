@@ -14,6 +14,7 @@ pub mod ui;
 
 use super::accept::Client;
 use super::body::{body_read, json_expected};
+use crate::app::fresh::Freshness;
 use crate::app::list::Params;
 use crate::app::{App, Caller};
 use crate::auth::Session;
@@ -30,7 +31,6 @@ use cvlan_core::Actor;
 use cvlan_core::access::{allowed, permit, tenant_unknown};
 use cvlan_core::id::{Checkpoint, TenantId};
 use cvlan_core::state::TenantState;
-use cvlan_raft::Head;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use routes::{Access, ROUTES, Route, Whose};
@@ -49,6 +49,8 @@ pub const REASON: HeaderName = HeaderName::from_static("cvlan-reason");
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Things on all pages of a list.
 pub const TOTAL: HeaderName = HeaderName::from_static("x-total-count");
+/// The query parameter of every GET: `local` (what this member has) or `linearizable` (what the leader has).
+const CONSISTENCY: &str = "consistency";
 /// Longest request id that is taken over.
 const REQUEST_ID_MAX: usize = 64;
 
@@ -123,9 +125,15 @@ async fn run(
     request: Request,
     request_id: &str,
 ) -> Result<Response, Problem> {
-    let head = app.log.head();
     let (parts, body) = request.into_parts();
     let headers = &parts.headers;
+    let query = parts.uri.query().unwrap_or_default();
+    let reads = parts.method == Method::GET;
+    // Nobody waits for one who has no token of ours.
+    let (head, at_least) = match reads && asks_fresh(headers, query) && signed(app, headers) {
+        true => app.fresh(freshness_read(headers, query)?).await?,
+        false => (app.log.head(), None),
+    };
     let (caller, home) = match route.access {
         Access::Public => (None, None),
         Access::Session => (Some(session(app, &head.machine, headers)?), None),
@@ -145,11 +153,7 @@ async fn run(
         }),
         None => None,
     };
-    let query = query_read(parts.uri.query().unwrap_or_default(), route.query)?;
-    let at_least = match parts.method {
-        Method::GET => checkpoint_read(headers, &head)?,
-        _ => None,
-    };
+    let query = query_read(query, reads, route.query)?;
     let bytes = if route.request.is_empty() {
         Bytes::new()
     } else {
@@ -161,12 +165,22 @@ async fn run(
     (route.run)(Call { app, head, caller, home, params, query, body: bytes, source, at_least, accept }).await
 }
 
-fn session(app: &App, state: &cvlan_core::State, headers: &HeaderMap) -> Result<Session, Problem> {
+/// `Authorization: Bearer`, as it is.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
     let given = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-    let token = given.and_then(|v| v.strip_prefix("Bearer ")).ok_or_else(|| {
+    given.and_then(|v| v.strip_prefix("Bearer ")).map(str::trim)
+}
+
+/// Is the token one of this cluster's, whoever it is for?
+fn signed(app: &App, headers: &HeaderMap) -> bool {
+    bearer(headers).is_some_and(|token| app.auth.signed(&app.log.head().machine, token, crate::app::now_ms()))
+}
+
+fn session(app: &App, state: &cvlan_core::State, headers: &HeaderMap) -> Result<Session, Problem> {
+    let token = bearer(headers).ok_or_else(|| {
         Problem::unproven("session_missing", "log in first: POST /api/v1/auth/login, then Authorization: Bearer TOKEN")
     })?;
-    app.auth.access(state, token.trim(), crate::app::now_ms())
+    app.auth.access(state, token, crate::app::now_ms())
 }
 
 fn permitted(
@@ -238,26 +252,36 @@ fn if_match_read(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     }
 }
 
-/// The checkpoint that the reader wants to see at least.
-fn checkpoint_read(headers: &HeaderMap, head: &Head<cvlan_core::State>) -> Result<Option<Checkpoint>, Problem> {
-    let Some(value) = headers.get(CHECKPOINT) else { return Ok(None) };
-    let invalid = || Problem::invalid("checkpoint_invalid", "Cvlan-Checkpoint is 32 hex digits, a dot and a number");
-    let wanted: Checkpoint = value.to_str().map_err(|_| invalid())?.trim().parse().map_err(|_| invalid())?;
-    if wanted.epoch != head.epoch {
-        let detail = format!("the log here is of epoch {}; forget what you know of another one", head.epoch);
-        return Err(Problem::new(StatusCode::PRECONDITION_FAILED, "epoch_other", detail));
+fn asks_fresh(headers: &HeaderMap, query: &str) -> bool {
+    headers.contains_key(CHECKPOINT) || query.contains(CONSISTENCY)
+}
+
+/// How fresh a read must be: `Cvlan-Checkpoint`, `?consistency=linearizable`.
+fn freshness_read(headers: &HeaderMap, query: &str) -> Result<Freshness, Problem> {
+    let mut wanted = Freshness::default();
+    if let Some(value) = headers.get(CHECKPOINT) {
+        let invalid =
+            || Problem::invalid("checkpoint_invalid", "Cvlan-Checkpoint is 32 hex digits, a dot and a number");
+        let at_least: Checkpoint = value.to_str().map_err(|_| invalid())?.trim().parse().map_err(|_| invalid())?;
+        wanted.at_least = Some(at_least);
     }
-    if wanted.seq > head.seq {
-        let detail = format!("event {} does not exist yet; the log is at {}", wanted.seq, head.seq);
-        return Err(Problem::invalid("checkpoint_beyond", detail));
+    for (_, value) in form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == CONSISTENCY) {
+        wanted.linearizable = match value.as_ref() {
+            "linearizable" => true,
+            "local" => false,
+            _ => return Err(Problem::invalid("query_invalid", "consistency is local or linearizable")),
+        };
     }
-    Ok(Some(wanted))
+    Ok(wanted)
 }
 
 /// The query's parameters; one that the route does not have is refused, not ignored.
-fn query_read(query: &str, known: &'static [&'static str]) -> Result<Params, Problem> {
+fn query_read(query: &str, reads: bool, known: &'static [&'static str]) -> Result<Params, Problem> {
     let mut params = Vec::new();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        if reads && name == CONSISTENCY {
+            continue;
+        }
         if !known.contains(&name.as_ref()) {
             let detail = match known {
                 [] => format!("this route takes no parameter {name:?}"),

@@ -154,6 +154,16 @@ pub static ROUTES: &[Route] = routes! {
     DELETE "/users/{user}" May(P::PeopleWrite, Cluster), &[], "" => "" "user.deleted" c reply::none(app::user::delete(&c.app, c.caller()?, &c.head, TenantId::default(), c.param("user")).await?);
 
     GET "/cluster" May(P::ClusterRead, Cluster), &[], "" => "ClusterStatus" "" c reply::ok(app::system::status(&c.app, &c.head));
+    GET "/cluster/members" May(P::ClusterRead, Cluster), &[], "" => "MemberList" "" c reply::ok(app::member::list(&c.app, &c.head));
+    POST "/cluster/members" May(P::ClusterWrite, Cluster), &[], "MemberAddRequest" => "MemberAddResponse" "member.admitted" c {
+        let made = app::member::add(&c.app, c.caller()?, c.json()?).await?;
+        let id = made.body.member.as_ref().map(|m| m.id).unwrap_or_default();
+        reply::created(format!("{BASE}/cluster/members/{id}"), made)
+    };
+    GET "/cluster/members/{member}" May(P::ClusterRead, Cluster), &[], "" => "Member" "" c reply::ok(app::member::get(&c.app, &c.head, c.param("member"))?);
+    DELETE "/cluster/members/{member}" May(P::ClusterWrite, Cluster), &[], "" => "" "member.removed" c reply::none(app::member::remove(&c.app, c.caller()?, c.param("member")).await?);
+    POST "/cluster/members/{member}/promote" May(P::ClusterWrite, Cluster), &[], "" => "Member" "" c reply::ok(app::member::promote(&c.app, c.caller()?, c.param("member")).await?);
+    POST "/cluster/transfer-leader" May(P::ClusterWrite, Cluster), &[], "LeaderTransferRequest" => "Member" "" c reply::ok(app::member::transfer(&c.app, c.caller()?, c.json()?).await?);
     GET "/log/events" May(P::AuditRead, Own), EVENTS, "" => "EventList" "" c events::answer(c).await;
     GET "/log/checkpoints" May(P::AuditRead, Own), &[], "" => "CheckpointList" "" c reply::ok(app::system::checkpoints(&c.head));
     POST "/log/checkpoint" May(P::ClusterWrite, Cluster), &[], "" => "CheckpointRecord" "system.checkpoint_opened" c reply::ok(app::system::checkpoint(&c.app).await?);

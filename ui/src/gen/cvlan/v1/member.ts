@@ -9,7 +9,7 @@ export const protobufFileName = "cvlan/v1/member.proto";
 
 /** Members: the controllers of the cluster, how one is let in, and what it is given when it comes. */
 
-/** Member as people and scripts see it. Who votes and who leads is Raft's to say, not the log's. */
+/** Member as people and scripts see it. */
 export interface Member {
   /** Number in Raft and in the log: the seq of its MemberAdmitted event, 1 for the founder; never used again. */
   id: string;
@@ -38,6 +38,22 @@ export interface Member {
     | undefined;
   /** Sequence number of its last MemberEvent: the ETag. What it advertises does not count. */
   revision: string;
+  /**
+   * From here on what Raft says, as the member that answers sees it.
+   * leader, follower (it votes), learner (it does not); empty: not in Raft.
+   */
+  role: string;
+  voter: boolean;
+  /** Milliseconds since it was heard of; absent: never. */
+  heardMs?:
+    | string
+    | undefined;
+  /** Its clock minus that of the member that answers, milliseconds. */
+  skewMs?:
+    | string
+    | undefined;
+  /** Entries of the log that it lacks; only the leader knows. */
+  behind?: string | undefined;
 }
 
 /** MemberList is every member, by id. */

@@ -2,6 +2,7 @@
 // source: cvlan/v1/system.proto
 
 /* eslint-disable */
+import type { Member } from "./member";
 
 export const protobufPackage = "cvlan.v1";
 
@@ -95,6 +96,8 @@ export interface ClusterStatus {
   /** The last completed checkpoint: its seq and state digest (hex). */
   digestSeq: string;
   digest: string;
+  /** All of them, by id. */
+  members: Member[];
 }
 
 /** LogVerification answers POST /api/v1/log/verify. */

@@ -1,0 +1,127 @@
+//! Members' certificates: what a controller proves itself to the others with, as client and as server.
+
+use super::{Ca, CaError, DAY_MS, SKEW_MS, params};
+use rcgen::{ExtendedKeyUsagePurpose, KeyUsagePurpose, PublicKeyData, SanType};
+use rustls::pki_types::CertificateDer;
+use sha2::{Digest, Sha256};
+use x509_parser::extensions::GeneralName;
+
+/// Life of a member's certificate; it makes itself a new one at two thirds of it.
+pub const MEMBER_MS: u64 = 90 * DAY_MS;
+/// What every member answers to: a joiner knows no id yet.
+pub const ANY_MEMBER: &str = "member.cvlan.internal";
+/// Before the id, in the one URI of the certificate.
+const URI: &str = "cvlan:member:";
+
+/// The name that member `id` alone answers to.
+pub fn member_name(id: u64) -> String {
+    format!("m{id}.{ANY_MEMBER}")
+}
+
+/// The subject of a member's certificate, once TLS has proven it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemberPeer {
+    /// Which member.
+    pub member: u64,
+    /// SHA-256 of its SubjectPublicKeyInfo.
+    pub key_sha256: [u8; 32],
+    /// Good from, milliseconds since 1970.
+    pub not_before_ms: u64,
+    /// Good until, milliseconds since 1970.
+    pub not_after_ms: u64,
+}
+
+impl Ca {
+    /// The certificate of member `id` for this key.
+    pub fn member(&self, id: u64, key: &impl PublicKeyData, now_ms: u64) -> Result<CertificateDer<'static>, CaError> {
+        let mut params = params(&format!("cvlan member {id}"), now_ms.saturating_sub(SKEW_MS), now_ms + MEMBER_MS)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.subject_alt_names = vec![
+            SanType::DnsName(member_name(id).as_str().try_into()?),
+            SanType::DnsName(ANY_MEMBER.try_into()?),
+            SanType::URI(format!("{URI}{id}").as_str().try_into()?),
+        ];
+        Ok(params.signed_by(key, &self.issuer)?.der().clone())
+    }
+}
+
+/// Reads a certificate; `None` unless its one URI is `cvlan:member:ID`.
+pub fn member_read(der: &[u8]) -> Option<MemberPeer> {
+    let (_, cert) = x509_parser::parse_x509_certificate(der).ok()?;
+    let san = cert.subject_alternative_name().ok()??;
+    let mut uris = san.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let (Some(uri), None) = (uris.next(), uris.next()) else { return None };
+    let digits = uri.strip_prefix(URI)?;
+    let member: u64 = digits.parse().ok()?;
+    if member == 0 || member.to_string() != digits {
+        return None;
+    }
+    let ms = |t: x509_parser::time::ASN1Time| u64::try_from(t.timestamp()).unwrap_or_default().saturating_mul(1000);
+    let validity = cert.validity();
+    Some(MemberPeer {
+        member,
+        key_sha256: Sha256::digest(cert.public_key().raw).into(),
+        not_before_ms: ms(validity.not_before),
+        not_after_ms: ms(validity.not_after),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ca::{Csr, ca_make, peer_read};
+    use cvlan_core::id::NodeId;
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::pki_types::pem::PemObject;
+    use uuid::Uuid;
+
+    const NOW: u64 = 1_700_000_000_000;
+
+    #[test]
+    fn a_members_certificate_is_no_nodes_and_a_nodes_no_members() {
+        let (key, der) = ca_make(NOW).unwrap();
+        let ca = Ca::open(&key, &der).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let member = ca.member(7, &key, NOW).unwrap();
+        let peer = member_read(&member).unwrap();
+        assert_eq!((peer.member, peer.not_after_ms), (7, NOW + MEMBER_MS));
+        let spki: [u8; 32] = Sha256::digest(key.subject_public_key_info()).into();
+        assert_eq!(peer.key_sha256, spki);
+        assert!(peer_read(&member).is_none());
+        let (_, cert) = x509_parser::parse_x509_certificate(&member).unwrap();
+        let usage = cert.extended_key_usage().unwrap().unwrap().value;
+        assert!(usage.client_auth && usage.server_auth && !usage.any);
+
+        // Whatever a machine asks for.
+        let mut params = CertificateParams::new(vec!["m7.member.cvlan.internal".to_owned()]).unwrap();
+        params.subject_alt_names.push(SanType::URI("cvlan:member:7".try_into().unwrap()));
+        let csr = Csr::read(&params.serialize_request(&key).unwrap().pem().unwrap()).unwrap();
+        let node = ca.node(NodeId(Uuid::from_u128(7)), &csr, &[0; 32], NOW, 0).unwrap();
+        let node = CertificateDer::from_pem_slice(node.as_bytes()).unwrap();
+        assert!(peer_read(&node).is_some() && member_read(&node).is_none());
+        assert!(member_read(ca.der()).is_none() && member_read(b"nonsense").is_none());
+    }
+
+    #[test]
+    fn an_id_is_written_in_one_way() {
+        let key = KeyPair::generate().unwrap();
+        for (uris, wanted) in [
+            (vec!["cvlan:member:3"], Some(3)),
+            (vec!["cvlan:member:03"], None),
+            (vec!["cvlan:member:+3"], None),
+            (vec!["cvlan:member:0"], None),
+            (vec!["cvlan:member:"], None),
+            (vec!["node:3"], None),
+            (vec!["cvlan:member:3", "cvlan:member:4"], None),
+        ] {
+            let mut params = CertificateParams::default();
+            params.subject_alt_names = uris.iter().map(|u| SanType::URI((*u).try_into().unwrap())).collect();
+            let der = params.self_signed(&key).unwrap().der().clone();
+            assert_eq!(member_read(&der).map(|p| p.member), wanted, "{uris:?}");
+        }
+    }
+}

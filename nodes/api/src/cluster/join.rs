@@ -1,0 +1,307 @@
+//! How a machine becomes a member: `cvlan-join/1`, one question and one answer.
+//!
+//! ```text
+//!  joiner   token ─► keys/member.key (made, durable) ─► TLS, CA pinned by the token ─► JoinRequest{id, secret, CSR, address}
+//!  member   CSR signed by its own key? ─► MemberCommand::Join (secret, time, key: decide) ─► certificate
+//!  joiner   ◄─ JoinResponse{epoch, CA, certificate, cluster key, CA key} ─► keys/, each file durable, identity last
+//! ```
+//! Any member that holds the keys serves it. Both sides may die at any point: the same token with the same key gets the
+//! same answer again; a folder without keys/identity asks again; it never begins a log of its own.
+
+use super::identity::{IdentityError, certificate_write, key_sha256, own_key};
+use super::pin::{joiner_config, spki_sha256};
+use super::tls::{HANDSHAKE_TIME, tune};
+use crate::Log;
+use crate::app::now_ms;
+use crate::ca::{ANY_MEMBER, Ca, Csr, member_read, pem_of};
+use crate::keys::{Identity, Keys};
+use crate::problem::Problem;
+use crate::random::uuid;
+use cvlan_core::id::{CommandId, Epoch, MemberId};
+use cvlan_core::member::{MemberCommand, join_token_parse, secret_hash};
+use cvlan_core::rejection::Rejection;
+use cvlan_core::seal::ClusterKey;
+use cvlan_core::{Command, Meta, Wish};
+use cvlan_proto::Message;
+use cvlan_proto::v1::{JoinPeer, JoinRequest, JoinResponse, JoinTokenClaims};
+use rcgen::{CertificateParams, KeyPair};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::TlsConnector;
+
+/// The longest question or answer, bytes.
+pub const MESSAGE_MAX: usize = 64 << 10;
+/// The question must be there within this.
+const QUESTION_TIME: Duration = Duration::from_secs(5);
+/// The answer takes a write, which may wait for a leader.
+const ANSWER_TIME: Duration = Duration::from_secs(30);
+/// How long a joiner tries.
+const JOIN_TIME: Duration = Duration::from_secs(60);
+/// Between two rounds through the addresses.
+const REST: Duration = Duration::from_millis(500);
+/// Refusals that pass.
+const LATER: [&str; 6] = ["no_leader", "busy", "disk_full", "stopping", "diverged", "outcome_unknown"];
+
+/// What a voter keeps in keys/ besides its own identity.
+#[derive(Clone)]
+pub struct Secrets {
+    /// Seals the secrets in the log.
+    pub cluster: ClusterKey,
+    /// The certificate authority.
+    pub ca: Arc<Ca>,
+}
+
+/// Why a machine is not a member.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The token is none.
+    #[error("{0}")]
+    Token(Rejection),
+    /// Neither the token nor --join says where to.
+    #[error("the join token names no member to join through, and --join is not given")]
+    NoAddress,
+    /// The folder is another member's, or has a log of its own.
+    #[error("{0}")]
+    Folder(String),
+    /// The cluster refused.
+    #[error("the cluster refused: {detail} ({code})")]
+    Refused {
+        /// Stable, snake_case.
+        code: String,
+        /// What happened and what to do.
+        detail: String,
+    },
+    /// No member could be reached, or none could serve it.
+    #[error("no member could be joined through: {0}")]
+    Unreachable(String),
+    /// Own keys.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+impl From<crate::keys::KeysError> for JoinError {
+    fn from(e: crate::keys::KeysError) -> Self {
+        Self::Identity(e.into())
+    }
+}
+
+impl From<crate::ca::CaError> for JoinError {
+    fn from(e: crate::ca::CaError) -> Self {
+        Self::Identity(e.into())
+    }
+}
+
+impl JoinError {
+    /// Stable name of the kind of error: the cluster's own where it gave one.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Token(rejection) => rejection.code,
+            Self::NoAddress => "join_without_address",
+            Self::Folder(_) => "folder_in_use",
+            Self::Refused { code, .. } => code,
+            Self::Unreachable(_) => "join_unreachable",
+            Self::Identity(e) => e.code(),
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Token(_) | Self::Refused { .. } => "`cvlanctl cluster add NAME` makes a new token",
+            Self::NoAddress => "--join HOST:8445 names a member",
+            Self::Folder(_) => "use an empty --data-dir",
+            Self::Unreachable(_) => "does a member listen there (--cluster-listen), and is it the right cluster?",
+            Self::Identity(_) => "check the disk and who may write there",
+        }
+    }
+}
+
+/// Makes this folder a member's; one that is that member already is left as it is.
+pub async fn join(keys: &Keys, token: &str, through: &[String], address: &str) -> Result<Identity, JoinError> {
+    let claims = join_token_parse(token).map_err(JoinError::Token)?;
+    if let Some(own) = keys.identity()? {
+        return match own.member == claims.member_id {
+            true => Ok(own),
+            false => Err(JoinError::Folder(format!(
+                "this folder is member {}'s, but the token is for member {}",
+                own.member, claims.member_id
+            ))),
+        };
+    }
+    if keys.cluster()?.is_some() && !keys.joining()? {
+        return Err(JoinError::Folder("this folder has begun a log of its own".to_owned()));
+    }
+    let addresses = if through.is_empty() { claims.addresses.as_slice() } else { through };
+    if addresses.is_empty() {
+        return Err(JoinError::NoAddress);
+    }
+    let key = own_key(keys)?;
+    let csr = CertificateParams::default().serialize_request(&key).map_err(crate::ca::CaError::from)?;
+    let request = JoinRequest {
+        member_id: claims.member_id,
+        secret: claims.secret.clone(),
+        csr: csr.der().to_vec(),
+        address: address.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let response = ask(&claims, addresses, &request).await?;
+    keep(keys, &claims, &key, &response)
+}
+
+/// Asks one address after the other until one answers for good.
+async fn ask(claims: &JoinTokenClaims, addresses: &[String], request: &JoinRequest) -> Result<JoinResponse, JoinError> {
+    let pin = claims.ca_spki_sha256.as_slice().try_into();
+    let pin = pin.map_err(|_| JoinError::Unreachable("the token pins no CA".to_owned()))?;
+    let tls = joiner_config(pin).map_err(crate::ca::CaError::from)?;
+    let (end, mut last) = (Instant::now() + JOIN_TIME, String::new());
+    while Instant::now() < end {
+        for address in addresses {
+            match ask_one(tls.clone(), address, request).await {
+                Ok(response) if response.refused.is_empty() => return Ok(response),
+                Ok(JoinResponse { refused: code, detail, .. }) => {
+                    if !LATER.contains(&code.as_str()) {
+                        return Err(JoinError::Refused { code, detail });
+                    }
+                    last = format!("{address}: {detail} ({code})");
+                }
+                Err(error) => last = format!("{address}: {error}"),
+            }
+            tracing::warn!("join: {last}");
+        }
+        sleep(REST).await;
+    }
+    Err(JoinError::Unreachable(last))
+}
+
+async fn ask_one(tls: Arc<ClientConfig>, address: &str, request: &JoinRequest) -> io::Result<JoinResponse> {
+    let connect = async {
+        let tcp = TcpStream::connect(address).await?;
+        tune(&tcp)?;
+        let name = ServerName::try_from(ANY_MEMBER).map_err(io::Error::other)?;
+        TlsConnector::from(tls).connect(name, tcp).await
+    };
+    let mut stream = timeout(HANDSHAKE_TIME, connect).await??;
+    let exchange = async {
+        message_write(&mut stream, request).await?;
+        message_read(&mut stream).await
+    };
+    timeout(ANSWER_TIME + QUESTION_TIME, exchange).await?
+}
+
+/// Checks what the cluster answered and keeps it; which member this is comes last.
+fn keep(keys: &Keys, claims: &JoinTokenClaims, key: &KeyPair, response: &JoinResponse) -> Result<Identity, JoinError> {
+    let wrong = |what: &str| JoinError::Unreachable(format!("the answer has {what}"));
+    let mut epoch = [0; 16];
+    hex::decode_to_slice(&response.epoch, &mut epoch).map_err(|_| wrong("no epoch"))?;
+    let pinned = spki_sha256(&response.ca_certificate).is_some_and(|pin| pin == *claims.ca_spki_sha256);
+    let ca = Ca::open(&response.ca_key, &response.ca_certificate)?;
+    let own = member_read(&response.certificate);
+    let fits = own.is_some_and(|o| o.member == claims.member_id && o.key_sha256 == key_sha256(key));
+    if !pinned || !fits {
+        return Err(wrong("another CA or another member's certificate"));
+    }
+    let cluster = response.cluster_key.as_slice().try_into().map_err(|_| wrong("no cluster key"))?;
+    keys.ca_pem_write(ca.pem())?;
+    keys.cluster_write(&ClusterKey { id: response.cluster_key_id.clone(), key: cluster })?;
+    keys.ca_key_write(&response.ca_key)?;
+    certificate_write(keys, &response.certificate)?;
+    let identity = Identity { epoch: Epoch(epoch), member: claims.member_id, settled: false };
+    keys.identity_write(&identity)?;
+    Ok(identity)
+}
+
+/// Serves one joiner.
+pub async fn serve(
+    log: &Log,
+    secrets: &Secrets,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    source: IpAddr,
+) -> io::Result<()> {
+    let request: JoinRequest = timeout(QUESTION_TIME, message_read(&mut stream)).await??;
+    let member = request.member_id;
+    let response = match timeout(ANSWER_TIME, admit(log, secrets, request, source)).await {
+        Ok(Ok(response)) => {
+            tracing::info!(member, %source, "a member joined through here");
+            response
+        }
+        Ok(Err(problem)) => refused(problem.code, &problem.detail),
+        Err(_) => refused("no_leader", "the cluster did not decide in time; try again"),
+    };
+    if !response.refused.is_empty() {
+        tracing::warn!(member, %source, code = response.refused, "a join was refused");
+    }
+    timeout(QUESTION_TIME, message_write(&mut stream, &response)).await??;
+    stream.shutdown().await
+}
+
+fn refused(code: &str, detail: &str) -> JoinResponse {
+    JoinResponse { refused: code.to_owned(), detail: detail.to_owned(), ..JoinResponse::default() }
+}
+
+async fn admit(log: &Log, secrets: &Secrets, request: JoinRequest, source: IpAddr) -> Result<JoinResponse, Problem> {
+    let csr = Csr::read(&pem_of("CERTIFICATE REQUEST", &request.csr))?;
+    let id = MemberId(request.member_id);
+    let wish = MemberCommand::Join {
+        id,
+        secret_hash: secret_hash(&request.secret),
+        key_sha256: csr.key_sha256,
+        address: request.address,
+        version: request.version,
+    };
+    let meta = Meta { id: CommandId(uuid()), source: source.to_string(), ..Meta::default() };
+    let answer = log.write(Command { meta, wish: Wish::Member(wish) }).await?;
+    let certificate = secrets.ca.member(id.0, csr.key(), now_ms()).map_err(Problem::internal)?;
+    let key = secrets.ca.key_pem();
+    let peers = &log.head().members.addresses;
+    Ok(JoinResponse {
+        epoch: answer.checkpoint.epoch.to_string(),
+        ca_certificate: secrets.ca.der().to_vec(),
+        certificate: certificate.to_vec(),
+        cluster_key_id: secrets.cluster.id.clone(),
+        cluster_key: secrets.cluster.key.to_vec(),
+        ca_key: key,
+        members: peers.iter().map(|(id, address)| JoinPeer { id: *id, address: address.clone() }).collect(),
+        ..JoinResponse::default()
+    })
+}
+
+async fn message_read<T: Message + Default>(io: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
+    let length = io.read_u32_le().await? as usize;
+    if length > MESSAGE_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a message of {length} bytes")));
+    }
+    let mut bytes = vec![0; length];
+    io.read_exact(&mut bytes).await?;
+    T::decode(bytes.as_slice()).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+async fn message_write(io: &mut (impl AsyncWrite + Unpin), message: &impl Message) -> io::Result<()> {
+    let bytes = message.encode_to_vec();
+    io.write_u32_le(u32::try_from(bytes.len()).map_err(io::Error::other)?).await?;
+    io.write_all(&bytes).await?;
+    io.flush().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_message_is_bounded() {
+        let (mut a, mut b) = tokio::io::duplex(1 << 20);
+        let request = JoinRequest { member_id: 5, secret: vec![1; 32], ..JoinRequest::default() };
+        message_write(&mut a, &request).await.unwrap();
+        assert_eq!(message_read::<JoinRequest>(&mut b).await.unwrap(), request);
+        a.write_u32_le(MESSAGE_MAX as u32 + 1).await.unwrap();
+        assert!(message_read::<JoinRequest>(&mut b).await.is_err());
+        a.write_all(&[4, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]).await.unwrap();
+        assert!(message_read::<JoinRequest>(&mut b).await.is_err());
+    }
+}

@@ -1,0 +1,162 @@
+//! Keeps Raft's members what the log says they are. Runs on every member, acts where it leads.
+//!
+//! ```text
+//!  in the log, joined, not in Raft (or elsewhere than Raft thinks) ─► learner
+//!  learners that have caught up ─► voters, while their number stays odd: 1 ─► 3 ─► 5
+//!  in Raft, not in the log ─► removed
+//! ```
+//! Each step is safe to repeat; what fails is tried again. An even rest stays learner: it would cost a vote for every
+//! decision and survive nothing more.
+
+use crate::Log;
+use cvlan_raft::Status;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+/// Voters at most.
+pub const VOTERS_MAX: usize = 5;
+/// A learner so close to the leader, in entries, has caught up.
+pub const CAUGHT_UP: u64 = 1_000;
+/// A learner that was not heard of so long is not made a voter, milliseconds.
+const HEARD_MS: u64 = 2_000;
+/// Between two looks.
+const TICK: Duration = Duration::from_millis(500);
+/// After a step that failed.
+const REST: Duration = Duration::from_secs(3);
+/// A step is given up after this.
+const STEP_TIME: Duration = Duration::from_secs(10);
+
+/// One change of Raft's members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It follows, at this address.
+    Learner(u64, String),
+    /// It votes.
+    Promote(u64),
+    /// It is no member any more.
+    Remove(u64),
+}
+
+/// One of Raft's members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InRaft {
+    /// Where it is.
+    pub address: String,
+    /// Does it vote?
+    pub voter: bool,
+    /// It could: it is there, and close to the leader.
+    pub caught_up: bool,
+}
+
+/// What is to be done: `log` = who is in by the log, with the address that it announced; `raft` = Raft's members.
+pub fn steps(log: &BTreeMap<u64, String>, raft: &BTreeMap<u64, InRaft>) -> Vec<Step> {
+    let differs = |id: &u64, address: &String| raft.get(id).is_none_or(|m| m.address != *address);
+    let added = log.iter().filter(|(id, address)| !address.is_empty() && differs(id, address));
+    let mut steps: Vec<Step> = added.map(|(id, address)| Step::Learner(*id, address.clone())).collect();
+    // One at a time: what it does to the quorum is looked at anew before the next.
+    steps.extend(raft.keys().find(|id| !log.contains_key(id)).map(|id| Step::Remove(*id)));
+    if steps.is_empty() {
+        let voters = raft.values().filter(|m| m.voter).count();
+        let ready: Vec<u64> = raft.iter().filter(|(_, m)| !m.voter && m.caught_up).map(|(id, _)| *id).collect();
+        let wanted = if voters % 2 == 1 { 2 } else { 1 };
+        if voters + wanted <= VOTERS_MAX && ready.len() >= wanted {
+            steps.extend(ready.iter().take(wanted).map(|id| Step::Promote(*id)));
+        }
+    }
+    steps
+}
+
+/// Until it is dropped.
+pub async fn keep(log: Log) {
+    loop {
+        sleep(TICK).await;
+        for step in due(&log) {
+            let done = match &step {
+                Step::Learner(id, address) => timeout(STEP_TIME, log.learner_add(*id, address.clone())).await,
+                Step::Promote(id) => timeout(STEP_TIME, log.promote(*id)).await,
+                Step::Remove(id) => timeout(STEP_TIME, log.member_remove(*id)).await,
+            };
+            match &done {
+                Ok(Ok(())) => tracing::info!("members: {step:?}"),
+                Ok(Err(error)) => tracing::warn!(code = error.code(), %error, "members: {step:?} failed"),
+                Err(_) => tracing::warn!("members: {step:?} takes too long"),
+            }
+            if !matches!(done, Ok(Ok(()))) {
+                sleep(REST).await;
+                break;
+            }
+        }
+    }
+}
+
+fn due(log: &Log) -> Vec<Step> {
+    let status = log.status();
+    let head = log.head();
+    // While voters change there are two sets of them.
+    let [voters] = head.members.voters.as_slice() else { return Vec::new() };
+    if !status.writable {
+        return Vec::new();
+    }
+    let joined = head.machine.members.values().filter(|m| m.is_in());
+    let wanted = joined.map(|m| (m.id.0, m.address().to_owned())).collect();
+    let now = head.members.addresses.iter().map(|(id, address)| {
+        let member =
+            InRaft { address: address.clone(), voter: voters.contains(id), caught_up: caught_up(&status, *id) };
+        (*id, member)
+    });
+    steps(&wanted, &now.collect())
+}
+
+fn caught_up(status: &Status, id: u64) -> bool {
+    let peer = status.peers.iter().find(|p| p.id == id);
+    peer.is_some_and(|p| p.behind.is_some_and(|b| b <= CAUGHT_UP) && p.heard_ms.is_some_and(|ms| ms <= HEARD_MS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// "1v" = a voter, "2l" = a learner that has caught up, "3s" = a slow one; "=b" after it = at address b.
+    fn raft(text: &str) -> BTreeMap<u64, InRaft> {
+        let member = |word: &str| {
+            let (word, address) = word.split_once('=').unwrap_or((word, "a"));
+            let (id, kind) = word.split_at(word.len() - 1);
+            let member = InRaft { address: address.into(), voter: kind == "v", caught_up: kind == "l" };
+            (id.parse().unwrap(), member)
+        };
+        text.split_whitespace().map(member).collect()
+    }
+
+    #[test]
+    fn what_is_to_be_done() {
+        let learner = |id| Step::Learner(id, "a".into());
+        for (log, in_raft, wanted) in [
+            (vec![1], "1v", vec![]),
+            (vec![1, 5], "1v", vec![learner(5)]),
+            (vec![1, 5, 9], "1v", vec![learner(5), learner(9)]),
+            // Two voters need both: worse than one.
+            (vec![1, 5], "1v 5l", vec![]),
+            (vec![1, 5, 9], "1v 5l 9s", vec![]),
+            (vec![1, 5, 9], "1v 5l 9l", vec![Step::Promote(5), Step::Promote(9)]),
+            // Half-way: one is enough.
+            (vec![1, 5, 9], "1v 5v 9l", vec![Step::Promote(9)]),
+            (vec![1, 5, 9], "1v 5v 9s", vec![]),
+            (vec![1, 5, 9, 12], "1v 5v 9v 12l", vec![]),
+            (vec![1, 5, 9, 12, 15], "1v 5v 9v 12l 15l", vec![Step::Promote(12), Step::Promote(15)]),
+            (vec![1, 5, 9, 12, 15, 18, 20], "1v 5v 9v 12v 15v 18l 20l", vec![]),
+            // A lost voter is replaced by a learner that waited.
+            (vec![1, 5, 12], "1v 5v 12l", vec![Step::Promote(12)]),
+            (vec![1, 5], "1v 5v 9v", vec![Step::Remove(9)]),
+            (vec![5], "1v 5v 9v", vec![Step::Remove(1)]),
+            // First who is there, then who votes.
+            (vec![1, 5, 9, 12], "1v 5l 9l", vec![learner(12)]),
+            (vec![1], "1v=b", vec![learner(1)]),
+        ] {
+            let log: BTreeMap<u64, String> = log.into_iter().map(|id| (id, "a".to_owned())).collect();
+            assert_eq!(steps(&log, &raft(in_raft)), wanted, "{in_raft}");
+        }
+        // One that has not said where it is stays as it is.
+        assert_eq!(steps(&BTreeMap::from([(1, String::new())]), &raft("1v=b")), []);
+    }
+}

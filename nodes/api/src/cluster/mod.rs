@@ -1,0 +1,153 @@
+//! The doors between controllers ("members"): who they are, how one comes in, what they speak.
+//!
+//! ```text
+//!  8445 ─► TLS 1.3 ─┬─ cvlan-member/1 ─► certificate: a member's, not removed, its known key ─► Raft (Member::accept)
+//!                   └─ cvlan-join/1 ───► join: token's secret ─► MemberCommand::Join ─► keys
+//!  log's members ─► keeper (on the leader) ─► Raft's members: learners first, voters once caught up, 1, 3 or 5
+//! ```
+//! Invariants: a node's certificate opens nothing here, a member's nothing at the node door; whom the log has removed
+//! and Raft too is turned away; nobody without a certificate reaches Raft. Start reading at [`serve`].
+
+pub mod identity;
+pub mod join;
+pub mod keeper;
+pub mod pin;
+pub mod tls;
+
+use crate::Log;
+use crate::ca::MemberPeer;
+use crate::random::uuid;
+use cvlan_core::id::{CommandId, MemberId};
+use cvlan_core::member::MemberCommand;
+use cvlan_core::{Command, Meta, State, Wish};
+use cvlan_raft::Head;
+use join::Secrets;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tls::{Accepted, TlsTransport, dismiss, welcome};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Connections of members that are open at once.
+const CONNECTIONS: usize = 512;
+/// Handshakes and joins at once; further ones wait in the listener's queue.
+const ENTERING: usize = 64;
+/// After a failed accept (no file descriptor left, say) the loop rests.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+
+/// What the cluster's door needs.
+pub struct Door {
+    /// Bound already.
+    pub listener: TcpListener,
+    /// With this member's certificate.
+    pub transport: TlsTransport,
+    /// Raft.
+    pub log: Log,
+    /// For joiners.
+    pub secrets: Secrets,
+}
+
+/// Serves until it is dropped; open connections end with it.
+pub async fn serve(door: Door) {
+    let Door { listener, transport, log, secrets } = door;
+    let (entering, connections) = (Arc::new(Semaphore::new(ENTERING)), Arc::new(Semaphore::new(CONNECTIONS)));
+    let shared = Arc::new(Shared { transport, log, secrets, connections });
+    let mut open = tokio::task::JoinSet::new();
+    loop {
+        let accepted = async {
+            let permit = entering.clone().acquire_owned().await.ok()?;
+            Some((listener.accept().await, permit))
+        };
+        tokio::select! {
+            Some((accepted, permit)) = accepted => match accepted {
+                Ok((tcp, address)) => {
+                    open.spawn(connection(shared.clone(), tcp, address, permit));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    tokio::time::sleep(ACCEPT_REST).await;
+                }
+            },
+            Some(_) = open.join_next() => {}
+        }
+    }
+}
+
+struct Shared {
+    transport: TlsTransport,
+    log: Log,
+    secrets: Secrets,
+    connections: Arc<Semaphore>,
+}
+
+async fn connection(shared: Arc<Shared>, tcp: TcpStream, address: SocketAddr, entering: OwnedSemaphorePermit) {
+    if let Err(error) = enter(&shared, tcp, address, entering).await {
+        tracing::info!(%address, %error, "the cluster's door refused a connection");
+    }
+}
+
+async fn enter(shared: &Shared, tcp: TcpStream, address: SocketAddr, entering: OwnedSemaphorePermit) -> io::Result<()> {
+    match shared.transport.accept(tcp).await? {
+        Accepted::Joiner(stream) => {
+            join::serve(&shared.log, &shared.secrets, stream, address.ip().to_canonical()).await
+        }
+        Accepted::Member(peer, address, stream) => {
+            let denied = |what: &str| io::Error::new(io::ErrorKind::PermissionDenied, what);
+            match standing(&shared.log.head(), &peer) {
+                Standing::Member => {}
+                Standing::Removed => {
+                    dismiss(stream).await?;
+                    return Err(denied("it was removed from the cluster"));
+                }
+                Standing::OtherKey => return Err(denied("the log knows another key of this member")),
+            }
+            let open = shared.connections.clone().try_acquire_owned();
+            let _open = open.map_err(|_| io::Error::other("too many connections of members"))?;
+            let pipe = welcome(stream).await?;
+            drop(entering);
+            // While the one that leads looks for it elsewhere, it cannot tell the log itself.
+            let (told, served) = (moved(&shared.log, &peer, address), shared.log.accept(Some(peer.member), pipe));
+            tokio::join!(told, served);
+            Ok(())
+        }
+    }
+}
+
+/// Tells the log, for the member itself, that it is reached elsewhere now.
+async fn moved(log: &Log, peer: &MemberPeer, address: String) {
+    let id = MemberId(peer.member);
+    let head = log.head();
+    let Some(joined) = head.machine.members.get(&id).and_then(|m| m.joined.clone()) else { return };
+    if address.is_empty() || *joined.address == *address {
+        return;
+    }
+    let (key_sha256, version) = (peer.key_sha256, joined.version.to_string());
+    let announce = MemberCommand::Announce { id, key_sha256, address, version };
+    let meta = Meta { id: CommandId(uuid()), ..Meta::default() };
+    match log.write(Command { meta, wish: Wish::Member(announce) }).await {
+        Ok(_) => tracing::info!(member = peer.member, "it is reached elsewhere now"),
+        Err(error) => tracing::warn!(member = peer.member, %error, "its new address was not written"),
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Standing {
+    Member,
+    Removed,
+    OtherKey,
+}
+
+/// What this member's log says of one that has proven its certificate. Its id is the number of the event that admitted
+/// it: one that this log has not reached yet cannot be judged here, and its certificate is enough.
+fn standing(head: &Head<State>, peer: &MemberPeer) -> Standing {
+    let known = head.machine.members.get(&MemberId(peer.member));
+    match known.and_then(|m| m.joined.as_ref()) {
+        Some(joined) if joined.key_sha256 != peer.key_sha256 => Standing::OtherKey,
+        Some(_) => Standing::Member,
+        None if known.is_some() || head.members.addresses.contains_key(&peer.member) => Standing::Member,
+        None if peer.member <= head.seq.0 => Standing::Removed,
+        None => Standing::Member,
+    }
+}

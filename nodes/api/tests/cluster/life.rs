@@ -1,0 +1,174 @@
+//! Join, write, lose the leader, hand over, remove.
+
+use crate::common::{Cluster, Member, free_ports, roles, voters};
+use base64::Engine as _;
+use reqwest::Method;
+use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+const ALL: [usize; 3] = [0, 1, 2];
+
+fn wg_key(n: u64) -> String {
+    let mut key = [0x5a; 32];
+    key[..8].copy_from_slice(&n.to_le_bytes());
+    base64::engine::general_purpose::STANDARD.encode(key)
+}
+
+async fn prod(cluster: &mut Cluster) {
+    cluster.post(0, "/tenants", json!({"slug": "acme"})).await.expect(201);
+    cluster.post(1, "/tenants/acme/cvlans", json!({"name": "prod", "ipv4Cidr": "10.0.0.0/12"})).await.expect(201);
+}
+
+fn node(n: u64) -> serde_json::Value {
+    json!({"cvlan": "prod", "name": format!("n{n}"), "wgPublicKey": wg_key(n)})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_member_takes_writes_and_the_leader_may_be_lost() {
+    let mut cluster = Cluster::three().await;
+    prod(&mut cluster).await;
+
+    // Through each, and seen at each: lists, things by id, and the newest state on request.
+    for n in 0..30 {
+        let at = n as usize % 3;
+        cluster.post(at, "/tenants/acme/nodes", node(n)).await.expect(201);
+        let elsewhere = (at + 1 + n as usize % 2) % 3;
+        cluster.get(elsewhere, &format!("/tenants/acme/nodes/n{n}")).await.expect(200);
+        let list = cluster.get(elsewhere, &format!("/tenants/acme/nodes?q=n{n}&limit=1000")).await.expect(200);
+        assert!(list.body["items"].as_array().unwrap().iter().any(|i| i["name"] == format!("n{n}")), "{}", list.body);
+        let path = format!("/tenants/acme/nodes/n{n}?consistency=linearizable");
+        cluster.ask((elsewhere + 1) % 3, Method::GET, &path, None).await.unwrap().expect(200);
+    }
+    for at in ALL {
+        let (epoch, seq) = cluster.seen.split_once('.').unwrap();
+        let beyond = format!("{epoch}.{}", seq.parse::<u64>().unwrap() + 1000);
+        let get =
+            async |path: &str, at_least: &str| cluster.ask_fresh(at, Method::GET, path, None, at_least).await.unwrap();
+        get("/tenants", &beyond).await.problem(400, "checkpoint_beyond");
+        get("/tenants", &format!("{}.1", "0".repeat(32))).await.problem(412, "epoch_other");
+        get("/tenants?consistency=strong", "").await.problem(400, "query_invalid");
+    }
+
+    // kill -9 of the leader: the others go on.
+    let leader = cluster.leader().await;
+    let others: Vec<usize> = ALL.into_iter().filter(|at| *at != leader).collect();
+    cluster.members[leader].kill();
+    let (killed, mut n) = (Instant::now(), 100);
+    loop {
+        n += 1;
+        let at = others[n as usize % 2];
+        if cluster.ask(at, Method::POST, "/tenants/acme/nodes", Some(node(n))).await.is_ok_and(|a| a.status == 201) {
+            break;
+        }
+        assert!(killed.elapsed() < Duration::from_secs(60), "no write is taken");
+    }
+    eprintln!("kill -9 of the leader: the next write was acknowledged after {:?}", killed.elapsed());
+    let path = format!("/tenants/acme/nodes/n{n}?consistency=linearizable");
+    for at in &others {
+        cluster.ask(*at, Method::GET, &path, None).await.unwrap().expect(200);
+    }
+
+    // It comes back without a flag, as the member that it is, and has everything.
+    cluster.members[leader].again();
+    cluster.ask(leader, Method::GET, &path, None).await.unwrap().expect(200);
+    cluster.until("three vote again", |c| voters(c) == 3).await;
+    let reports = [
+        cluster.post(0, "/log/verify", json!({})).await.expect(200).body,
+        cluster.post(1, "/log/verify", json!({})).await.expect(200).body,
+        cluster.post(2, "/log/verify", json!({})).await.expect(200).body,
+    ];
+    assert!(reports.iter().all(|r| r["ok"] == true), "{reports:?}");
+    let roots: Vec<_> = reports.iter().map(|r| (&r["events"], &r["root"])).collect();
+    assert!(roots.iter().all(|r| r == &roots[0]), "{roots:?}");
+}
+
+/// SIGTERM of the leader: it hands over, and no request through the other members fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_stopped_hands_over() {
+    let mut cluster = Cluster::three().await;
+    prod(&mut cluster).await;
+    let leader = cluster.leader().await;
+    let others: Vec<usize> = ALL.into_iter().filter(|at| *at != leader).collect();
+    let (cluster, stop) = (Arc::new(tokio::sync::RwLock::new(cluster)), Arc::new(AtomicBool::new(false)));
+    let writers = others.iter().map(|at| {
+        let (cluster, stop, at) = (cluster.clone(), stop.clone(), *at);
+        tokio::spawn(async move {
+            let (mut n, mut longest) = (0, Duration::ZERO);
+            while !stop.load(SeqCst) {
+                n += 1;
+                let (id, started) = (1_000_000 * (at as u64 + 1) + n, Instant::now());
+                let cluster = cluster.read().await;
+                let answer = cluster.ask(at, Method::POST, "/tenants/acme/nodes", Some(node(id))).await.unwrap();
+                answer.expect(201);
+                longest = longest.max(started.elapsed());
+            }
+            (n, longest)
+        })
+    });
+    let writers: Vec<_> = writers.collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    cluster.read().await.members[leader].terminate();
+    cluster
+        .read()
+        .await
+        .until("another leads", |c| {
+            let names = ["founder", "m2", "m3"];
+            roles(c).iter().any(|(name, role)| role == "leader" && name != names[leader])
+        })
+        .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stop.store(true, SeqCst);
+    for writer in writers {
+        let (n, longest) = writer.await.unwrap();
+        assert!(n > 10, "{n} writes");
+        eprintln!(
+            "SIGTERM of the leader: {n} writes through another member, none failed, the longest took {longest:?}"
+        );
+    }
+    let mut cluster = cluster.write().await;
+    assert!(cluster.members[leader].ended().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_is_removed_for_good() {
+    let mut cluster = Cluster::three().await;
+    prod(&mut cluster).await;
+    cluster.ask(0, Method::DELETE, "/cluster/members/nobody", None).await.unwrap().problem(404, "member_not_found");
+    let moved = cluster.post(1, "/cluster/transfer-leader", json!({"to": "founder"})).await.expect(200);
+    assert_eq!((&moved.body["name"], &moved.body["role"]), (&json!("founder"), &json!("leader")));
+    assert_eq!(cluster.leader().await, 0);
+
+    // One is away: without another one too few would be left.
+    cluster.members[2].kill();
+    cluster
+        .until_at(0..1, "m3 is silent", |c| {
+            c["items"][2]["heardMs"].as_str().is_some_and(|ms| ms.len() > 3 && ms >= "3000")
+        })
+        .await;
+    cluster.ask(0, Method::DELETE, "/cluster/members/m2", None).await.unwrap().problem(409, "quorum_would_be_lost");
+    assert_eq!(roles(&cluster.get(1, "/cluster/members").await.body).len(), 3, "nothing was changed");
+    cluster.members[2].again();
+
+    // The one that leads may be removed; it says so and ends by itself.
+    cluster.until_at(0..1, "m3 is heard", |c| c["items"][2]["heardMs"].as_str().is_some_and(|ms| ms.len() < 4)).await;
+    cluster.ask(1, Method::DELETE, "/cluster/members/founder", None).await.unwrap().expect(204);
+    assert!(cluster.members[0].ended().await.success());
+    cluster.until("two are left", |c| roles(c).len() == 2 && roles(c).iter().any(|(_, r)| r == "leader")).await;
+    for (at, n) in [(1, 1), (2, 2)] {
+        cluster.post(at, "/tenants/acme/nodes", node(n)).await.expect(201);
+    }
+    let founder = &cluster.members[0];
+    let again =
+        Member::command(&founder.dir, founder.ports, None).stderr(std::process::Stdio::piped()).output().unwrap();
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(again.status.success() && said.contains("removed from the cluster"), "{said}");
+
+    // A new one takes its place, through whichever member.
+    let token = cluster.admit(2, "m4").await;
+    let m4 = Member::start(cluster.folder("m4"), free_ports(), Some(&token));
+    cluster.members.push(m4);
+    cluster.until("three vote", |c| voters(c) == 3).await;
+    cluster.post(3, "/tenants/acme/nodes", node(3)).await.expect(201);
+}

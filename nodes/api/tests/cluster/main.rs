@@ -1,0 +1,5 @@
+//! Three controllers as processes on loopback: what a cluster is for.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+mod common;
+mod life;
