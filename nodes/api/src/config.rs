@@ -133,8 +133,11 @@ impl Settings {
     /// Checked, with defaults where nothing is set.
     pub fn options(self) -> Result<Options, ConfigError> {
         let d = Options::default();
-        let join = self.join.unwrap_or_default();
-        if self.join_token.is_none() && !join.is_empty() {
+        // Set to nothing is not set: so unit files leave it.
+        let join_token = self.join_token.filter(|token| !token.trim().is_empty());
+        let mut join = self.join.unwrap_or_default();
+        join.retain(|address| !address.is_empty());
+        if join_token.is_none() && !join.is_empty() {
             return Err(ConfigError::NoToken);
         }
         for address in &join {
@@ -151,7 +154,7 @@ impl Settings {
             cluster_listen: self.cluster_listen.unwrap_or(d.cluster_listen),
             advertise_cluster: self.advertise_cluster,
             join,
-            join_token: self.join_token,
+            join_token,
             advertise_api: urls("--advertise-api", self.advertise_api.unwrap_or_default())?,
             advertise_node: urls("--advertise-node", self.advertise_node.unwrap_or_default())?,
             ..d
@@ -207,6 +210,9 @@ mod tests {
         assert_eq!(options.node_listen, Options::default().node_listen);
         assert_eq!(options.advertise_node, ["https://a:8444"]);
         assert_eq!(file("").unwrap(), Settings::default());
+        let nothing =
+            Settings { join: Some(vec![String::new()]), join_token: Some(String::new()), ..Settings::default() };
+        assert_eq!(nothing.options().unwrap(), Options::default());
     }
 
     #[test]

@@ -99,7 +99,8 @@ pub async fn remove(app: &App, caller: &Caller, name: &str) -> Result<Output<()>
     let stale = caller.if_revision.is_some_and(|r| Seq(r) != member.revision);
     let last = !app.log.head().machine.members.values().any(|m| m.id != id && m.is_in());
     // What the log refuses anyway changes nothing in Raft.
-    if !stale && !(member.is_in() && last) && app.log.head().members.addresses.contains_key(&id.0) {
+    let refused = stale || (member.is_in() && last);
+    if !refused && app.log.head().members.addresses.contains_key(&id.0) {
         changed(app.log.member_remove(id.0)).await?;
     }
     let answer = app.write(caller, Wish::Member(MemberCommand::Remove { id })).await?;
