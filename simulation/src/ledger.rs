@@ -322,7 +322,9 @@ impl Known {
         if let Some((seq, before)) = self.observed.insert(member, (last, index))
             && (last < seq || index < before)
         {
-            return Err(format!("a snapshot led back to entry {index}, event {last}, from entry {before}, event {seq}"));
+            return Err(format!(
+                "a snapshot led back to entry {index}, event {last}, from entry {before}, event {seq}"
+            ));
         }
         let root = (last as usize).checked_sub(1).and_then(|at| self.roots.get(at));
         match root.filter(|root| **root != applied.head.root) {

@@ -352,11 +352,7 @@ impl<RT: AsyncRuntime> Link<RT> {
 }
 
 /// Gives an answer to who waits for it; one that nobody waits for any more is dropped.
-fn answered<RT: AsyncRuntime>(
-    waiting: &Mutex<Waiting<RT>>,
-    frame: &Bytes,
-    now_us: u64,
-) -> Result<(), FrameError> {
+fn answered<RT: AsyncRuntime>(waiting: &Mutex<Waiting<RT>>, frame: &Bytes, now_us: u64) -> Result<(), FrameError> {
     let (message, body) = codec::read(frame)?;
     let Message::Answer(id, answer) = message else { return Err(FrameError::Unexpected("no answer")) };
     let caller = {

@@ -138,7 +138,12 @@ impl Controller {
         let out = folder.path().join("out");
         let any = ["--listen", "127.0.0.1:0", "--node-listen", node_listen, "--metrics-listen", "127.0.0.1:0"];
         let mut command = Command::new(program("cvlan-api")?);
-        command.arg("--data-dir").arg(folder.path().join("data")).args(any).args(["--cluster-listen", "127.0.0.1:0"]).env("RUST_LOG", "error");
+        command
+            .arg("--data-dir")
+            .arg(folder.path().join("data"))
+            .args(any)
+            .args(["--cluster-listen", "127.0.0.1:0"])
+            .env("RUST_LOG", "error");
         let process = Process::start(command.stdout(std::fs::File::create(&out)?))?;
         let field = |text: &str, name: &str, at: usize| {
             let line = text.lines().find(|l| l.trim_start().starts_with(name))?;
