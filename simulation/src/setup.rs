@@ -6,8 +6,11 @@ use cvlan_raft::Plant;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
+/// A planted bug's name and its switch.
+pub type Planted = (&'static str, fn(&mut Plant) -> &mut bool);
+
 /// Bugs that can be planted, by name: the checks have to find each.
-pub const PLANTS: [(&str, fn(&mut Plant) -> &mut bool); 10] = [
+pub const PLANTS: [Planted; 10] = [
     ("skip_fsync", |plant| &mut plant.skip_fsync),
     ("early_ack", |plant| &mut plant.early_ack),
     ("wrong_quorum", |plant| &mut plant.wrong_quorum),

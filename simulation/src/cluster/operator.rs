@@ -56,7 +56,7 @@ impl Cluster {
         let until = now_us() + CHANGE_MS * 1000;
         while now_us() < until && !self.over() {
             if let Some(up) = self.any() {
-                match up.call(CALL_LIMIT, |member| call(member)).await {
+                match up.call(CALL_LIMIT, &call).await {
                     Called::Done(Ok(())) => {
                         self.trace.line(format_args!("{what}: done by s{}", up.at));
                         return true;
@@ -182,21 +182,21 @@ impl Cluster {
             };
             Some((victim, member?, voter))
         });
-        if let Some((victim, old, voter)) = found {
-            if self.remove(old).await {
-                for _ in 0..200 {
-                    if victim.now().member.is_none() {
-                        break;
-                    }
-                    sleep_us(50_000).await;
+        if let Some((victim, old, voter)) = found
+            && self.remove(old).await
+        {
+            for _ in 0..200 {
+                if victim.now().member.is_none() {
+                    break;
                 }
-                // One that is cut off does not hear of it; it is taken away.
-                if victim.now().member == Some(old) {
-                    self.count(|c| c.one("removed_unheard"));
-                    victim.wipe(&self.net);
-                }
-                self.join(&victim, voter).await;
+                sleep_us(50_000).await;
             }
+            // One that is cut off does not hear of it; it is taken away.
+            if victim.now().member == Some(old) {
+                self.count(|c| c.one("removed_unheard"));
+                victim.wipe(&self.net);
+            }
+            self.join(&victim, voter).await;
         }
         self.loss.store(self.machines.iter().any(|machine| machine.now().lost), Relaxed);
     }
