@@ -15,6 +15,7 @@ const CLUSTER: ClusterStatus = {
   memberId: "0",
   nodeUrls: [],
   apiUrls: [],
+  members: [],
   tenants: "0",
   cvlans: "0",
   nodes: "0",
