@@ -20,8 +20,10 @@ fn lines(readme: &str, section: &str) -> Vec<String> {
 
 /// The demo's commands, one a line, as a person types them.
 fn demo() -> Vec<Vec<String>> {
-    let mut text = read("deploy/demo.sh").replace("\\\n", " ").replace('"', "");
-    for (shell, typed) in [("$bin/", ""), ("$node_port", "8444"), ("$token", "cvj_…")] {
+    let mut text = [read("deploy/demo.sh"), read("deploy/members.sh")].concat();
+    text = text.replace("\\\n", " ").replace('"', "");
+    let host = [("${node_listen:-127.0.0.1}", "0.0.0.0"), ("$(port $node_port $n)", "8444")];
+    for (shell, typed) in host.into_iter().chain([("$bin/", ""), ("$node_port", "8444"), ("$token", "cvj_…")]) {
         text = text.replace(shell, typed);
     }
     let words = |line: &str| -> Vec<String> { line.split([' ', '(']).map(str::to_owned).collect() };
