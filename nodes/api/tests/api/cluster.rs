@@ -6,6 +6,7 @@ use cvlan_api::cluster::pin::joiner_config;
 use cvlan_api::server::{Options, Running, StartError, start};
 use cvlan_core::member::{join_token_make, join_token_parse};
 use cvlan_proto::v1::JoinTokenClaims;
+use cvlan_raft::FileDisk;
 use rcgen::KeyPair;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -47,8 +48,10 @@ async fn founder() -> Controller {
     Controller::with(|dir| Options { advertise_cluster: None, ..options(dir) }).await
 }
 
-async fn stopped(running: Running) {
+/// In one process the folder is free once the last connection has let go of the log.
+async fn stopped(running: Running, folder: &Path) {
     tokio::time::timeout(Duration::from_secs(20), running.stop()).await.unwrap();
+    eventually("the folder is free", || FileDisk::open(folder).is_ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,11 +77,11 @@ async fn a_token_lets_one_key_in_and_nothing_else_does() {
     let first = start(joining(dir.path(), &token)).await.unwrap();
     let member = first.app().member;
     assert_eq!(first.app().log.head().epoch, founder.running.app().log.head().epoch);
-    stopped(first).await;
+    stopped(first, dir.path()).await;
     std::fs::remove_file(dir.path().join("keys/identity")).unwrap();
     let second = start(joining(dir.path(), &token)).await.unwrap();
     assert_eq!(second.app().member, member);
-    stopped(second).await;
+    stopped(second, dir.path()).await;
     // Later, without the token.
     let third = start(Options { advertise_cluster: None, ..options(dir.path()) }).await.unwrap();
     assert_eq!(third.app().member, member);
@@ -94,7 +97,7 @@ async fn a_token_lets_one_key_in_and_nothing_else_does() {
     let seq = founder.seq();
     let thief = tempfile::tempdir().unwrap();
     assert_eq!(refused(thief.path(), &token).await, "member_other_key");
-    stopped(third).await;
+    stopped(third, dir.path()).await;
     assert_eq!(refused(dir.path(), &other).await, "folder_in_use");
     assert_eq!(founder.seq(), seq, "nothing was appended");
 }
