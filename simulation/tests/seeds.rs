@@ -39,7 +39,7 @@ fn check_reach(sum: &Tally, due: &[(&str, u64)]) {
 #[test]
 fn one_member_keeps_its_promises() {
     let setup = Setup::alone();
-    let summary = play("one member", 1..=150, &setup, &|report| {
+    let summary = play("one member", 1..=175, &setup, &|report| {
         let counts = &report.counts;
         assert!(counts.get("done") + counts.get("refused") >= 500, "seed {}: {counts:?}", report.seed);
         assert!(counts.get("crashes") >= 8, "seed {}: {counts:?}", report.seed);
