@@ -48,7 +48,8 @@ struct Known {
     /// After the last entry ever observed.
     head: Option<Arc<Head<State>>>,
     done: BTreeMap<CommandId, Place>,
-    refused: BTreeSet<CommandId>,
+    /// Refused or without effect, for good.
+    nothing: BTreeSet<CommandId>,
     highest: u64,
     violation: Option<Violation>,
 }
@@ -58,8 +59,8 @@ const DAY_MS: u64 = 86_400_000;
 /// Heads that are kept, to judge refusals by.
 const HEADS: usize = 512;
 
-/// A command's first event and how many it has; of one without effect, none.
-type Place = Option<(u64, u64)>;
+/// A command's first event and how many it has.
+type Place = (u64, u64);
 
 impl Ledger {
     /// Nothing is known, of one member or of `many`.
@@ -92,7 +93,7 @@ impl Ledger {
     /// Commands whose outcome is known.
     pub fn answered(&self) -> usize {
         let known = lock(&self.known);
-        known.done.len() + known.refused.iter().filter(|id| !known.done.contains_key(id)).count()
+        known.done.len() + known.nothing.iter().filter(|id| !known.done.contains_key(id)).count()
     }
 
     /// Events known without a gap.
@@ -174,20 +175,20 @@ impl Ledger {
                 self.broken(format!("{id}: {violation}"));
             }
         }
-        let place = (count > 0).then_some((first, count));
+        let place = (first, count);
         let before = {
             let mut known = lock(&self.known);
             known.highest = known.highest.max(last);
-            known.done.insert(id, place)
+            if count > 0 { known.done.insert(id, place) } else { None }
         };
-        if before.is_some_and(|before| before != place) {
+        if let Some(before) = before.filter(|before| *before != place) {
             self.broken(format!("{id} was answered with {before:?} and with {place:?}"));
         }
     }
 
-    /// A command was refused, and no attempt of it is open any more: it must leave nothing.
-    pub fn refused_for_good(&self, command: &Command) {
-        lock(&self.known).refused.insert(command.meta.id);
+    /// A command was refused, or had no effect, and no attempt of it is open any more: it must leave nothing.
+    pub fn leaves_nothing(&self, command: &Command) {
+        lock(&self.known).nothing.insert(command.meta.id);
     }
 
     /// A command was refused, says the member. Some state since event `highest`, which was
@@ -387,7 +388,7 @@ impl Known {
         }
     }
 
-    /// Acknowledged commands are in the log once, at their place; refused ones and such without effect are not.
+    /// Acknowledged commands are in the log once, at their place; what was refused or had no effect for good is not.
     fn once_only(&self, events: &[Event]) -> Result<(), Violation> {
         let mut places: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
         for event in events {
@@ -399,12 +400,12 @@ impl Known {
         }
         for (id, due) in &self.done {
             let place = places.get(id.to_string().as_str()).copied();
-            if place != *due {
+            if place != Some(*due) {
                 return Err(format!("acknowledged command {id} was {due:?}, the log has {place:?}"));
             }
         }
-        match self.refused.iter().find(|id| places.contains_key(id.to_string().as_str())) {
-            Some(id) => Err(format!("command {id} was refused and is in the log")),
+        match self.nothing.iter().find(|id| places.contains_key(id.to_string().as_str())) {
+            Some(id) => Err(format!("command {id} was refused or had no effect, and is in the log")),
             None => Ok(()),
         }
     }

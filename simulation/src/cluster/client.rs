@@ -19,8 +19,8 @@ type Sent = Called<Result<Answer<Rules>, WriteError<Rejection>>>;
 enum Told {
     /// It was carried out.
     Done,
-    /// It was refused.
-    Refused,
+    /// It was refused, or changes nothing.
+    Nothing,
     /// It was not carried out, for certain.
     Not,
     /// Nothing: it may have been, or may yet be.
@@ -77,11 +77,11 @@ impl Cluster {
                     }
                 }
                 open |= told.contains(&Told::Open);
-                let refused = told.contains(&Told::Refused);
-                if refused && !open && !told.contains(&Told::Done) {
-                    self.ledger.refused_for_good(command);
+                let (nothing, done) = (told.contains(&Told::Nothing), told.contains(&Told::Done));
+                if nothing && !open && !done {
+                    self.ledger.leaves_nothing(command);
                 }
-                if refused || told.contains(&Told::Done) {
+                if nothing || done {
                     return true;
                 }
             }
@@ -114,12 +114,12 @@ impl Cluster {
                 });
                 self.trace.mark(Some(up.at), Sign::Answer(since), format_args!("write {}", answer.checkpoint.seq));
                 self.ledger.done(command, &answer, highest);
-                Told::Done
+                if answer.events.is_empty() { Told::Nothing } else { Told::Done }
             }
             Err(WriteError::Rejected(rejection)) => {
                 self.count(|c| c.one("refused"));
                 self.ledger.refused(command, rejection.code, highest);
-                Told::Refused
+                Told::Nothing
             }
             Err(error) => {
                 self.trace.line(format_args!("s{} answers {id} with {}", up.at, error.code()));

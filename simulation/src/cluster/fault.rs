@@ -2,13 +2,13 @@
 
 use super::Cluster;
 use super::machine::Machine;
+use super::operator::Loss;
 use super::schedule::{Fault, Way, What, Who};
 use crate::disk::Faults;
 use crate::lock;
 use crate::net::Effect;
 use crate::runtime::{now_us, sleep_us};
 use crate::trace::Sign;
-use cvlan_core::grammar::Rng;
 use cvlan_raft::Role;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -94,12 +94,9 @@ impl Cluster {
                 }
             }
             What::Stop(who) => self.stop(who, fault.for_ms).await,
-            What::DamageSnapshot(who) => self.with(who, |victim| {
-                victim.kill(&self.net, true, fault.for_ms);
-                self.damage_snapshot(victim);
-            }),
-            What::DamageLog(who) => self.lose(who, true).await,
-            What::Wipe(who) => self.lose(who, false).await,
+            What::DamageSnapshot(who) => self.lose(who, Loss::Snapshot).await,
+            What::DamageLog(who) => self.lose(who, Loss::Log).await,
+            What::Wipe(who) => self.lose(who, Loss::Disk).await,
             What::Replace(who) => self.replace_voter(who).await,
             What::Full(who, room) => self.disk_fault(who, for_us, Some(room), |_, _| {}).await,
             What::SlowDisk(who) => self.disk_fault(who, for_us, None, |_, faults| faults.slow_until = u64::MAX).await,
@@ -145,16 +142,6 @@ impl Cluster {
         self.count(|c| c.one("stops"));
         if !up.process.is_dead() {
             victim.kill(&self.net, self.one_in(3), rest_ms);
-        }
-    }
-
-    fn damage_snapshot(&self, victim: &Machine) {
-        let mut platter = lock(&victim.platter);
-        let newest = platter.list("snapshots").into_iter().rev().find(|name| name.ends_with(".snap"));
-        if let Some(name) = newest {
-            self.trace.line(format_args!("s{} damage snapshots/{name}", victim.at));
-            let _ = platter.damage(&format!("snapshots/{name}"), &mut Rng(self.draw(u64::MAX)));
-            self.count(|c| c.one("damaged_snapshots"));
         }
     }
 

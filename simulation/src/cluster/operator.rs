@@ -15,6 +15,17 @@ use std::sync::atomic::Ordering::Relaxed;
 /// A change of the members is given up after so long, ms; while all is calm, that is a broken promise.
 const CHANGE_MS: u64 = 25_000;
 
+/// What is lost of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// All of it.
+    Disk,
+    /// A bit of the log.
+    Log,
+    /// The newest snapshot.
+    Snapshot,
+}
+
 type Handle = Member<Rules, NodeRt>;
 
 impl Cluster {
@@ -114,17 +125,16 @@ impl Cluster {
     }
 
     /// A disk is lost, or damaged: one at a time in the whole cluster. What does not open is replaced.
-    pub(super) async fn lose(&self, who: Who, damage: bool) {
+    pub(super) async fn lose(&self, who: Who, loss: Loss) {
         if self.loss.swap(true, Relaxed) {
             return;
         }
         if let Some(victim) = self.find(who) {
-            if damage {
-                self.damage_log(&victim).await;
-            } else {
-                self.count(|c| c.one("wiped"));
+            match loss {
+                Loss::Disk => self.count(|c| c.one("wiped")),
+                Loss::Log | Loss::Snapshot => self.damage(&victim, loss).await,
             }
-            if !damage || victim.now().lost {
+            if loss == Loss::Disk || victim.now().lost {
                 self.replace(&victim).await;
             }
             victim.now().damaged = false;
@@ -132,21 +142,31 @@ impl Cluster {
         self.loss.store(self.machines.iter().any(|machine| machine.now().lost), Relaxed);
     }
 
-    /// One bit, in what was written and synced before the newest records, while the member is down. It must be noticed.
-    async fn damage_log(&self, victim: &Machine) {
+    /// Damage while the member is down: to the newest snapshot, or to one bit of what was written and synced to the log
+    /// long ago. It must be noticed. Without that snapshot a log goes on from an older one, or from its first entry; a
+    /// log that begins later may have no other.
+    async fn damage(&self, victim: &Machine, loss: Loss) {
+        let whole = victim.up().is_some_and(|up| up.member.status().history_from <= 1);
         victim.kill(&self.net, true, 300);
         sleep_us(1_000).await;
-        let (name, hit) = {
-            let mut platter = lock(&victim.platter);
-            let Some(name) = platter.list("log").into_iter().find(|name| name.ends_with(".seg")) else { return };
-            let name = format!("log/{name}");
-            let hit = platter.damage_early(&name, &mut Rng(self.draw(u64::MAX)));
-            (name, hit)
+        let damaged = {
+            let (mut platter, mut rng) = (lock(&victim.platter), Rng(self.draw(u64::MAX)));
+            let names = |folder: &str, end: &str| {
+                let all = platter.list(folder).into_iter().filter(|name| name.ends_with(end));
+                all.map(|name| format!("{folder}/{name}")).collect::<Vec<_>>()
+            };
+            let (logs, snapshots) = (names("log", ".seg"), names("snapshots", ".snap"));
+            match loss {
+                Loss::Snapshot => snapshots.last().filter(|name| platter.damage(name, &mut rng).is_ok()).cloned(),
+                Loss::Log | Loss::Disk => {
+                    logs.first().filter(|name| platter.damage_early(name, &mut rng).is_some()).cloned()
+                }
+            }
         };
-        let Some(at) = hit else { return };
-        self.trace.line(format_args!("s{} damage {name} at {at}", victim.at));
-        self.count(|c| c.one("damaged_logs"));
-        victim.now().damaged = true;
+        let Some(name) = damaged else { return };
+        self.trace.line(format_args!("s{} damage {name}", victim.at));
+        self.count(|c| c.one(if loss == Loss::Log { "damaged_logs" } else { "damaged_snapshots" }));
+        victim.now().damaged = loss == Loss::Log || !whole;
         // It opens or it does not; a busy disk takes its time.
         for _ in 0..100 {
             sleep_us(20_000).await;

@@ -89,12 +89,15 @@ impl World {
                     c.add("repeated", u64::from(answer.repeated));
                 });
                 self.ledger.done(command, &answer, highest);
+                if answer.events.is_empty() {
+                    self.ledger.leaves_nothing(command);
+                }
                 true
             }
             Err(WriteError::Rejected(rejection)) => {
                 self.count(|c| c.one("refused"));
                 self.ledger.refused(command, rejection.code, highest);
-                self.ledger.refused_for_good(command);
+                self.ledger.leaves_nothing(command);
                 true
             }
             Err(WriteError::Busy | WriteError::NoLeader | WriteError::Stopped) => false,
