@@ -17,7 +17,6 @@ pub mod access;
 pub mod address;
 pub mod command;
 pub mod cvlan;
-#[cfg(any(test, feature = "grammar"))]
 pub mod grammar;
 pub mod id;
 pub mod log;

@@ -25,7 +25,6 @@
 
 pub mod clock;
 mod confirm;
-#[cfg(any(test, feature = "counter"))]
 pub mod counter;
 mod desk;
 mod digests;

@@ -10,6 +10,7 @@ use crate::forward::PAUSE;
 use crate::member::Inner;
 use crate::peer::codec::{Answer, Change, Request};
 use crate::peer::link::CallError;
+use crate::replica::Raft;
 use crate::types::{Cfg, Membership};
 use cvlan_core::machine::Machine;
 use openraft::async_runtime::{Select2, WatchReceiver};
@@ -120,6 +121,10 @@ async fn lead<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, change: Chang
         return Err(MemberError::InProgress.into());
     }
     let _turn = Turn(&member.changing);
+    if members(member).membership().get_joint_config().len() > 1 {
+        finish(&member.raft).await?;
+    }
+    let raft = &member.raft;
     let membership = members(member);
     let node = membership.membership().get_node(&change_of(&change));
     let voter = membership.voter_ids().any(|id| id == change_of(&change));
@@ -127,27 +132,33 @@ async fn lead<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, change: Chang
         Change::Learner { address, .. } if address.is_empty() || address.len() > ADDRESS_MAX => {
             Err(MemberError::Address.into())
         }
-        Change::Learner { address, .. } if node.is_some_and(|node| node.addr == address) => Ok(me),
+        Change::Learner { address, .. } if node.is_some_and(|node| node.addr == address) => {
+            already(member, &membership).await
+        }
         Change::Learner { id, address } if node.is_some() => {
             let nodes = BTreeMap::from([(id, BasicNode::new(address))]);
-            commit(member, ChangeMembers::SetNodes(nodes), true).await
+            commit(raft, ChangeMembers::SetNodes(nodes), true).await?;
+            Ok(me)
         }
         Change::Learner { id, address } => {
             let nodes = BTreeMap::from([(id, BasicNode::new(address))]);
-            commit(member, ChangeMembers::AddNodes(nodes), true).await
+            commit(raft, ChangeMembers::AddNodes(nodes), true).await?;
+            Ok(me)
         }
         Change::Promote { id } if node.is_none() => Err(MemberError::Unknown(id).into()),
-        Change::Promote { .. } if voter => Ok(me),
+        Change::Promote { .. } if voter => already(member, &membership).await,
         Change::Promote { id } => {
             let behind = behind(member, id);
             if behind > CAUGHT_UP || !member.peers.alive(id) {
                 return Err(MemberError::Behind { id, behind }.into());
             }
-            commit(member, ChangeMembers::AddVoterIds(BTreeSet::from([id])), true).await
+            commit(raft, ChangeMembers::AddVoterIds(BTreeSet::from([id])), true).await?;
+            Ok(me)
         }
-        Change::Remove { .. } if node.is_none() => Ok(me),
+        Change::Remove { .. } if node.is_none() => already(member, &membership).await,
         Change::Remove { id } if !voter => {
-            commit(member, ChangeMembers::RemoveNodes(BTreeSet::from([id])), false).await
+            commit(raft, ChangeMembers::RemoveNodes(BTreeSet::from([id])), false).await?;
+            Ok(me)
         }
         Change::Remove { id } => {
             let left: Vec<u64> = membership.voter_ids().filter(|voter| *voter != id).collect();
@@ -158,7 +169,8 @@ async fn lead<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, change: Chang
             if id == me {
                 return Err(Not::Leader(Some(hand_over(member, None, TRANSFER_LIMIT).await?)));
             }
-            commit(member, ChangeMembers::RemoveVoters(BTreeSet::from([id])), false).await
+            commit(raft, ChangeMembers::RemoveVoters(BTreeSet::from([id])), false).await?;
+            Ok(me)
         }
         Change::Transfer { to } => Ok(hand_over(member, to, TRANSFER_LIMIT).await?),
     }
@@ -186,14 +198,30 @@ fn behind<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, id: u64) -> u64 {
     last.saturating_sub(matched.map_or(0, |id| id.index + 1))
 }
 
+/// A change of voters has two steps; a leader that is lost between them leaves the joint configuration behind, which needs
+/// a majority of both sets for ever. Whoever leads takes the second step (Raft, §4.3 of the dissertation).
+pub(crate) async fn finish<M: Machine, RT: AsyncRuntime>(raft: &Raft<M, RT>) -> Result<(), Not> {
+    commit(raft, ChangeMembers::AddVoterIds(BTreeSet::new()), true).await
+}
+
+/// Nothing is left to change, once the membership that says so is applied.
+async fn already<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, is: &Membership) -> Result<u64, Not> {
+    let index = is.log_id().as_ref().map(|id| id.index);
+    let applied = member.raft.wait(Some(CHANGE_LIMIT)).applied_index_at_least(index, "membership").await;
+    match applied {
+        Ok(_) if members(member).log_id() == is.log_id() => Ok(member.shared.member),
+        _ => Err(MemberError::OutcomeUnknown.into()),
+    }
+}
+
 async fn commit<M: Machine, RT: AsyncRuntime>(
-    member: &Inner<M, RT>,
+    raft: &Raft<M, RT>,
     change: ChangeMembers<u64, BasicNode>,
     retain: bool,
-) -> Result<u64, Not> {
-    let changed = Cfg::<RT>::timeout(CHANGE_LIMIT, member.raft.change_membership(change, retain)).await;
+) -> Result<(), Not> {
+    let changed = Cfg::<RT>::timeout(CHANGE_LIMIT, raft.change_membership(change, retain)).await;
     let error = match changed {
-        Ok(Ok(_)) => return Ok(member.shared.member),
+        Ok(Ok(_)) => return Ok(()),
         Ok(Err(RaftError::APIError(error))) => error,
         Ok(Err(RaftError::Fatal(_))) => return Err(MemberError::Stopped.into()),
         Err(_) => return Err(MemberError::OutcomeUnknown.into()),

@@ -7,7 +7,9 @@ use cvlan_api::config::{Settings, one_line};
 use cvlan_api::server::{Ended, Options, Running, StartError, start};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 mod offline;
 
@@ -86,8 +88,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // The log holds hashes and sealed secrets: what this process makes is its user's alone.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let asked = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
+    let usual = || Targets::new().with_default(Level::INFO).with_target("openraft", Level::ERROR);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines).with(asked.unwrap_or_else(usual)).init();
     match run(cli) {
         Ok(code) => code,
         Err(error) => {

@@ -20,13 +20,17 @@ pub mod ctrl;
 pub mod cvland;
 
 use std::io::IsTerminal;
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 /// Logs to stderr, as `CVLAN_LOG` says (`info`, `debug`, `cvlan_link=debug,info`, …).
 pub fn log_start() {
-    let filter = EnvFilter::try_from_env("CVLAN_LOG").unwrap_or_else(|_| EnvFilter::new("info,gotatun=warn"));
+    let asked = std::env::var("CVLAN_LOG").ok().and_then(|text| text.parse().ok());
+    let usual = || Targets::new().with_default(Level::INFO).with_target("gotatun", Level::WARN);
     let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
+    tracing_subscriber::registry().with(lines).with(asked.unwrap_or_else(usual)).init();
 }
 
 /// Returns when the process is asked to end (SIGTERM, SIGINT).

@@ -7,11 +7,11 @@
 //!      └── answer or loss ◄── waiting: id → caller ◄── reader (a task a connection) ◄─┘
 //! ```
 //! Invariants: whoever waits hears of the loss of its connection; a call that nobody waits for leaves nothing behind; a
-//! connection over which nothing came while a call ran out of time is given up.
+//! connection that is asked and says nothing is given up, whether or not anybody still waits.
 
 use crate::clock::Clock;
 use crate::peer::codec::{self, Answer, FrameError, Hello, Message, Refusal, Request};
-use crate::peer::{CLUSTER, DIAL_LIMIT, Dial, PAUSE_MAX, PAUSE_MIN};
+use crate::peer::{CLUSTER, DIAL_LIMIT, Dial, PAUSE_MAX, PAUSE_MIN, SILENT_LIMIT};
 use crate::sync::lock;
 use crate::transport::Pipe;
 use crate::types::{Cfg, Once, Tx};
@@ -45,8 +45,8 @@ struct Waiting<RT: AsyncRuntime> {
     open: bool,
     next: u64,
     callers: BTreeMap<u64, Once<RT, (Answer, Bytes)>>,
-    /// When an answer last came over this very connection, own monotonic time.
-    heard_us: u64,
+    /// Own monotonic time of the first request since an answer last came over this very connection.
+    asked_us: Option<u64>,
 }
 
 /// A connection.
@@ -54,6 +54,7 @@ pub(crate) struct Conn<RT: AsyncRuntime> {
     tx: Tx<RT, Bytes>,
     waiting: Arc<Mutex<Waiting<RT>>>,
     clock: Arc<dyn Clock>,
+    to: u64,
     /// Dropped with the connection: its reader ends.
     _end: Mutex<Once<RT, ()>>,
 }
@@ -62,7 +63,6 @@ pub(crate) struct Conn<RT: AsyncRuntime> {
 pub(crate) struct Pending<RT: AsyncRuntime> {
     conn: Arc<Conn<RT>>,
     id: u64,
-    sent_us: u64,
     answer: OneshotReceiverOf<Cfg<RT>, (Answer, Bytes)>,
 }
 
@@ -78,6 +78,10 @@ impl<RT: AsyncRuntime> Conn<RT> {
         let (tx, answer) = Cfg::<RT>::oneshot();
         let id = {
             let mut waiting = lock(&self.waiting);
+            if waiting.open && self.silent(&mut waiting) {
+                tracing::info!(member = self.to, "it does not answer: another connection is made");
+                waiting.end();
+            }
             if !waiting.open {
                 return Err(CallError::Unreachable("the connection was lost".into()));
             }
@@ -86,22 +90,27 @@ impl<RT: AsyncRuntime> Conn<RT> {
             waiting.callers.insert(id, tx);
             id
         };
-        let pending = Pending { conn: self.clone(), id, sent_us: self.clock.monotonic_us(), answer };
+        let pending = Pending { conn: self.clone(), id, answer };
         let frame = codec::frame(&Message::Request(id, request), body);
         self.tx.send(frame).await.map_err(|_| CallError::Lost)?;
         Ok(pending)
     }
 
-    /// Everybody who waits hears of the loss.
-    fn close(&self) {
-        close(&self.waiting);
+    /// It was asked, and nothing at all came for too long: whatever the other side does, it is not over this connection.
+    /// Requests come often (pings, heartbeats), so that it is enough to look when the next one is sent.
+    fn silent(&self, waiting: &mut Waiting<RT>) -> bool {
+        let now_us = self.clock.monotonic_us();
+        let asked_us = *waiting.asked_us.get_or_insert(now_us);
+        now_us.saturating_sub(asked_us) > SILENT_LIMIT.as_micros() as u64
     }
 }
 
-fn close<RT: AsyncRuntime>(waiting: &Mutex<Waiting<RT>>) {
-    let mut waiting = lock(waiting);
-    waiting.open = false;
-    waiting.callers.clear();
+impl<RT: AsyncRuntime> Waiting<RT> {
+    /// Everybody who waits hears of the loss.
+    fn end(&mut self) {
+        self.open = false;
+        self.callers.clear();
+    }
 }
 
 impl<RT: AsyncRuntime> Pending<RT> {
@@ -109,14 +118,7 @@ impl<RT: AsyncRuntime> Pending<RT> {
     pub(crate) async fn answer(mut self, limit: Duration) -> Result<(Answer, Bytes), CallError> {
         match Cfg::<RT>::timeout(limit, &mut self.answer).await {
             Ok(answer) => answer.map_err(|_| CallError::Lost),
-            Err(_) => {
-                // Nothing at all came since: whatever the other side does, it is not over this connection.
-                let heard_us = lock(&self.conn.waiting).heard_us;
-                if heard_us < self.sent_us {
-                    self.conn.close();
-                }
-                Err(CallError::TimedOut)
-            }
+            Err(_) => Err(CallError::TimedOut),
         }
     }
 }
@@ -207,7 +209,7 @@ impl<RT: AsyncRuntime> Link<RT> {
     pub(crate) fn give_up(&self) {
         let mut state = lock(&self.state);
         if let State::Up(conn) = &*state {
-            conn.close();
+            lock(&conn.waiting).end();
         }
         if !matches!(*state, State::Dialing { .. }) {
             *state = State::Down { until_us: 0, pause: PAUSE_MIN, why: String::new() };
@@ -329,7 +331,7 @@ impl<RT: AsyncRuntime> Link<RT> {
 
     fn start(self: &Arc<Self>, pipe: Pipe<RT>) -> Arc<Conn<RT>> {
         let Pipe { tx, mut rx } = pipe;
-        let waiting = Arc::new(Mutex::new(Waiting { open: true, next: 0, callers: BTreeMap::new(), heard_us: 0 }));
+        let waiting = Arc::new(Mutex::new(Waiting { open: true, next: 0, callers: BTreeMap::new(), asked_us: None }));
         let (end, mut ended) = Cfg::<RT>::oneshot::<()>();
         self.heard.note(&*self.clock);
         let (theirs, heard, clock, to) = (waiting.clone(), self.heard.clone(), self.clock.clone(), self.to);
@@ -340,24 +342,24 @@ impl<RT: AsyncRuntime> Link<RT> {
                     Select2::Second(Some(frame)) => frame,
                 };
                 heard.note(&*clock);
-                if let Err(error) = answered(&theirs, &frame, clock.monotonic_us()) {
+                if let Err(error) = answered(&theirs, &frame) {
                     tracing::warn!(member = to, %error, "closing the connection");
                     break;
                 }
             }
-            close(&theirs);
+            lock(&theirs).end();
         });
-        Arc::new(Conn { tx, waiting, clock: self.clock.clone(), _end: Mutex::new(end) })
+        Arc::new(Conn { tx, waiting, clock: self.clock.clone(), to, _end: Mutex::new(end) })
     }
 }
 
 /// Gives an answer to who waits for it; one that nobody waits for any more is dropped.
-fn answered<RT: AsyncRuntime>(waiting: &Mutex<Waiting<RT>>, frame: &Bytes, now_us: u64) -> Result<(), FrameError> {
+fn answered<RT: AsyncRuntime>(waiting: &Mutex<Waiting<RT>>, frame: &Bytes) -> Result<(), FrameError> {
     let (message, body) = codec::read(frame)?;
     let Message::Answer(id, answer) = message else { return Err(FrameError::Unexpected("no answer")) };
     let caller = {
         let mut waiting = lock(waiting);
-        waiting.heard_us = now_us;
+        waiting.asked_us = None;
         if id > waiting.next {
             return Err(FrameError::Unexpected("an answer that nobody asked for"));
         }

@@ -69,6 +69,9 @@ pub(crate) const OPEN_BYTES: usize = 64 << 20;
 /// A ping goes to every member this often, and is waited for as long.
 pub(crate) const PING_EVERY: Duration = Duration::from_secs(1);
 
+/// A connection that is asked and says nothing for this long is given up by who asks.
+pub(crate) const SILENT_LIMIT: Duration = Duration::from_secs(1);
+
 /// A connection over which nothing comes for this long is closed by who was connected to: pings come each second.
 pub(crate) const IDLE_LIMIT: Duration = Duration::from_secs(10);
 

@@ -1,5 +1,6 @@
 //! Members: the controllers of the cluster. Who may be one is the log's; who follows, votes and leads is Raft's.
 
+use super::list::Params;
 use super::{App, Caller, Output};
 use crate::problem::Problem;
 use crate::random::bytes;
@@ -20,10 +21,19 @@ const LIFE_S: u64 = 3600;
 const CHANGE_TIME: Duration = Duration::from_secs(10);
 
 /// All of them, by id, as this member sees them.
-pub fn list(app: &App, head: &Head<State>) -> Output<v1::MemberList> {
+pub fn all(app: &App, head: &Head<State>) -> Vec<v1::Member> {
     let status = app.log.status();
-    let items = head.machine.members.values().map(|m| seen(app, head, &status, m)).collect();
-    Output::read(head, v1::MemberList { items })
+    head.machine.members.values().map(|m| seen(app, head, &status, m)).collect()
+}
+
+/// The same as a list: `q` is part of a name, or the start of an id. They are few: there is one page.
+pub fn list(app: &App, head: &Head<State>, params: &Params) -> Result<Output<v1::MemberList>, Problem> {
+    let q = params.get("q").unwrap_or_default();
+    let mut items = all(app, head);
+    items.retain(|m| m.name.contains(q) || m.id.to_string().starts_with(q));
+    let total = items.len() as u64;
+    items.truncate(params.limit()?);
+    Ok(Output { total: Some(total), ..Output::read(head, v1::MemberList { items }) })
 }
 
 /// One, by id or name.

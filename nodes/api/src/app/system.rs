@@ -35,7 +35,7 @@ pub fn status(app: &App, head: &Head<State>) -> Output<v1::ClusterStatus> {
         view_checkpoint: app.views.checkpoint().to_string(),
         digest_seq: last.map_or(0, |c| c.seq),
         digest: last.map(|c| c.digest.clone()).unwrap_or_default(),
-        members: super::member::list(app, head).body.items,
+        members: super::member::all(app, head),
     };
     Output::read(head, body)
 }

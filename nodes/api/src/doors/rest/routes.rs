@@ -154,7 +154,7 @@ pub static ROUTES: &[Route] = routes! {
     DELETE "/users/{user}" May(P::PeopleWrite, Cluster), &[], "" => "" "user.deleted" c reply::none(app::user::delete(&c.app, c.caller()?, &c.head, TenantId::default(), c.param("user")).await?);
 
     GET "/cluster" May(P::ClusterRead, Cluster), &[], "" => "ClusterStatus" "" c reply::ok(app::system::status(&c.app, &c.head));
-    GET "/cluster/members" May(P::ClusterRead, Cluster), &[], "" => "MemberList" "" c reply::ok(app::member::list(&c.app, &c.head));
+    GET "/cluster/members" May(P::ClusterRead, Cluster), &["limit", "q"], "" => "MemberList" "" c reply::ok(app::member::list(&c.app, &c.head, &c.query)?);
     POST "/cluster/members" May(P::ClusterWrite, Cluster), &[], "MemberAddRequest" => "MemberAddResponse" "member.admitted" c {
         let made = app::member::add(&c.app, c.caller()?, c.json()?).await?;
         let id = made.body.member.as_ref().map(|m| m.id).unwrap_or_default();

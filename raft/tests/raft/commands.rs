@@ -1,5 +1,4 @@
 //! Commands and refusals of the real machine survive the way to another member, which is a format without names.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use bincode::config::standard;
 use cvlan_core::grammar::{Grammar, KINDS};

@@ -1,9 +1,6 @@
 //! Several members in one process: in-memory connections that can be cut, real files.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-mod common;
-
-use common::{Cluster, EPOCH, eventually};
+use crate::common::{Cluster, EPOCH, eventually};
 use cvlan_core::id::Seq;
 use cvlan_raft::counter::{Command, Counter, Refused};
 use cvlan_raft::{MemberError, Role, WriteError};

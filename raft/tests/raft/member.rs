@@ -1,5 +1,4 @@
 //! One member on real files: what is acknowledged is there after a stop, a kill, damage to snapshots.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use bytes::Bytes;
 use cvlan_core::id::{Epoch, Seq};

@@ -1,6 +1,5 @@
 //! Data folders that are locked, newer, another member's, cut, flipped, full: a clear error that names what is wrong, or the
 //! same state as before; never something in between.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use bytes::Bytes;
 use cvlan_core::id::Epoch;
