@@ -76,8 +76,8 @@ impl Setup {
         let mut line = format!("--seed {seed}");
         // Writing into a String cannot fail.
         let _ = match self.alone {
-            true => write!(line, " --alone --commands {}", self.commands),
-            false => write!(line, " --minutes {}", self.minutes),
+            true => write!(line, " --alone --commands {} --crashes {}", self.commands, self.crashes),
+            false => write!(line, " --minutes {} --commands {}", self.minutes, self.commands),
         };
         let mut plant = self.plant;
         for (name, bug) in PLANTS.iter().filter(|(_, bug)| *bug(&mut plant)) {

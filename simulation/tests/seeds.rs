@@ -69,11 +69,10 @@ fn one_member_keeps_its_promises() {
     );
 }
 
-/// docs/next.md names the seeds beside these that still find something.
 #[test]
 fn clusters_keep_their_promises() {
     let setup = Setup { minutes: 4, commands: 800, ..Setup::cluster() };
-    let summary = play("clusters", 15..=39, &setup, &|report| {
+    let summary = play("clusters", 1..=25, &setup, &|report| {
         let counts = &report.counts;
         assert!(counts.get("done") + counts.get("refused") >= 800, "seed {}: {counts:?}", report.seed);
         assert!(counts.get("faults") >= 20, "seed {}: {counts:?}", report.seed);
