@@ -114,6 +114,15 @@ impl fmt::Display for Epoch {
     }
 }
 
+impl FromStr for Epoch {
+    type Err = CheckpointError;
+    fn from_str(text: &str) -> Result<Self, CheckpointError> {
+        let mut bytes = [0u8; 16];
+        hex::decode_to_slice(text, &mut bytes).map_err(|_| CheckpointError)?;
+        Ok(Self(bytes))
+    }
+}
+
 impl fmt::Debug for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Epoch({self})")
@@ -152,12 +161,11 @@ impl FromStr for Checkpoint {
     type Err = CheckpointError;
     fn from_str(text: &str) -> Result<Self, CheckpointError> {
         let (epoch, seq) = text.split_once('.').ok_or(CheckpointError)?;
-        let mut bytes = [0u8; 16];
-        hex::decode_to_slice(epoch, &mut bytes).map_err(|_| CheckpointError)?;
+        let epoch = epoch.parse()?;
         if seq.is_empty() || !seq.bytes().all(|b| b.is_ascii_digit()) {
             return Err(CheckpointError);
         }
-        Ok(Self { epoch: Epoch(bytes), seq: Seq(seq.parse().map_err(|_| CheckpointError)?) })
+        Ok(Self { epoch, seq: Seq(seq.parse().map_err(|_| CheckpointError)?) })
     }
 }
 

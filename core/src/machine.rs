@@ -45,6 +45,13 @@ pub enum SystemFact {
         /// SHA-256 of the canonical state after it.
         digest: [u8; 32],
     },
+    /// The log goes on without the others, in an epoch of its own: the first event of the first entry of that epoch.
+    EpochBegun {
+        /// The epoch that it goes on from.
+        previous: Epoch,
+        /// The only member.
+        member: u64,
+    },
 }
 
 /// Bytes in the log, or in a snapshot, that this version cannot read. The member must stop: to go on would be to

@@ -465,13 +465,14 @@ pub(crate) fn apply(state: &mut State, stamp: Stamp, event: &v1::MemberEvent) {
                 member.revision = stamp.seq;
             }
         }
-        Some(Kind::Removed(e)) => {
-            let id = MemberId(e.member_id);
-            if state.members.remove(&id).is_some() && id == MemberId::FOUNDER {
-                Arc::make_mut(&mut state.system).founder_gone = true;
-            }
-        }
+        Some(Kind::Removed(e)) => apply_removed(state, MemberId(e.member_id)),
         None => {}
+    }
+}
+
+pub(crate) fn apply_removed(state: &mut State, id: MemberId) {
+    if state.members.remove(&id).is_some() && id == MemberId::FOUNDER {
+        Arc::make_mut(&mut state.system).founder_gone = true;
     }
 }
 

@@ -103,6 +103,11 @@ pub(crate) fn decide(state: &State, _: &Context, meta: &Meta, command: &SystemCo
         SystemCommand::Fact(SystemFact::Checkpointed { seq, root, digest }) => {
             Kind::Checkpointed(v1::Checkpointed { seq: seq.0, root: root.to_vec(), digest: digest.to_vec() })
         }
+        SystemCommand::Fact(SystemFact::EpochBegun { previous, member }) => Kind::EpochBegun(v1::EpochBegun {
+            previous_epoch: previous.to_string(),
+            member_id: *member,
+            removed: state.members.keys().map(|id| id.0).filter(|id| id != member).collect(),
+        }),
     };
     Ok(vec![fact(kind)])
 }
@@ -131,6 +136,7 @@ pub(crate) fn apply(state: &mut State, event: &v1::SystemEvent) {
             system.checkpoints.push(record);
         }
         Some(Kind::AdvertisementChanged(a)) => member::apply_advertised(state, a),
+        Some(Kind::EpochBegun(e)) => e.removed.iter().for_each(|id| member::apply_removed(state, MemberId(*id))),
     }
 }
 
@@ -138,6 +144,7 @@ pub(crate) fn touched(event: &v1::SystemEvent) -> Vec<Key> {
     match &event.kind {
         Some(Kind::Bootstrapped(_)) => vec![Key::Member(MemberId::FOUNDER)],
         Some(Kind::AdvertisementChanged(a)) => vec![Key::Member(member::advertiser(a))],
+        Some(Kind::EpochBegun(e)) => e.removed.iter().map(|id| Key::Member(MemberId(*id))).collect(),
         Some(Kind::CheckpointOpened(_) | Kind::Checkpointed(_)) | None => Vec::new(),
     }
 }
@@ -151,6 +158,9 @@ pub(crate) fn fact_of(event: &v1::SystemEvent) -> Option<SystemFact> {
             root: c.root.as_slice().try_into().ok()?,
             digest: c.digest.as_slice().try_into().ok()?,
         }),
+        Some(Kind::EpochBegun(e)) => {
+            Some(SystemFact::EpochBegun { previous: e.previous_epoch.parse().ok()?, member: e.member_id })
+        }
         Some(Kind::Bootstrapped(_) | Kind::AdvertisementChanged(_)) | None => None,
     }
 }

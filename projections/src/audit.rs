@@ -144,6 +144,7 @@ fn kind_of(event: &Event) -> (&'static str, &'static str) {
                 s::Kind::CheckpointOpened(_) => "checkpoint_opened",
                 s::Kind::Checkpointed(_) => "checkpointed",
                 s::Kind::AdvertisementChanged(_) => "advertisement_changed",
+                s::Kind::EpochBegun(_) => "epoch_begun",
             });
             ("system", verb.unwrap_or_default())
         }

@@ -2,7 +2,7 @@
 //! and the benchmarks' floor.
 
 use bytes::Bytes;
-use cvlan_core::id::Seq;
+use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::machine::{Context, Machine, Once, SystemFact, Unreadable};
 use serde::{Deserialize, Serialize};
 
@@ -138,6 +138,11 @@ impl Machine for Counter {
                 into.extend_from_slice(root);
                 into.extend_from_slice(digest);
             }
+            Body::System(SystemFact::EpochBegun { previous, member }) => {
+                into.push(4);
+                into.extend_from_slice(&member.to_le_bytes());
+                into.extend_from_slice(&previous.0);
+            }
         }
     }
 
@@ -218,6 +223,10 @@ fn read(bytes: &[u8]) -> Option<Event> {
             let seq = Seq(from.next()?);
             let (root, digest) = from.0.split_first_chunk()?;
             Body::System(SystemFact::Checkpointed { seq, root: *root, digest: digest.try_into().ok()? })
+        }
+        4 => {
+            let member = from.next()?;
+            Body::System(SystemFact::EpochBegun { previous: Epoch(from.0.try_into().ok()?), member })
         }
         _ => return None,
     };

@@ -94,7 +94,8 @@ impl<S> Head<S> {
         Checkpoint { epoch: self.epoch, seq: self.seq }
     }
 
-    /// True unless an entry lost a race: it continues this very history. The first entry of all brings the epoch.
+    /// True unless an entry lost a race: it continues this very history, which is one of `epoch`. The first entry of all
+    /// brings the epoch; the first of a later epoch says which one it continues.
     pub(crate) fn fits(&self, epoch: Epoch, first_seq: Seq, prev_root: &[u8]) -> bool {
         let nothing_yet = self.seq.0 == 0 && self.epoch == Epoch::default();
         (self.epoch == epoch || nothing_yet) && first_seq.0 == self.seq.0 + 1 && prev_root == self.root
@@ -160,7 +161,7 @@ impl<S: Clone> Head<S> {
             Some(SystemFact::Checkpointed { seq, root, digest }) => {
                 noted.push(Noted::Checkpointed { seq, root, digest });
             }
-            None => {}
+            Some(SystemFact::EpochBegun { .. }) | None => {}
         }
         once
     }

@@ -184,6 +184,7 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
             stats: stats.clone(),
             limits: limits.clone(),
             plant: options.plant,
+            whole: false,
         };
         let recovered = on_disk::<RT, _>(&options.disk, Lane::Log, move |files| recover::<M>(files, from)).await;
         let recovered = recovered.map_err(OpenError::io("recovering"))??;
@@ -410,6 +411,7 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
             sync_us: shared.stats.sync_us.counts(),
             sync_bytes: shared.stats.sync_bytes.counts(),
             entry_events: shared.stats.entry_events.counts(),
+            commit_us: shared.stats.commit_us.counts(),
             entries: shared.stats.entries.load(Relaxed),
             commands: shared.stats.commands.load(Relaxed),
             skipped: shared.stats.skipped.load(Relaxed),

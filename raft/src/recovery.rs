@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::disk::{Disk, Files};
 use crate::error::OpenError;
 use crate::options::{Limits, Plant};
-use crate::replay::{Done, Fault, Replay, probe};
+use crate::replay::{self, Done, Fault, Replay, probe};
 use crate::replica::Kept;
 use crate::status::Stats;
 use crate::store::wal::{Setup, Wal, index, size};
@@ -40,6 +40,8 @@ pub(crate) struct From {
     pub(crate) stats: Arc<Stats>,
     pub(crate) limits: Limits,
     pub(crate) plant: Plant,
+    /// Everything in the log, committed or not.
+    pub(crate) whole: bool,
 }
 
 /// Opens a folder; on the disk's lane.
@@ -57,7 +59,7 @@ pub(crate) fn recover<M: Machine>(files: &dyn Files, from: From) -> Result<Recov
     let usable = |next: u64| next >= oldest;
     let found = snapshot::newest::<M>(files, |snapshot| usable(next(&snapshot.meta.last_log_id)))?;
     if let Some(snapshot) = &found
-        && let Some(expected) = epoch(&wal)?
+        && let Some(expected) = epoch::<M>(&wal, snapshot.meta.last_log_id.map_or(0, |last| last.index))?
         && snapshot.head.epoch != expected
         && snapshot.head.seq.0 > 0
     {
@@ -83,7 +85,7 @@ pub(crate) fn recover<M: Machine>(files: &dyn Files, from: From) -> Result<Recov
         wal.committed(replay.place.last);
     }
     // What is purged was applied, and so was committed.
-    let end = next(&marks.committed.max(marks.purged));
+    let end = if from.whole { u64::MAX } else { next(&marks.committed.max(marks.purged)) };
     let mut grown = [0; 2];
     let mut failed = None;
     wal.visit(start..end, &mut |entry| {
@@ -132,13 +134,14 @@ fn history_from<M: Machine>(wal: &Wal, replay: &Replay<M>) -> Result<Seq, OpenEr
     Ok(found)
 }
 
-/// The log's epoch, by its oldest entry with events; none of an empty log.
-fn epoch(wal: &Wal) -> Result<Option<Epoch>, OpenError> {
+/// The log's epoch after its entry `last`, by that entry or the first one after it that has events.
+fn epoch<M: Machine>(wal: &Wal, last: u64) -> Result<Option<Epoch>, OpenError> {
     let mut found = None;
-    wal.visit(wal.oldest()..u64::MAX, &mut |entry| {
+    wal.visit(last.max(wal.oldest())..u64::MAX, &mut |entry| {
         if let EntryPayload::Normal(frame) = &entry.payload {
-            let epoch = entry_decode(&frame.0).ok().and_then(|entry| entry.epoch.as_slice().try_into().ok());
-            found = epoch.map(Epoch);
+            // What cannot be read is named by the replay.
+            let read = replay::read::<M>(frame).ok();
+            found = read.map(|read| if entry.log_id.index == last { read.epoch } else { read.continues });
         }
         found.is_none()
     })

@@ -6,7 +6,7 @@ use crate::types::{Entry, Frame, LogId, Membership};
 use bytes::Bytes;
 use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::log::{EntryError, entry_decode};
-use cvlan_core::machine::{Machine, Unreadable};
+use cvlan_core::machine::{Machine, SystemFact, Unreadable};
 use openraft::{EntryPayload, StoredMembership};
 use std::sync::Arc;
 
@@ -39,6 +39,8 @@ pub(crate) enum Fault {
 /// An entry's frame, read.
 pub(crate) struct Read<E> {
     pub(crate) epoch: Epoch,
+    /// The epoch of the history that it continues: its own, unless it begins one.
+    pub(crate) continues: Epoch,
     pub(crate) first_seq: Seq,
     pub(crate) prev_root: Vec<u8>,
     pub(crate) events: Vec<E>,
@@ -58,7 +60,12 @@ pub(crate) fn read<M: Machine>(frame: &Frame) -> Result<Read<M::Event>, Fault> {
         }
         events.push(event);
     }
-    Ok(Read { epoch: Epoch(epoch), first_seq: Seq(entry.first_seq), prev_root: entry.prev_root, events, raw })
+    let epoch = Epoch(epoch);
+    let continues = match events.first().and_then(M::event_fact) {
+        Some(SystemFact::EpochBegun { previous, .. }) => previous,
+        Some(SystemFact::CheckpointOpened | SystemFact::Checkpointed { .. }) | None => epoch,
+    };
+    Ok(Read { epoch, continues, first_seq: Seq(entry.first_seq), prev_root: entry.prev_root, events, raw })
 }
 
 /// Number and time of a frame's first event.
@@ -114,7 +121,7 @@ impl<M: Machine> Replay<M> {
 
     fn frame(&mut self, frame: &Frame) -> Result<Done<M>, Fault> {
         let mut read = read::<M>(frame)?;
-        if !self.head.fits(read.epoch, read.first_seq, &read.prev_root) {
+        if !self.head.fits(read.continues, read.first_seq, &read.prev_root) {
             return Ok(Done::Skipped);
         }
         if let Some(to) = self.to {

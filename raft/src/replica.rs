@@ -250,7 +250,8 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
             Some(flight)
                 if self.plant.lost_head || self.fits(&now, flight.epoch, flight.first_seq, &flight.prev_root) =>
             {
-                let Flight { mut head, noted, events, raw, decided, first_seq, epoch, .. } = flight;
+                let Flight { mut head, noted, events, raw, decided, first_seq, epoch, proposed_us, .. } = flight;
+                self.stats.commit_us.add(self.clock.monotonic_us().saturating_sub(proposed_us));
                 // Members change by entries of their own, which may have been applied since it was decided.
                 head.members = now.members.clone();
                 drop(now);
@@ -264,7 +265,7 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
             }
             None => {
                 let read = replay::read::<M>(frame)?;
-                if !self.fits(&now, read.epoch, read.first_seq, &read.prev_root) {
+                if !self.fits(&now, read.continues, read.first_seq, &read.prev_root) {
                     self.skip(id);
                     return Ok(());
                 }

@@ -11,7 +11,7 @@ use crate::types::{Frame, Hook};
 use bytes::Bytes;
 use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::log::entry_encode;
-use cvlan_core::machine::{Context, Machine};
+use cvlan_core::machine::{Context, Machine, SystemFact};
 use openraft::AsyncRuntime;
 use openraft::errors::{ClientWriteError, ForwardReason};
 use std::collections::VecDeque;
@@ -50,6 +50,7 @@ pub(crate) async fn run<M: Machine, RT: AsyncRuntime>(shared: Arc<Shared<M, RT>>
         let flight = Flight {
             leader,
             serial: 0,
+            proposed_us: shared.clock.monotonic_us(),
             frame: frame.clone(),
             epoch: batch.head.epoch,
             first_seq,
@@ -161,8 +162,10 @@ impl<M: Machine> Work<M> {
             Ok(events) => events,
             Err(rejection) => return Verdict::Refused(WriteError::Rejected(rejection)),
         };
-        if events.is_empty() {
-            return Verdict::Nothing(self.head.checkpoint());
+        let Some(first) = events.first() else { return Verdict::Nothing(self.head.checkpoint()) };
+        // Only a folder that no member has open begins an epoch.
+        if let Some(SystemFact::EpochBegun { .. }) = M::event_fact(first) {
+            return Verdict::Refused(WriteError::AlreadyBootstrapped);
         }
         // Sized before anything is folded: what is too large leaves no trace.
         let (from, mut ranges) = (self.bytes.len(), Vec::with_capacity(events.len()));
@@ -200,7 +203,7 @@ mod tests {
     use crate::counter::{Command, Counter};
     use crate::replay::{Done, Replay};
     use crate::types::{Cfg, Entry, LeaderId, LogId};
-    use cvlan_core::machine::{Once, SystemFact};
+    use cvlan_core::machine::Once;
     use openraft::EntryPayload;
     use openraft::type_config::TypeConfigExt;
     use openraft_rt_tokio::TokioRuntime as Rt;

@@ -71,6 +71,8 @@ pub struct Stats {
     pub sync_bytes: Histogram,
     /// Events of each entry.
     pub entry_events: Histogram,
+    /// From the proposal of an entry of this member's to its application here, µs: durable on a majority in between.
+    pub commit_us: Histogram,
     /// Entries proposed by this member.
     pub entries: AtomicU64,
     /// Commands answered: carried out, without effect, rejected.
@@ -191,6 +193,8 @@ pub struct Status {
     pub sync_bytes: Counts,
     /// Events of entries.
     pub entry_events: Counts,
+    /// From the proposal of entries to their application, µs.
+    pub commit_us: Counts,
     /// Entries proposed here.
     pub entries: u64,
     /// Commands answered here.

@@ -127,8 +127,8 @@ pub async fn bootstrap(log: &Log, keys: &Keys, now_ms: u64) -> Result<Ready, Boo
     }
     let identity = keys.identity()?;
     if identity.is_none_or(|i| !i.settled) {
-        let member = identity.map_or(FOUNDER, |i| i.member);
-        keys.identity_write(&Identity { epoch: log.head().epoch, member, settled: true })?;
+        let (member, left) = identity.map_or((FOUNDER, None), |i| (i.member, i.left));
+        keys.identity_write(&Identity { epoch: log.head().epoch, member, settled: true, left })?;
     }
     let cluster = keys.cluster()?.ok_or(BootstrapError::Missing("cluster"))?;
     let ca_key = keys.ca_key()?.ok_or(BootstrapError::Missing("ca.key"))?;

@@ -1,5 +1,6 @@
 //! Settings: flags, environment (`CVLAN_…`), YAML file (`--config`), in that order of strength; then defaults.
 
+use crate::cluster::force::Force;
 use crate::server::Options;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -44,6 +45,10 @@ pub struct Settings {
     #[arg(long, env = "CVLAN_JOIN_TOKEN", value_name = "cvm_…", hide_env_values = true, global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub join_token: Option<String>,
+    /// A majority is lost for good: go on alone, in a new cluster. Without EPOCH it says what that means
+    #[arg(long, value_name = "EPOCH", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    #[serde(skip)]
+    pub force_new_cluster: Option<String>,
     /// Where people reach the API [default: https:// + what --listen says]
     #[arg(long, env = "CVLAN_ADVERTISE_API", value_name = "URL", value_delimiter = ',', global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,6 +62,9 @@ pub struct Settings {
 /// Settings that do not go.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// It is no epoch.
+    #[error("--force-new-cluster={0}: an epoch is 32 hex digits; without one, what it would mean is said")]
+    Epoch(String),
     /// The file cannot be read.
     #[error("{file}: {source}")]
     File {
@@ -125,6 +133,7 @@ impl Settings {
             advertise_cluster: self.advertise_cluster.or(weaker.advertise_cluster),
             join: self.join.or(weaker.join),
             join_token: self.join_token.or(weaker.join_token),
+            force_new_cluster: self.force_new_cluster,
             advertise_api: self.advertise_api.or(weaker.advertise_api),
             advertise_node: self.advertise_node.or(weaker.advertise_node),
         }
@@ -146,6 +155,11 @@ impl Settings {
         if let Some(address) = &self.advertise_cluster {
             address_fits("--advertise-cluster", address)?;
         }
+        let force = match self.force_new_cluster.as_deref() {
+            None => None,
+            Some("") => Some(Force::Look),
+            Some(epoch) => Some(Force::Leave(epoch.parse().map_err(|_| ConfigError::Epoch(epoch.to_owned()))?)),
+        };
         Ok(Options {
             data_dir: self.data_dir.unwrap_or(d.data_dir),
             listen: self.listen.unwrap_or(d.listen),
@@ -155,6 +169,7 @@ impl Settings {
             advertise_cluster: self.advertise_cluster,
             join,
             join_token,
+            force,
             advertise_api: urls("--advertise-api", self.advertise_api.unwrap_or_default())?,
             advertise_node: urls("--advertise-node", self.advertise_node.unwrap_or_default())?,
             ..d

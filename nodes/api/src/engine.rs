@@ -10,6 +10,7 @@ use crate::app::now_ms;
 use crate::app::views::ViewFeed;
 use crate::bootstrap::{self, Ready};
 use crate::ca::{Ca, Live};
+use crate::cluster::force::force;
 use crate::cluster::identity::{IdentityError, certified};
 use crate::cluster::join::{Secrets, join};
 use crate::cluster::tls::TlsTransport;
@@ -98,6 +99,10 @@ impl Core {
         raft.address.clone_from(&address);
         raft.initialize = member == FOUNDER;
         raft.observers.push(Arc::new(observer));
+        if let Some(asked) = options.force {
+            let settled = identity.filter(|identity| identity.settled).ok_or(StartError::NothingToForce)?;
+            force(asked, &keys, settled, &raft).await?;
+        }
         let log: Log = Member::open(raft, transport.clone()).await?;
 
         let mut gate = Gate { listener, transport: transport.clone(), door: None };

@@ -68,6 +68,8 @@ struct IdentityFile {
     member: u64,
     #[serde(default)]
     settled: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    left: Option<String>,
 }
 
 fn founder() -> u64 {
@@ -83,6 +85,8 @@ pub struct Identity {
     pub member: u64,
     /// True once something of that log was here: an empty log is then a lost one, which must not vote again.
     pub settled: bool,
+    /// The epoch that it left, alone, where it did (`--force-new-cluster`).
+    pub left: Option<Epoch>,
 }
 
 impl Keys {
@@ -202,15 +206,16 @@ impl Keys {
     /// Which member this is; `None` before the first entry of its own log was acknowledged, or before it has joined.
     pub fn identity(&self) -> Result<Option<Identity>, KeysError> {
         let Some(file) = self.json_read::<IdentityFile>(IDENTITY)? else { return Ok(None) };
-        let mut epoch = [0; 16];
-        hex::decode_to_slice(&file.epoch, &mut epoch).map_err(|e| self.damaged(IDENTITY, e))?;
-        Ok(Some(Identity { epoch: Epoch(epoch), member: file.member, settled: file.settled }))
+        let read = |text: &String| text.parse().map_err(|e| self.damaged(IDENTITY, e));
+        let (epoch, left) = (read(&file.epoch)?, file.left.as_ref().map(read).transpose()?);
+        Ok(Some(Identity { epoch, member: file.member, settled: file.settled, left }))
     }
 
     /// Says which member this is.
     pub fn identity_write(&self, identity: &Identity) -> Result<(), KeysError> {
-        let Identity { epoch, member, settled } = *identity;
-        self.json_write(IDENTITY, &IdentityFile { epoch: epoch.to_string(), member, settled })
+        let Identity { epoch, member, settled, left } = *identity;
+        let left = left.map(|epoch| epoch.to_string());
+        self.json_write(IDENTITY, &IdentityFile { epoch: epoch.to_string(), member, settled, left })
     }
 
     /// The member's key is not what it should be.
@@ -246,7 +251,7 @@ mod tests {
         assert!(keys.cluster().unwrap().is_none() && keys.identity().unwrap().is_none());
         let key = ClusterKey { id: "k1".into(), key: [7; 32] };
         keys.cluster_write(&key).unwrap();
-        let identity = Identity { epoch: Epoch([3; 16]), member: 9, settled: true };
+        let identity = Identity { epoch: Epoch([3; 16]), member: 9, settled: true, left: Some(Epoch([4; 16])) };
         keys.identity_write(&identity).unwrap();
         let read = keys.cluster().unwrap().unwrap();
         assert_eq!((read.id, read.key, keys.identity().unwrap()), (key.id, key.key, Some(identity)));
@@ -265,7 +270,7 @@ mod tests {
         assert!(!keys.joining().unwrap());
         keys.member_key_write("key").unwrap();
         assert!(keys.joining().unwrap());
-        keys.identity_write(&Identity { epoch: Epoch([3; 16]), member: 2, settled: false }).unwrap();
+        keys.identity_write(&Identity { epoch: Epoch([3; 16]), member: 2, settled: false, left: None }).unwrap();
         assert!(!keys.joining().unwrap());
     }
 

@@ -138,6 +138,8 @@ fn config_check(options: &Options) -> anyhow::Result<ExitCode> {
         join: (!options.join.is_empty()).then(|| options.join.clone()),
         // A secret, and used up once it has joined.
         join_token: None,
+        // Once, and by hand.
+        force_new_cluster: None,
         advertise_api: (!options.advertise_api.is_empty()).then(|| options.advertise_api.clone()),
         advertise_node: (!options.advertise_node.is_empty()).then(|| options.advertise_node.clone()),
     };

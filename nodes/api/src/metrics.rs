@@ -154,7 +154,25 @@ impl Metrics {
         gauge(&mut out, "cvlan_voters", "Members that vote.", voters as u64);
         peers(&mut out, &raft.peers);
         gauge(&mut out, "cvlan_write_queue", "Commands that wait.", raft.queue as u64);
+        gauge(&mut out, "cvlan_entries_in_flight", "Entries proposed here and not yet applied.", raft.in_flight as u64);
+        gauge(
+            &mut out,
+            "cvlan_diverged",
+            "1 where this member's state differs from the leader's.",
+            u64::from(raft.diverged.is_some()),
+        );
         gauge(&mut out, "cvlan_log_bytes", "Bytes of all log segments.", raft.log_bytes);
+        gauge(&mut out, "cvlan_log_segments", "Segments of the log.", raft.segments);
+        gauge(&mut out, "cvlan_history_from_seq", "The first event that can be read here.", raft.history_from);
+        gauge(
+            &mut out,
+            "cvlan_snapshot_seq",
+            "Last event in the newest snapshot.",
+            raft.snapshot_seq.unwrap_or_default(),
+        );
+        if let Some(age_ms) = raft.snapshot_age_ms {
+            gauge(&mut out, "cvlan_snapshot_age_seconds", "Since the newest snapshot of this run.", age_ms / 1000);
+        }
         gauge(&mut out, "cvlan_disk_full", "1 where the log has no room to grow.", u64::from(raft.disk_full));
         gauge(&mut out, "cvlan_uptime_seconds", "Since the start.", app.started.elapsed().as_secs());
 
@@ -170,7 +188,14 @@ impl Metrics {
 
         self.requests(&mut out);
         header(&mut out, "cvlan_wal_sync_seconds", "Group commits of the log: write and sync.", "histogram");
-        histogram(&mut out, "cvlan_wal_sync_seconds", "", &raft.sync_us);
+        histogram(&mut out, "cvlan_wal_sync_seconds", "", &raft.sync_us, 1e6);
+        let commit = "Entries proposed here: until they are durable on a majority and applied.";
+        header(&mut out, "cvlan_commit_seconds", commit, "histogram");
+        histogram(&mut out, "cvlan_commit_seconds", "", &raft.commit_us, 1e6);
+        header(&mut out, "cvlan_wal_batch_bytes", "Group commits of the log: their bytes.", "histogram");
+        histogram(&mut out, "cvlan_wal_batch_bytes", "", &raft.sync_bytes, 1.0);
+        header(&mut out, "cvlan_entry_events", "Entries proposed here: their events.", "histogram");
+        histogram(&mut out, "cvlan_entry_events", "", &raft.entry_events, 1.0);
         out
     }
 
@@ -192,7 +217,7 @@ impl Metrics {
         for (labels, c) in self.all() {
             let counts = c.micros.counts();
             if counts.count() > 0 {
-                histogram(out, "cvlan_http_request_seconds", &labels, &counts);
+                histogram(out, "cvlan_http_request_seconds", &labels, &counts, 1e6);
             }
         }
     }
@@ -245,18 +270,18 @@ fn counters(out: &mut String, name: &str, help: &str, values: impl Iterator<Item
     }
 }
 
-/// Bucket `n` of the counts holds values below 2^n microseconds.
-fn histogram(out: &mut String, name: &str, labels: &str, counts: &Counts) {
+/// Bucket `n` of the counts holds values below 2^n; `unit` of them are one of the metric's.
+fn histogram(out: &mut String, name: &str, labels: &str, counts: &Counts, unit: f64) {
     let comma = if labels.is_empty() { "" } else { "," };
     let (mut sum, total) = (0, counts.count());
     let last = counts.buckets.iter().rposition(|n| *n > 0).unwrap_or_default();
     for (n, count) in counts.buckets.iter().enumerate().take(last + 1) {
         sum += count;
-        let le = ((1u64 << n) - 1) as f64 / 1e6;
+        let le = ((1u64 << n) - 1) as f64 / unit;
         let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{le}\"}} {sum}");
     }
     let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {total}");
     let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
-    let _ = writeln!(out, "{name}_sum{braces} {}", counts.sum as f64 / 1e6);
+    let _ = writeln!(out, "{name}_sum{braces} {}", counts.sum as f64 / unit);
     let _ = writeln!(out, "{name}_count{braces} {total}");
 }

@@ -13,6 +13,7 @@ use crate::app::{App, now_ms};
 use crate::auth::Auth;
 use crate::bootstrap::{BootstrapError, Ready, purpose};
 use crate::ca::{Live, SERVER_MS};
+use crate::cluster::force::Force;
 use crate::cluster::identity::{certified, key_sha256, own_key};
 use crate::cluster::keeper;
 use crate::doors;
@@ -78,6 +79,8 @@ pub struct Options {
     pub join: Vec<String>,
     /// Makes this folder a member of an existing cluster, once.
     pub join_token: Option<String>,
+    /// This member is to go on alone.
+    pub force: Option<Force>,
     /// Where people reach the API; empty = as it listens.
     pub advertise_api: Vec<String>,
     /// Where machines reach their door; empty = as it listens.
@@ -98,6 +101,7 @@ impl Default for Options {
             advertise_cluster: None,
             join: Vec::new(),
             join_token: None,
+            force: None,
             advertise_api: Vec::new(),
             advertise_node: Vec::new(),
             rate_limits: true,

@@ -37,6 +37,12 @@ pub enum StartError {
     /// It was removed from the cluster.
     #[error("this member was removed from the cluster")]
     Removed,
+    /// What going on alone means, or why it does not go.
+    #[error("{0}")]
+    Force(String),
+    /// There is no log to go on with.
+    #[error("--force-new-cluster: this folder has no log of a cluster yet")]
+    NothingToForce,
     /// A door's address.
     #[error("{flag} {address}: {source}")]
     Bind {
@@ -120,6 +126,8 @@ impl StartError {
             Self::Removed => {
                 "its --data-dir can be deleted; `cvlanctl cluster add` and an empty one make it a new member"
             }
+            Self::Force(_) => "where a majority can still be started, start it instead: then nothing is lost",
+            Self::NothingToForce => "use it on a member of the cluster whose majority is lost",
             Self::Views(_) => "delete views.db: it is rebuilt from the log",
             Self::Setup(_) | Self::Refused(_) => "run with RUST_LOG=debug and look at the log",
             Self::NotWritable => "is the disk full? `cvlan-api log stats` shows the log",

@@ -96,6 +96,8 @@ pub(crate) struct Quiet<M: Machine, RT: AsyncRuntime> {
 pub(crate) struct Flight<M: Machine, RT: AsyncRuntime> {
     pub(crate) leader: Leader,
     pub(crate) serial: u64,
+    /// When it was proposed, own monotonic time.
+    pub(crate) proposed_us: u64,
     pub(crate) frame: Frame,
     pub(crate) epoch: Epoch,
     pub(crate) first_seq: Seq,

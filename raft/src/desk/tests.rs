@@ -71,6 +71,7 @@ impl Case {
         let flight = Flight {
             leader: leader(1),
             serial: 0,
+            proposed_us: 0,
             frame: frame.clone(),
             epoch: Epoch::default(),
             first_seq: batch.first_seq,

@@ -161,6 +161,7 @@ mod tests {
                 stats: stats.clone(),
                 limits: limits.clone(),
                 plant: Plant::default(),
+                whole: false,
             };
             let job = move |files: &dyn crate::disk::Files| recover::<Counter>(files, from);
             let recovered = on_disk::<Rt, _>(&disk, Lane::Log, job).await.unwrap().unwrap();

@@ -146,8 +146,8 @@ impl Cluster {
         self.wires.lock().unwrap().members[&id].member.clone()
     }
 
-    /// Opens a member on its folder, which is kept.
-    pub async fn open(&self, id: u64, edit: impl FnOnce(&mut Options<Counter>)) {
+    /// What a member is opened with, on its folder, which is kept.
+    pub async fn options(&self, id: u64) -> Options<Counter> {
         let mut folders = std::mem::take(&mut *self.folders.lock().unwrap());
         let folder = folders.entry(id).or_insert_with(|| tempfile::tempdir().unwrap()).path().to_owned();
         *self.folders.lock().unwrap() = folders;
@@ -168,6 +168,12 @@ impl Cluster {
             Limits { segment_bytes: 64 << 10, tail_bytes: 16 << 10, snapshot_events: 500, ..Limits::default() };
         options.timing = Timing { heartbeat_ms: 60, election_min_ms: 200, election_max_ms: 400 };
         (self.edit)(&mut options);
+        options
+    }
+
+    /// Opens a member.
+    pub async fn open(&self, id: u64, edit: impl FnOnce(&mut Options<Counter>)) {
+        let mut options = self.options(id).await;
         edit(&mut options);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let net = Net { me: id, wires: self.wires.clone() };

@@ -5,4 +5,5 @@ mod cluster;
 mod commands;
 mod common;
 mod damage;
+mod force;
 mod member;

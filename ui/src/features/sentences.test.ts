@@ -81,6 +81,11 @@ describe("eventSentence", () => {
       event(1, { system: { checkpointed: { seq: "7", digest: "AQIDBAU=" } } }, system),
     ],
     [
+      "A new cluster was forced: m2 goes on alone, 2 members were given up",
+      "remove",
+      event(1, { system: { epochBegun: { memberId: "7", removed: ["1", "9"] } } }, system),
+    ],
+    [
       "The cluster sends machines to https://a, https://b",
       "change",
       event(1, { system: { advertisementChanged: { nodeUrls: ["https://a", "https://b"] } } }, system),

@@ -102,7 +102,8 @@ pub fn redact(event: &mut Event) {
             Some(
                 system::Kind::CheckpointOpened(_)
                 | system::Kind::Checkpointed(_)
-                | system::Kind::AdvertisementChanged(_),
+                | system::Kind::AdvertisementChanged(_)
+                | system::Kind::EpochBegun(_),
             )
             | None => {}
         },

@@ -36,6 +36,7 @@ pub fn status(app: &App, head: &Head<State>) -> Output<v1::ClusterStatus> {
         digest_seq: last.map_or(0, |c| c.seq),
         digest: last.map(|c| c.digest.clone()).unwrap_or_default(),
         members: super::member::all(app, head),
+        diverged_seq: raft.diverged,
     };
     Output::read(head, body)
 }

@@ -212,7 +212,7 @@ fn keep(keys: &Keys, claims: &JoinTokenClaims, key: &KeyPair, response: &JoinRes
     keys.cluster_write(&ClusterKey { id: response.cluster_key_id.clone(), key: cluster })?;
     keys.ca_key_write(&response.ca_key)?;
     certificate_write(keys, &response.certificate)?;
-    let identity = Identity { epoch: Epoch(epoch), member: claims.member_id, settled: false };
+    let identity = Identity { epoch: Epoch(epoch), member: claims.member_id, settled: false, left: None };
     keys.identity_write(&identity)?;
     Ok(identity)
 }

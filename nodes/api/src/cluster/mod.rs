@@ -8,6 +8,7 @@
 //! Invariants: a node's certificate opens nothing here, a member's nothing at the node door; whom the log has removed
 //! and Raft too is turned away; nobody without a certificate reaches Raft. Start reading at [`serve`].
 
+pub mod force;
 pub mod identity;
 pub mod join;
 pub mod keeper;

@@ -42,7 +42,12 @@ impl Member {
 
     /// Starts it and reads what it announces.
     pub fn start(dir: PathBuf, ports: [u16; 4], token: Option<&str>) -> Self {
-        let mut child = Self::command(&dir, ports, token).spawn().unwrap();
+        Self::start_with(dir, ports, token, &[])
+    }
+
+    /// The same, with further flags.
+    pub fn start_with(dir: PathBuf, ports: [u16; 4], token: Option<&str>, flags: &[&str]) -> Self {
+        let mut child = Self::command(&dir, ports, token).args(flags).spawn().unwrap();
         let mut lines = Vec::new();
         for line in BufReader::new(child.stdout.take().unwrap()).lines() {
             lines.push(line.unwrap());

@@ -172,3 +172,64 @@ async fn a_member_is_removed_for_good() {
     cluster.until("three vote", |c| voters(c) == 3).await;
     cluster.post(3, "/tenants/acme/nodes", node(3)).await.expect(201);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_majority_is_lost_for_good_and_one_goes_on_alone() {
+    let mut cluster = Cluster::three().await;
+    prod(&mut cluster).await;
+    for n in 0..5 {
+        cluster.post(n as usize % 3, "/tenants/acme/nodes", node(n)).await.expect(201);
+    }
+    for at in ALL {
+        cluster.get(at, "/tenants/acme/nodes/n4").await.expect(200);
+        cluster.members[at].kill();
+    }
+    let (dir, ports) = (cluster.members[1].dir.clone(), cluster.members[1].ports);
+    let refused = |flag: &str| {
+        let mut command = Member::command(&dir, ports, None);
+        let out = command.arg(flag).stderr(std::process::Stdio::piped()).output().unwrap();
+        assert!(!out.status.success());
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    };
+    let meant = refused("--force-new-cluster");
+    let (before, epoch) = meant.split_once("--force-new-cluster=").unwrap();
+    assert!(before.contains("the only one of a new cluster, for good") && before.contains("member 1 at"), "{meant}");
+    let epoch = &epoch[..32];
+    assert!(cluster.seen.starts_with(epoch));
+    assert!(refused(&format!("--force-new-cluster={}", "0".repeat(32))).contains("of another log"));
+    assert!(refused("--force-new-cluster=zz").contains("32 hex digits"));
+
+    // It has everything, says that it is alone, and takes writes; the epoch is another one.
+    let flag = format!("--force-new-cluster={epoch}");
+    cluster.members[1] = Member::start_with(dir.clone(), ports, None, &[&flag]);
+    cluster.seen.clear();
+    let alone = cluster.until_at(1..2, "it leads", |c| roles(c) == [("m2".into(), "leader".into())]).await;
+    assert_eq!(voters(&alone), 1);
+    cluster.post(1, "/tenants/acme/nodes", node(5)).await.expect(201);
+    assert!(!cluster.seen.starts_with(epoch));
+    for n in 0..6 {
+        cluster.get(1, &format!("/tenants/acme/nodes/n{n}")).await.expect(200);
+    }
+    let audit = cluster.get(1, "/log/events?from=1").await;
+    assert!(audit.status == 200, "{}", audit.body);
+
+    // One of the old ones is not let in, and what it says is no news here.
+    cluster.members[0].again();
+    let page = cluster.get(1, "/cluster/members").await;
+    assert_eq!(roles(&page.body).len(), 1);
+    cluster.members[0].kill();
+
+    for name in ["m4", "m5"] {
+        let token = cluster.admit(1, name).await;
+        let member = Member::start(cluster.folder(name), free_ports(), Some(&token));
+        cluster.members.push(member);
+    }
+    cluster.until_at(1..2, "three vote", |c| voters(c) == 3).await;
+    // With the flag left on it starts as ever.
+    cluster.members[1].kill();
+    cluster.members[1] = Member::start_with(dir, ports, None, &[&flag]);
+    cluster.until_at(1..2, "all are there", |c| roles(c).iter().any(|(_, r)| r == "leader")).await;
+    cluster.post(3, "/tenants/acme/nodes", node(6)).await.expect(201);
+    cluster.get(4, "/tenants/acme/nodes/n0").await.expect(200);
+    cluster.get(1, "/tenants/acme/nodes/n6").await.expect(200);
+}

@@ -3,7 +3,7 @@ import { hexOf, short } from "../../lib/format";
 import { type Describe, thing, who } from "../sentence";
 
 export const systemDescribe: Describe = (event, nameOf) => {
-  const { bootstrapped, checkpointOpened, checkpointed, advertisementChanged } = event.system ?? {};
+  const { bootstrapped, checkpointOpened, checkpointed, advertisementChanged, epochBegun } = event.system ?? {};
   if (bootstrapped) return { tone: "add", parts: ["This log begins: the cluster was bootstrapped"] };
   if (checkpointOpened) return { tone: "quiet", parts: [who(event, nameOf), " opened a checkpoint"] };
   if (checkpointed) {
@@ -15,6 +15,12 @@ export const systemDescribe: Describe = (event, nameOf) => {
     const whose = memberId ? ["Member ", thing(memberId, nameOf(memberId))] : [who(event, nameOf)];
     const says = nodeUrls.length ? ` sends machines to ${nodeUrls.join(", ")}` : " advertises no door";
     return { tone: "change", parts: [...whose, says] };
+  }
+  if (epochBegun) {
+    const { memberId, removed = [] } = epochBegun;
+    const only = memberId ? thing(memberId, nameOf(memberId)) : "one member";
+    const gone = removed.length === 1 ? "1 member was" : `${removed.length} members were`;
+    return { tone: "remove", parts: ["A new cluster was forced: ", only, ` goes on alone, ${gone} given up`] };
   }
   return undefined;
 };

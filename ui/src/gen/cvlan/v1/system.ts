@@ -16,6 +16,7 @@ export interface SystemEvent {
   checkpointOpened?: CheckpointOpened | undefined;
   checkpointed?: Checkpointed | undefined;
   advertisementChanged?: AdvertisementChanged | undefined;
+  epochBegun?: EpochBegun | undefined;
 }
 
 /** Sealed is a secret under a cluster key: XChaCha20-Poly1305, associated data = the name of its use. */
@@ -67,6 +68,16 @@ export interface AdvertisementChanged {
   memberId?: string | undefined;
 }
 
+/** EpochBegun is the first event of an epoch that was forced: the log goes on, without the others. */
+export interface EpochBegun {
+  /** 32 hex digits: the epoch that it goes on from. */
+  previousEpoch: string;
+  /** The only member. */
+  memberId: string;
+  /** Those who were members, and never can be again. */
+  removed: string[];
+}
+
 /** ClusterStatus answers GET /api/v1/cluster. */
 export interface ClusterStatus {
   version: string;
@@ -98,6 +109,8 @@ export interface ClusterStatus {
   digest: string;
   /** All of them, by id. */
   members: Member[];
+  /** The checkpoint at which this member's state was found to differ from the leader's: it serves no writes. */
+  divergedSeq?: string | undefined;
 }
 
 /** LogVerification answers POST /api/v1/log/verify. */
