@@ -4,9 +4,9 @@ import { count, millis, plural, remaining } from "../../lib/format";
 import {
   BEHIND_MAX,
   leaderOf,
+  memberAway,
   memberBehind,
   memberHeard,
-  memberIsIn,
   memberPart,
   memberSkew,
   quorumOf,
@@ -39,16 +39,15 @@ export function alertsOf(status: Status, diverged: boolean, now: number): Alert[
   const about = (member: Member, key: string, tone: AlertTone, title: string, text: string): Alert => {
     return { key: `${key}-${member.id}`, tone, title, text, memberId: member.id };
   };
-  const alerts = [...whole(status, diverged), ...clocks(members, own, about)];
+  const alerts = [...whole(status, diverged), ...votes(status, now), ...clocks(members, own, about)];
   for (const member of members) alerts.push(...presence(member, own, now, about));
   return alerts.sort((a, b) => TONES.indexOf(a.tone) - TONES.indexOf(b.tone));
 }
 
-/** Is the cluster as a whole able to decide, and the member that answers able to tell? */
+/** Is the member that answers one of them, in order, and like the others? */
 function whole({ members, memberId, role }: Status, diverged: boolean): Alert[] {
   const alerts: Alert[] = [];
   const say = (key: string, tone: AlertTone, title: string, text: string) => alerts.push({ key, tone, title, text });
-  const { voters, there, spare } = quorumOf(members, memberId);
   const own = members.find(({ id }) => id === memberId);
   const name = own?.name ?? `member ${memberId}`;
   if (diverged) {
@@ -64,6 +63,19 @@ function whole({ members, memberId, role }: Status, diverged: boolean): Alert[] 
   if (members.length > 0 && !own) {
     say("removed", "bad", `${name} is no member any more`, "It was removed from the cluster. Go on at another member.");
   }
+  const versions = [...new Set(members.map(({ version }) => version).filter(Boolean))].sort();
+  if (versions.length > 1) {
+    say("versions", "note", `Members run ${versions.join(" and ")}`, "Finish the upgrade, one member at a time.");
+  }
+  return alerts;
+}
+
+/** Can the cluster decide, and will it with one less? */
+function votes({ members, memberId }: Status, now: number): Alert[] {
+  const { voters, there, spare } = quorumOf(members, memberId);
+  const leader = leaderOf(members);
+  const alerts: Alert[] = [];
+  const say = (key: string, tone: AlertTone, title: string, text: string) => alerts.push({ key, tone, title, text });
   if (spare < 0) {
     say(
       "quorum",
@@ -71,7 +83,7 @@ function whole({ members, memberId, role }: Status, diverged: boolean): Alert[] 
       "The majority is lost",
       "Reads and machines go on, nothing can be changed. Bring back the members that are not heard: as soon as a majority is there, everything goes on and nothing is lost.",
     );
-  } else if (!leaderOf(members)) {
+  } else if (!leader || memberAway(leader, memberId, now)) {
     say("leader", "bad", "Nobody leads", "Writes wait for the election of a leader, which takes about a second.");
   }
   if (voters > 1 && spare === 0) {
@@ -85,9 +97,9 @@ function whole({ members, memberId, role }: Status, diverged: boolean): Alert[] 
         : "If one more voter is lost, nothing can be decided. Bring back who is not heard, or replace it.",
     );
   }
-  const versions = [...new Set(members.map(({ version }) => version).filter(Boolean))].sort();
-  if (versions.length > 1) {
-    say("versions", "note", `Members run ${versions.join(" and ")}`, "Finish the upgrade, one member at a time.");
+  if (voters > 2 && voters % 2 === 0) {
+    const text = `${voters} survive no more losses than ${voters - 1}, and need one vote more. Add a member, or remove one.`;
+    say("even", "note", "An even number votes", text);
   }
   return alerts;
 }
@@ -127,11 +139,9 @@ function presence(member: Member, own: string, now: number, about: About): Alert
     const text = "Its token has run out. Remove it, and add it anew if it is still wanted.";
     return [about(member, "admitted", "warn", `${name} was admitted and never joined`, text)];
   }
-  if (!memberIsIn(member) || part === "joining") return [];
-  const heard = memberHeard(member, own);
-  if (heard === "lost" || heard === "never") {
-    const since =
-      heard === "lost" ? `For ${millis(Number(heardMs))}.` : "Not since the member that answers has started.";
+  if (memberAway(member, own, now)) {
+    const lost = memberHeard(member, own) === "lost";
+    const since = lost ? `For ${millis(Number(heardMs))}.` : "Not since the member that answers has started.";
     const look =
       "Is it running, and is its port 8445 open to the others? One that does not come back is to be replaced.";
     return [about(member, "lost", voter ? "bad" : "warn", `${name} is not heard`, `${since} ${look}`)];

@@ -82,7 +82,7 @@ function JoinToken({ made: { member, joinToken = "" }, name, onClose }: JoinToke
           value={address}
           onChange={setAddress}
           placeholder="m2.example"
-          hint="A name or an address; it stands for HOST in the line below."
+          hint="A name or an address; it stands for HOST in the command below."
         />
         <div className="grid gap-1">
           <p>On its machine, with an empty data folder:</p>
@@ -180,6 +180,7 @@ export function MemberRemoveDialog({ member, onClose }: { member: Member; onClos
   const refresh = useClusterRefresh();
   const { name } = member;
   const own = cluster?.memberId ?? "";
+  const then = quorumWithout(cluster?.members ?? [], member.id, own);
   return (
     <FormDialog
       title={`Remove member ${name}?`}
@@ -197,7 +198,7 @@ export function MemberRemoveDialog({ member, onClose }: { member: Member; onClos
       {memberIsIn(member) ? (
         <p>
           It stops by itself if it runs, and its data folder is of no use any more: to come back, it joins anew.
-          {cluster && member.voter && ` Then: ${quorumSentence(quorumWithout(cluster.members, member.id, own))}.`}
+          {member.voter && then.voters > 0 && ` Then: ${quorumSentence(then)}.`}
         </p>
       ) : (
         <p>It has not joined: its token opens nothing any more.</p>

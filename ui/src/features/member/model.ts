@@ -18,6 +18,8 @@ export const MEMBER: Member = {
 
 /** Not heard of for so long, a member counts as lost: the controller's own measure, LOST_MS in raft/src/peer. */
 export const LOST_MS = 2_500;
+/** One that has just joined is waited for so long before it counts as lost. */
+const FRESH_MS = 10_000;
 /** Entries; whoever is to vote or to lead may lack so many: CAUGHT_UP in raft/src/membership.rs. */
 export const BEHIND_MAX = 1_000;
 /** Clocks that differ by more are an alarm: SKEW_ALARM_MS in raft/src/peer/ping.rs. */
@@ -55,6 +57,14 @@ export function memberHeard({ id, heardMs }: Member, own: string): Heard {
   return Number(heardMs) > LOST_MS ? "lost" : "heard";
 }
 
+/** Should it be there, and is not? */
+export function memberAway(member: Member, own: string, now: number): boolean {
+  if (member.role === "") return false;
+  const heard = memberHeard(member, own);
+  const fresh = member.joinedAt !== undefined && now - Date.parse(member.joinedAt) < FRESH_MS;
+  return heard === "lost" || (heard === "never" && !fresh);
+}
+
 const present = (member: Member, own: string) => ["own", "heard"].includes(memberHeard(member, own));
 
 /** Milliseconds; nothing where it was not measured, or not lately. */
@@ -88,7 +98,7 @@ export function quorumOf(members: readonly Member[], own: string): Quorum {
 /** 3 of 3 vote; 1 may be lost. */
 export function quorumSentence({ total, voters, there, needed, spare }: Quorum): string {
   if (spare < 0)
-    return `${there} of ${voters} voters ${there === 1 ? "is" : "are"} heard; ${needed} are needed to decide`;
+    return `${there} of ${voters} voters ${there === 1 ? "is" : "are"} heard; ${needed} ${needed === 1 ? "is" : "are"} needed to decide`;
   if (total === 1 && voters === 1) return "One member decides alone; none may be lost";
   const missing = voters - there;
   const vote = `${voters} of ${total} ${voters === 1 ? "votes" : "vote"}${missing > 0 ? `, ${missing} of them not heard` : ""}`;
@@ -132,16 +142,18 @@ function hostOf(typed: string): string {
   return text.split(":").length > 2 ? `[${text}]` : text.replace(/:\d*$/, "");
 }
 
-/** The line that starts a new member, as docs/operations.md has it; `address` is where the others reach it. */
+/** What starts a new member, as docs/operations.md has it: one command for a shell, on several lines. */
 export function joinCommand(token: string, address: string): string {
   const host = hostOf(address) || "HOST";
   return [
-    `CVLAN_JOIN_TOKEN=${shellWord(token)} cvlan-api --data-dir /var/lib/cvlan`,
-    "--listen 0.0.0.0:8443 --node-listen 0.0.0.0:8444 --cluster-listen 0.0.0.0:8445",
+    `CVLAN_JOIN_TOKEN=${shellWord(token)}`,
+    "cvlan-api --data-dir /var/lib/cvlan",
+    "--listen 0.0.0.0:8443 --node-listen 0.0.0.0:8444",
+    "--cluster-listen 0.0.0.0:8445",
     `--advertise-api ${shellWord(`https://${host}:8443`)}`,
     `--advertise-node ${shellWord(`https://${host}:8444`)}`,
     `--advertise-cluster ${shellWord(`${host}:8445`)}`,
-  ].join(" ");
+  ].join(" \\\n  ");
 }
 
 export const memberDescribe: Describe = (event, nameOf) => {

@@ -7,8 +7,8 @@ import { type AlertTone, alertsOf } from "./alerts";
 import { FIGURES_MAX, membersPlace, NAMED_MAX } from "./layout";
 import {
   leaderOf,
+  memberAway,
   memberBehind,
-  memberHeard,
   memberPart,
   PART_WORDS,
   type Part,
@@ -80,9 +80,8 @@ export function MemberPicture({ cluster, now }: PictureProps) {
 /** The same for those who do not see it. */
 function pictureWords({ members, memberId }: ClusterStatus, now: number): string {
   const each = members.map((member) => {
-    const heard = memberHeard(member, memberId);
     const part = memberPart(member, now);
-    const away = member.role !== "" && (heard === "lost" || heard === "never") ? ", not heard" : "";
+    const away = memberAway(member, memberId, now) ? ", not heard" : "";
     return `${member.name} ${PART_WORDS[part]}${away}`;
   });
   return `${quorumSentence(quorumOf(members, memberId))}. ${each.join("; ")}.`;
@@ -103,14 +102,13 @@ interface LineProps extends MemberProps {
   figures: boolean;
 }
 
-const away = ({ member, own }: MemberProps) =>
-  member.role !== "" && ["lost", "never"].includes(memberHeard(member, own));
+const away = ({ member, own, now }: MemberProps) => memberAway(member, own, now);
 
-/** What of Raft goes between the leader and one member. One that is not in Raft has no line. */
+/** What of Raft goes between the leader and one member; a hint of it where there is nothing yet. */
 function Line(props: LineProps) {
   const { member, from, to } = props;
-  if (member.role === "") return null;
-  const gone = away(props);
+  if (member.role === "") return <Hint from={from} to={to} />;
+  const gone = away(props) || memberAway(props.leader, props.own, props.now);
   return (
     <>
       <line
@@ -123,7 +121,7 @@ function Line(props: LineProps) {
         strokeOpacity={gone ? 0.75 : 0.6}
         strokeDasharray={gone ? "2 5" : member.voter ? undefined : "6 4"}
       />
-      {props.figures && <Figures {...props} gone={gone} />}
+      {props.figures && <Figures {...props} gone={away(props)} />}
     </>
   );
 }
@@ -266,11 +264,26 @@ function Glyph({ part, gone, spot, small }: { part: Part; gone: boolean; spot: P
   );
 }
 
+/** A line that is not there yet. */
+const Hint = ({ from, to }: { from: Place; to: Place }) => (
+  <line
+    x1={from.x}
+    y1={from.y}
+    x2={to.x}
+    y2={to.y}
+    className="stroke-edge"
+    strokeOpacity="0.6"
+    strokeWidth="1.2"
+    strokeDasharray="3 4"
+  />
+);
+
 /** Where more would be. */
 function Room({ center, spots }: { center: Place; spots: readonly Place[] }) {
-  return spots.map(({ x, y }) => (
-    <g key={x} className="stroke-edge" fill="none" strokeDasharray="3 4" strokeWidth="1.2">
-      <line x1={center.x} y1={center.y} x2={x} y2={y} strokeOpacity="0.6" />
+  return spots.map(({ x, y }, at) => (
+    // biome-ignore lint/suspicious/noArrayIndexKey: they are places, one by one
+    <g key={at} className="stroke-edge" fill="none" strokeDasharray="3 4" strokeWidth="1.2">
+      <Hint from={center} to={{ x, y }} />
       <circle cx={x} cy={y} r={RADIUS} className="fill-panel" />
       <path d="M-5 0H5M0-5V5" strokeDasharray="none" strokeWidth="1.4" transform={`translate(${x} ${y})`} />
     </g>

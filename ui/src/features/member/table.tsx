@@ -5,8 +5,8 @@ import { Pill } from "../../kit/panel";
 import { age, count, millis, remaining, timeFull } from "../../lib/format";
 import {
   BEHIND_MAX,
+  memberAway,
   memberBehind,
-  memberHeard,
   memberPart,
   memberSkew,
   PART_WORDS,
@@ -96,6 +96,7 @@ interface RowProps {
 
 function Row({ member, own, now, actions }: RowProps) {
   const part = memberPart(member, now);
+  const away = memberAway(member, own, now);
   const behind = memberBehind(member);
   const since = member.joinedAt ?? member.admittedAt;
   return (
@@ -105,7 +106,7 @@ function Row({ member, own, now, actions }: RowProps) {
           <span className="truncate font-medium" title={`${member.name}, member ${member.id}`}>
             {member.name}
           </span>
-          <Pill tone={TONES[part]}>{PART_WORDS[part]}</Pill>
+          <Pill tone={away ? "bad" : TONES[part]}>{away && part === "leader" ? "led" : PART_WORDS[part]}</Pill>
           {member.id === own && (
             <span className="shrink-0 text-2xs text-muted" title="This member answers this page">
               here
@@ -115,7 +116,7 @@ function Row({ member, own, now, actions }: RowProps) {
         <Where member={member} part={part} now={now} />
       </th>
       <td className={`${CELL} num whitespace-nowrap`}>
-        <HeardCell member={member} own={own} />
+        <HeardCell member={member} own={own} away={away} />
       </td>
       <td className={`${CELL} num whitespace-nowrap`}>
         {behind === undefined ? <None /> : <Loud loud={behind > BEHIND_MAX}>{count(behind)}</Loud>}
@@ -155,12 +156,10 @@ function Loud({ loud, children }: { loud: boolean; children: ReactNode }) {
   return <span className={loud ? "font-semibold text-warn" : ""}>{children}</span>;
 }
 
-function HeardCell({ member, own }: { member: Member; own: string }) {
-  const heard = memberHeard(member, own);
-  if (member.role === "" || heard === "own") return <None />;
-  if (heard === "never") return <span className="font-semibold text-bad">never</span>;
-  const text = millis(Number(member.heardMs));
-  return heard === "lost" ? <span className="font-semibold text-bad">{text}</span> : text;
+function HeardCell({ member, own, away }: { member: Member; own: string; away: boolean }) {
+  if (member.role === "" || member.id === own) return <None />;
+  const text = member.heardMs === undefined ? "never" : millis(Number(member.heardMs));
+  return <span className={away ? "font-semibold text-bad" : ""}>{text}</span>;
 }
 
 function SkewCell({ skew }: { skew: number | undefined }) {

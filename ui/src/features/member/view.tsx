@@ -1,8 +1,6 @@
-import type { ReactNode } from "react";
 import { diverged } from "../../api/session";
 import type { ClusterStatus, Member } from "../../api/types";
 import { Button } from "../../kit/button";
-import { Commands } from "../../kit/copy";
 import { Icon } from "../../kit/icon";
 import { Empty, Waiting } from "../../kit/panel";
 import { ProblemBox } from "../../kit/problem";
@@ -11,7 +9,8 @@ import { useNow } from "../../lib/hooks";
 import { useStore } from "../../lib/store";
 import { CLUSTER_WATCH_MS, useCluster } from "../system/api";
 import { type Alert, type AlertTone, alertsCount, alertsOf, worstOf } from "./alerts";
-import { leaderOf, memberIsIn, otherDoors, quorumOf, quorumSentence, successors } from "./model";
+import { Growth } from "./growth";
+import { leaderOf, memberAway, otherDoors, quorumOf, quorumSentence, successors } from "./model";
 import { MemberPicture } from "./picture";
 import { type MemberActions, MemberTable } from "./table";
 
@@ -86,20 +85,23 @@ function Members({ cluster, staleAt, mayWrite, onAdd, onPromote, onTransfer, onR
   const actions: MemberActions | undefined = mayWrite ? { onPromote, onTransfer, onRemove } : undefined;
   return (
     <div className="@container min-h-0 flex-1 overflow-auto">
-      <Verdict cluster={cluster} alerts={alerts} />
+      <Verdict cluster={cluster} alerts={alerts} now={now} />
       {/* As high as it is, whatever the members do: nothing below it moves. */}
       <div className="grid border-b @min-[700px]:h-82 @min-[700px]:[@media(max-height:760px)]:h-70 @min-[700px]:grid-cols-[minmax(20rem,44%)_minmax(0,1fr)]">
-        <div className="h-70 min-h-0 min-w-0 @min-[700px]:h-auto">
+        <div className="h-70 min-h-0 min-w-0 @min-[700px]:h-auto @max-[700px]:[@media(max-height:760px)]:h-58">
           <MemberPicture cluster={cluster} now={now} />
         </div>
         <div className="min-h-0 min-w-0 @max-[700px]:border-t @min-[700px]:border-l">
           <MemberTable cluster={cluster} now={now} actions={actions} />
         </div>
       </div>
-      <div className="grid gap-5 px-4 py-4">
+      {/* What there is to look at comes and goes; what stands beside it stays where it is. */}
+      <div className="grid gap-x-6 gap-y-5 px-4 py-4 @min-[700px]:grid-cols-[minmax(0,44fr)_minmax(0,56fr)]">
         <Alerts alerts={alerts} doors={otherDoors(cluster)} />
-        <Growth cluster={cluster} mayWrite={mayWrite} onAdd={onAdd} />
-        <DoorList cluster={cluster} />
+        <div className="grid content-start gap-6">
+          <Growth cluster={cluster} mayWrite={mayWrite} onAdd={onAdd} />
+          <DoorList cluster={cluster} />
+        </div>
       </div>
     </div>
   );
@@ -113,10 +115,12 @@ const BANDS: Readonly<Record<AlertTone | "ok", string>> = {
 };
 
 /** One sentence: may one be lost? Coloured by the worst that there is. */
-function Verdict({ cluster, alerts }: { cluster: ClusterStatus; alerts: readonly Alert[] }) {
+function Verdict({ cluster, alerts, now }: { cluster: ClusterStatus; alerts: readonly Alert[]; now: number }) {
   const { members, memberId, term } = cluster;
   const quorum = quorumOf(members, memberId);
   const leader = leaderOf(members);
+  const gone = leader && memberAway(leader, memberId, now);
+  const leads = leader ? `${leader.name} ${gone ? "led" : "leads"}` : "Nobody leads";
   const tone = worstOf(alerts) ?? "ok";
   const good = tone === "ok" || tone === "note";
   // One voter alone is no alarm, and nothing to praise.
@@ -129,7 +133,7 @@ function Verdict({ cluster, alerts }: { cluster: ClusterStatus; alerts: readonly
           {quorumSentence(quorum)}
         </p>
         <p className="truncate text-muted">
-          {leader ? `${leader.name} leads` : "Nobody leads"} in term {count(Number(term))}
+          {leads} in term {count(Number(term))}
           {quorum.voters > 1 && `; every change takes ${quorum.needed} of ${quorum.voters} voters`}
         </p>
       </div>
@@ -154,10 +158,16 @@ interface AlertsProps {
 
 function Alerts({ alerts, doors }: AlertsProps) {
   return (
-    <section aria-label="To look at" className={alerts.length === 0 ? "sr-only" : ""}>
+    <section aria-label="To look at">
       <p role="status" className="sr-only">
         {alerts.map(({ title }) => `${title}.`).join(" ")}
       </p>
+      {alerts.length === 0 && (
+        <p className="flex items-center gap-2 text-muted">
+          <Icon name="check" />
+          Nothing to look at.
+        </p>
+      )}
       <ul className="grid gap-2">
         {alerts.map(({ key, tone, title, text }) => (
           <li key={key} className={`rounded-lg border px-3 py-2 ${BOXES[tone]}`}>
@@ -180,6 +190,8 @@ function Doors({ doors }: { doors: AlertsProps["doors"] }) {
   ));
 }
 
+const bare = (url: string) => url.replace(/^https:\/\//, "");
+
 /** Where people and machines find each; and who is asked: one that follows does not know how far the others are. */
 function DoorList({ cluster }: { cluster: ClusterStatus }) {
   const { members, memberId } = cluster;
@@ -190,7 +202,7 @@ function DoorList({ cluster }: { cluster: ClusterStatus }) {
     <section aria-label="Doors" className="grid max-w-3xl gap-2">
       {own && leader && leader !== own && (
         <p className="text-muted">
-          {own.name} answers this page, and follows: how far the others are, {leader.name} knows alone.
+          {own.name} answers this page and follows; only {leader.name}, which leads, knows how far the others are.
         </p>
       )}
       {shown.length > 0 && (
@@ -214,71 +226,18 @@ function DoorList({ cluster }: { cluster: ClusterStatus }) {
                 <td className="mono truncate pr-3">
                   {apiUrls.map((url) => (
                     <a key={url} href={url} rel="noreferrer" className="mr-2 text-accent hover:underline">
-                      {url}
+                      {bare(url)}
                     </a>
                   ))}
                   {apiUrls.length === 0 && <span className="text-muted">–</span>}
                 </td>
                 <td className="mono truncate text-muted" title={nodeUrls.join("\n")}>
-                  {nodeUrls.join(", ") || "–"}
+                  {nodeUrls.map(bare).join(", ") || "–"}
                 </td>
               </tr>
             ))}
           </tbody>
         </table>
-      )}
-    </section>
-  );
-}
-
-interface GrowthProps {
-  cluster: ClusterStatus;
-  mayWrite: boolean;
-  onAdd: () => void;
-}
-
-/** Why three, and how; until there are three. */
-function Growth({ cluster, mayWrite, onAdd }: GrowthProps) {
-  const members = cluster.members.filter(memberIsIn).length;
-  if (members === 0 || members >= 3) return null;
-  const taken = new Set(cluster.members.map(({ name }) => name));
-  const free = Array.from({ length: cluster.members.length + 2 }, (_, at) => `m${at + 2}`).filter((n) => !taken.has(n));
-  const names = free.slice(0, 3 - members);
-  const steps: ReactNode[] = [
-    <>
-      Make a join token for {members === 1 ? "each of two more" : "one more"}
-      {mayWrite ? ", here or where you work:" : ":"}
-      <span className="mt-1.5 block">
-        <Commands label="Copy the commands" lines={names.map((name) => `cvlanctl cluster add ${name}`)} />
-      </span>
-    </>,
-    <>
-      Start <code className="mono">cvlan-api</code> with it on a machine of its own; port 8445 open between the members.
-    </>,
-    <>It follows while it catches up. As soon as two more have, both vote, by themselves.</>,
-  ];
-  return (
-    <section aria-labelledby="growth" className="grid max-w-2xl gap-2.5">
-      <h3 id="growth" className="text-base font-semibold">
-        {members === 1 ? "What three members bring" : "One more, and both vote"}
-      </h3>
-      <p className="text-muted">
-        {members === 1
-          ? "With one member, the cluster is as available as that machine, and its disk is the only one that has the log. With three, every change is on two disks before it is acknowledged; one machine may be lost or upgraded and everything goes on. With five, two."
-          : "Two that vote would need both, so the second only follows: it has the whole log, and does not count. With three, one may be lost."}
-      </p>
-      <ol className="grid list-decimal gap-1.5 pl-5 marker:text-muted">
-        {steps.map((step, at) => (
-          // biome-ignore lint/suspicious/noArrayIndexKey: they do not change places
-          <li key={at}>{step}</li>
-        ))}
-      </ol>
-      {mayWrite && (
-        <div>
-          <Button look="solid" icon="plus" onClick={onAdd}>
-            Add member
-          </Button>
-        </div>
       )}
     </section>
   );
