@@ -417,6 +417,22 @@ step("who may only look is offered nothing else", async () => {
   await context.close();
 });
 
+step("an auditor of the whole cluster sees its members and changes nothing", async () => {
+  const [name, password] = [`aud-${run}`, "correct horse battery"];
+  await elsewhere("POST", "/users", { name, role: "auditor", password });
+  const context = await browser.newContext({ ignoreHTTPSErrors: true, viewport: { width: 1440, height: 900 } });
+  await pageFrom(context);
+  const looking = await context.newPage();
+  await looking.goto(`${controller.url}#/~cluster`);
+  await looking.getByLabel("Name").fill(name);
+  await looking.getByLabel("Password").fill(password);
+  await looking.keyboard.press("Enter");
+  await looking.getByRole("table", { name: "Members of the cluster" }).getByText("founder", { exact: true }).waitFor();
+  await looking.getByRole("heading", { name: "What three members bring" }).waitFor();
+  assert.equal(await looking.getByRole("button", { name: /Add|Remove|Hand over|Let / }).count(), 0);
+  await context.close();
+});
+
 step("a reload keeps the session and the place", async () => {
   await page.reload();
   await page.getByRole("heading", { name: `${slug} / prod` }).waitFor();

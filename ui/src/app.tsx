@@ -2,9 +2,9 @@
  * The page:
  *
  *   ┌──────────────────── header: the cluster, live or not, who ────────────────────┐
- *   │ tenants  │  cluster, tenant or CVLAN: picture, facts, nodes   │   timeline     │
- *   │ └ CVLANs │                                                    │  (below, where │
- *   │          │                                                    │   it is narrow)│
+ *   │ cluster  │  overview, members, tenant or CVLAN: picture,      │   timeline     │
+ *   │ tenants  │  facts, nodes                                      │  (below, where │
+ *   │ └ CVLANs │                                                    │   it is narrow)│
  *   └──────────┴────────────────────────────────────────────────────┴────────────────┘
  *
  * What is shown is in the address (lib/route); what is true is in React Query's lists, kept so by live/live.

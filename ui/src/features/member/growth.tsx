@@ -77,9 +77,10 @@ function TokenStep({ missing, mayWrite, taken }: TokenStepProps) {
   const free = names.filter((name) => !taken.some((member) => member.name === name)).slice(0, missing);
   return (
     <>
-      Make a join token for {missing === 1 ? "one more" : "each of two more"}
+      Make {missing === 1 ? "one join token" : "two join tokens"}
       {mayWrite ? ", here or where you work:" : ":"}
-      <div className="mt-1.5">
+      {/* As high as two lines: what stands below does not move when the first is admitted. */}
+      <div className="mt-1.5 min-h-14.5">
         <Commands label="Copy the commands" lines={free.map((name) => `cvlanctl cluster add ${name}`)} />
       </div>
     </>

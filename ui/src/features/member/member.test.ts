@@ -213,7 +213,9 @@ describe("the picture", () => {
 describe("where to go", () => {
   it("from a member that does not answer", () => {
     const members = [leader({ apiUrls: ["https://a"] }), voter(2, { apiUrls: ["https://b", "https://all"] }), voter(3)];
-    expect(otherDoors({ members, memberId: "1" })).toEqual([{ name: "m2", url: "https://b" }]);
+    const gone = { ...lost(4), apiUrls: ["https://d"] };
+    expect(otherDoors({ members: [...members, gone], memberId: "1" })).toEqual([{ name: "m2", url: "https://b" }]);
+    expect(otherDoors({ members: [leader(), gone], memberId: "1" })).toEqual([{ name: "m4", url: "https://d" }]);
   });
 
   it.each([

@@ -127,9 +127,12 @@ export const skewWords = (ms: number) => `${millis(Math.abs(ms))} ${ms < 0 ? "be
 export const successors = (members: readonly Member[]) =>
   members.filter(({ role, voter }) => voter && role !== "leader");
 
-/** Where people find the others of a cluster, without the one that answers. */
-export const otherDoors = ({ members, memberId }: Pick<ClusterStatus, "members" | "memberId">) =>
-  members.flatMap(({ id, name, apiUrls }) => (id !== memberId && apiUrls[0] ? [{ name, url: apiUrls[0] }] : []));
+/** Where people find the other members: those that are heard, or all where none is. */
+export function otherDoors({ members, memberId }: Pick<ClusterStatus, "members" | "memberId">) {
+  const others = members.filter(({ id, apiUrls }) => id !== memberId && apiUrls.length > 0);
+  const heard = others.filter((member) => present(member, memberId));
+  return (heard.length > 0 ? heard : others).map(({ name, apiUrls }) => ({ name, url: apiUrls[0] ?? "" }));
+}
 
 /** HOST:PORT out of what somebody typed for a host: a port of theirs is left out, an IPv6 address is put in brackets. */
 function hostOf(typed: string): string {

@@ -1,3 +1,4 @@
+import { type Problem, problemOf } from "../../api/problem";
 import { diverged } from "../../api/session";
 import type { ClusterStatus, Member } from "../../api/types";
 import { Button } from "../../kit/button";
@@ -28,7 +29,8 @@ interface ViewProps {
 export function ClusterView(props: ViewProps) {
   const { mayRead, mayWrite, onAdd, onTransfer } = props;
   const cluster = useCluster(mayRead, CLUSTER_WATCH_MS);
-  const stale = cluster.failureCount > 0 || cluster.isError;
+  const failed = cluster.failureReason ?? cluster.error;
+  const stale = failed ? { at: cluster.dataUpdatedAt, why: problemOf(failed) } : undefined;
   return (
     <div className="flex min-h-0 flex-1 flex-col">
       <header className="flex h-12 shrink-0 items-center gap-3 border-b pr-3 pl-4">
@@ -56,32 +58,33 @@ export function ClusterView(props: ViewProps) {
           <ProblemBox error={cluster.error} onRetry={() => void cluster.refetch()} />
         </div>
       )}
-      {cluster.data && (
-        <Members {...props} cluster={cluster.data} staleAt={stale ? cluster.dataUpdatedAt : undefined} />
-      )}
+      {cluster.data && <Members {...props} cluster={cluster.data} stale={stale} />}
     </div>
   );
 }
 
+/** Where it is not answered any more: why, and when it was, ms. */
+type Stale = { at: number; why: Problem } | undefined;
+
 interface MembersProps extends ViewProps {
   cluster: ClusterStatus;
-  /** When it was read, ms, where it is not answered any more. */
-  staleAt: number | undefined;
+  stale: Stale;
 }
 
 /** What is wrong, with the page's own view of the member that answers. */
-function useAlerts(cluster: ClusterStatus, staleAt: number | undefined): Alert[] {
-  const now = useNow();
+function useAlerts(cluster: ClusterStatus, stale: Stale, now: number): Alert[] {
   const differs = useStore(diverged, (value) => value);
   const alerts = alertsOf(cluster, differs, now);
-  if (staleAt === undefined) return alerts;
-  const text = `What you see is as of ${clock(new Date(staleAt).toISOString())}. Go on at another member.`;
-  return [{ key: "stale", tone: "bad", title: "This member does not answer", text }, ...alerts];
+  if (!stale) return alerts;
+  const { at, why } = stale;
+  const title = why.status === 0 ? "This member does not answer" : `This member answers: ${why.detail || why.title}`;
+  const text = `What you see is as of ${clock(new Date(at).toISOString())}. Go on at another member.`;
+  return [{ key: "stale", tone: "bad", title, text }, ...alerts];
 }
 
-function Members({ cluster, staleAt, mayWrite, onAdd, onPromote, onTransfer, onRemove }: MembersProps) {
+function Members({ cluster, stale, mayWrite, onAdd, onPromote, onTransfer, onRemove }: MembersProps) {
   const now = useNow();
-  const alerts = useAlerts(cluster, staleAt);
+  const alerts = useAlerts(cluster, stale, now);
   const actions: MemberActions | undefined = mayWrite ? { onPromote, onTransfer, onRemove } : undefined;
   return (
     <div className="@container min-h-0 flex-1 overflow-auto">
@@ -100,7 +103,7 @@ function Members({ cluster, staleAt, mayWrite, onAdd, onPromote, onTransfer, onR
         <Alerts alerts={alerts} doors={otherDoors(cluster)} />
         <div className="grid content-start gap-6">
           <Growth cluster={cluster} mayWrite={mayWrite} onAdd={onAdd} />
-          <DoorList cluster={cluster} />
+          <DoorList cluster={cluster} now={now} />
         </div>
       </div>
     </div>
@@ -193,14 +196,14 @@ function Doors({ doors }: { doors: AlertsProps["doors"] }) {
 const bare = (url: string) => url.replace(/^https:\/\//, "");
 
 /** Where people and machines find each; and who is asked: one that follows does not know how far the others are. */
-function DoorList({ cluster }: { cluster: ClusterStatus }) {
+function DoorList({ cluster, now }: { cluster: ClusterStatus; now: number }) {
   const { members, memberId } = cluster;
   const own = members.find(({ id }) => id === memberId);
   const leader = leaderOf(members);
   const shown = members.filter(({ apiUrls, nodeUrls }) => apiUrls.length + nodeUrls.length > 0);
   return (
     <section aria-label="Doors" className="grid max-w-3xl gap-2">
-      {own && leader && leader !== own && (
+      {own && leader && leader !== own && !memberAway(leader, memberId, now) && (
         <p className="text-muted">
           {own.name} answers this page and follows; only {leader.name}, which leads, knows how far the others are.
         </p>
