@@ -2,17 +2,18 @@
  * The page in a real browser, against a real controller: `npm run e2e`.
  *
  * It starts target/debug/cvlan-api in a temporary folder, or takes the one of CVLAN_URL, CVLAN_PASSWORD and CVLAN_USER
- * (admin). CHROMIUM is the browser (/usr/bin/chromium), CVLAN_SHOTS the folder for screenshots (test-results).
+ * (admin). CHROMIUM is the browser (/usr/bin/chromium), CVLAN_SHOTS the folder for screenshots (test-results). CVLAN_DIST
+ * is a folder to take the page from, under the controller's headers, where the program has an older one built in.
  * The controller's CA is not in the browser's store; here, and only here, its certificate is taken as it is.
  */
 import assert from "node:assert/strict";
-import { mkdirSync } from "node:fs";
-import { join } from "node:path";
+import { mkdirSync, readFileSync } from "node:fs";
+import { extname, join } from "node:path";
 import { after, before, test } from "node:test";
 import { chromium } from "playwright-core";
 import { controllerStart } from "./controller.mjs";
 
-const { CHROMIUM = "/usr/bin/chromium", CVLAN_SHOTS = "test-results" } = process.env;
+const { CHROMIUM = "/usr/bin/chromium", CVLAN_SHOTS = "test-results", CVLAN_DIST } = process.env;
 
 /** How soon a change must be on the page. */
 const LIVE_MS = 2_000;
@@ -74,6 +75,22 @@ function watch(target) {
   });
 }
 
+const KINDS = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml" };
+
+/** The page from CVLAN_DIST, under the headers that the controller sends with its own. */
+async function pageFrom(context) {
+  if (!CVLAN_DIST) return;
+  const policy = (await context.request.get(controller.url)).headers()["content-security-policy"];
+  await context.route(
+    (url) => url.origin === origin && !url.pathname.startsWith("/api/"),
+    (route) => {
+      const name = new URL(route.request().url()).pathname.slice(1) || "index.html";
+      const headers = { "content-type": `${KINDS[extname(name)]}; charset=utf-8`, "content-security-policy": policy };
+      return route.fulfill({ body: readFileSync(join(CVLAN_DIST, name)), headers });
+    },
+  );
+}
+
 /** An API call with the page's own login, as another administrator elsewhere would make it. */
 async function elsewhere(method, path, body) {
   const login = await page.request.post(`${origin}/api/v1/auth/login`, {
@@ -99,6 +116,7 @@ before(async () => {
     viewport: { width: 1440, height: 900 },
     colorScheme: "dark",
   });
+  await pageFrom(context);
   page = await context.newPage();
   page.setDefaultTimeout(10_000);
   watch(page);
@@ -250,6 +268,109 @@ step("a node is deleted by keyboard, after a question", async () => {
   await leaf().getByText("0", { exact: true }).waitFor({ timeout: LIVE_MS });
 });
 
+/** A member's row in the table of the cluster's page. */
+const memberRow = (name) =>
+  page.getByRole("table", { name: "Members of the cluster" }).getByRole("row").filter({ hasText: name });
+
+step("the cluster of one says what three would bring", async () => {
+  await page.getByRole("navigation").getByRole("link", { name: "Cluster" }).click();
+  await page.getByRole("heading", { name: "Cluster", level: 2 }).waitFor();
+  const quorum = page.getByRole("region", { name: "Quorum" });
+  await quorum.getByText("One member decides alone; none may be lost").waitFor();
+  await quorum.getByText("founder leads in term").waitFor();
+  await page.getByRole("img", { name: /^One member decides alone.* founder leads\.$/ }).waitFor();
+  await memberRow("founder").getByText("leads", { exact: true }).waitFor();
+  await page.getByRole("heading", { name: "What three members bring" }).waitFor();
+  assert(await page.getByRole("button", { name: "Hand over leadership" }).isDisabled(), "nobody to hand over to");
+  await shot("cluster");
+});
+
+step("a member is added: its join token is shown once, with the line that starts it", async () => {
+  await page.getByRole("button", { name: "Add member" }).first().click();
+  const dialog = page.getByRole("dialog", { name: "Add a member" });
+  await dialog.getByLabel("Name").fill("m2");
+  await dialog.getByText("1 day").click();
+  await dialog.getByRole("button", { name: "Make join token" }).click();
+  const started = page.getByRole("dialog", { name: "Start m2" });
+  await started
+    .getByText(/CVLAN_JOIN_TOKEN=cvm_[A-Za-z0-9_-]{60,} \\\s+cvlan-api [\s\S]*--advertise-cluster HOST:8445/)
+    .waitFor();
+  await started.getByLabel("Where the others reach m2").fill("m2.example");
+  await started
+    .getByText(/--advertise-node https:\/\/m2\.example:8444 \\\s+--advertise-cluster m2\.example:8445$/)
+    .waitFor();
+  await started.getByRole("status").getByText("m2 is expected").waitFor();
+  await started.getByRole("button", { name: "Copy the command" }).waitFor();
+  await shot("cluster-token");
+  await started.getByRole("button", { name: "Done" }).click();
+});
+
+step("who is admitted and has not joined is listed, drawn and said aloud", async () => {
+  await memberRow("m2").getByText("expected", { exact: true }).waitFor({ timeout: LIVE_MS });
+  await memberRow("m2")
+    .getByText(/^its token is good for 2[34]h$/)
+    .waitFor();
+  await page.getByRole("img", { name: /founder leads; m2 expected\.$/ }).waitFor();
+  await page
+    .getByRole("region", { name: "To look at" })
+    .getByRole("listitem")
+    .getByText("m2 is admitted and has not joined yet")
+    .waitFor();
+  await said("admitted member m2").waitFor({ timeout: LIVE_MS });
+  await shot("cluster-admitted");
+});
+
+step("the last member is not removed: the controller's refusal is shown as it is", async () => {
+  await memberRow("founder").getByRole("button", { name: "Remove founder" }).click();
+  const dialog = page.getByRole("dialog", { name: "Remove member founder?" });
+  const remove = dialog.getByRole("button", { name: "Remove member" });
+  assert(await remove.isDisabled(), "not before its name is typed");
+  await dialog.getByLabel("Type founder to confirm").fill("founder");
+  await remove.click();
+  assert.equal(await dialog.getByRole("alert").locator("code").textContent(), "last_member");
+  await shot("cluster-refused");
+  await page.keyboard.press("Escape");
+  assert(
+    complaints.every((complaint) => complaint.includes("409")),
+    complaints.join("\n"),
+  );
+  complaints.length = 0;
+});
+
+step("a member is removed by keyboard, after its name was typed", async () => {
+  await memberRow("m2").getByRole("button", { name: "Remove m2" }).focus();
+  await page.keyboard.press("Enter");
+  const dialog = page.getByRole("dialog", { name: "Remove member m2?" });
+  await dialog.getByLabel("Type m2 to confirm").waitFor();
+  await page.keyboard.type("m2");
+  await page.keyboard.press("Enter");
+  await dialog.waitFor({ state: "detached" });
+  await memberRow("m2").waitFor({ state: "detached", timeout: LIVE_MS });
+  await said("removed member m2").waitFor({ timeout: LIVE_MS });
+});
+
+step("the cluster's page in light and dark, and in a small window, does not scroll sideways", async () => {
+  for (const [scheme, width, height] of [
+    ["light", 1440, 900],
+    ["light", 1024, 700],
+    ["dark", 800, 700],
+  ]) {
+    await page.emulateMedia({ colorScheme: scheme });
+    await page.setViewportSize({ width, height });
+    await shot(`cluster-${scheme}-${width}`);
+    const wide = await page.evaluate(() =>
+      [document.documentElement, ...document.querySelectorAll("main, main > * > *")].some(
+        (element) => element.scrollWidth > element.clientWidth,
+      ),
+    );
+    assert(!wide, `no sideways scrolling at ${width}`);
+  }
+  await page.emulateMedia({ colorScheme: "dark" });
+  await page.setViewportSize({ width: 1440, height: 900 });
+  await page.getByRole("navigation").getByRole("link", { name: /^prod/ }).click();
+  await page.getByRole("heading", { name: `${slug} / prod` }).waitFor();
+});
+
 step("the controller dies and comes back; the page says so, and goes on where it was", async () => {
   if (!controller.kill) return;
   const banner = page.getByRole("banner");
@@ -277,6 +398,7 @@ step("who may only look is offered nothing else", async () => {
   const password = "correct horse battery";
   await elsewhere("POST", `/tenants/${slug}/users`, { name: "eve", role: "readonly", password });
   const context = await browser.newContext({ ignoreHTTPSErrors: true, viewport: { width: 1440, height: 900 } });
+  await pageFrom(context);
   const looking = await context.newPage();
   await looking.goto(controller.url);
   await looking.getByLabel("Name").fill("eve");
@@ -288,7 +410,26 @@ step("who may only look is offered nothing else", async () => {
   await looking.getByText("Your role may not read the log").waitFor();
   await looking.getByRole("banner").getByText("Polling", { exact: true }).waitFor();
   assert.equal(await looking.getByRole("button", { name: /New|Add|Delete|Revoke|Make/ }).count(), 0);
+  assert.equal(await looking.getByRole("link", { name: "Cluster" }).count(), 0);
+  await looking.goto(`${controller.url}#/~cluster`);
+  await looking.getByText("Your role may not see the cluster").waitFor();
   await looking.screenshot({ path: join(CVLAN_SHOTS, "readonly.png") });
+  await context.close();
+});
+
+step("an auditor of the whole cluster sees its members and changes nothing", async () => {
+  const [name, password] = [`aud-${run}`, "correct horse battery"];
+  await elsewhere("POST", "/users", { name, role: "auditor", password });
+  const context = await browser.newContext({ ignoreHTTPSErrors: true, viewport: { width: 1440, height: 900 } });
+  await pageFrom(context);
+  const looking = await context.newPage();
+  await looking.goto(`${controller.url}#/~cluster`);
+  await looking.getByLabel("Name").fill(name);
+  await looking.getByLabel("Password").fill(password);
+  await looking.keyboard.press("Enter");
+  await looking.getByRole("table", { name: "Members of the cluster" }).getByText("founder", { exact: true }).waitFor();
+  await looking.getByRole("heading", { name: "What three members bring" }).waitFor();
+  assert.equal(await looking.getByRole("button", { name: /Add|Remove|Hand over|Let / }).count(), 0);
   await context.close();
 });
 

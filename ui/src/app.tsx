@@ -2,24 +2,32 @@
  * The page:
  *
  *   ┌──────────────────── header: the cluster, live or not, who ────────────────────┐
- *   │ tenants  │  cluster, tenant or CVLAN: picture, facts, nodes   │   timeline     │
- *   │ └ CVLANs │                                                    │  (below, where │
- *   │          │                                                    │   it is narrow)│
+ *   │ cluster  │  overview, members, tenant or CVLAN: picture,      │   timeline     │
+ *   │ tenants  │  facts, nodes                                      │  (below, where │
+ *   │ └ CVLANs │                                                    │   it is narrow)│
  *   └──────────┴────────────────────────────────────────────────────┴────────────────┘
  *
  * What is shown is in the address (lib/route); what is true is in React Query's lists, kept so by live/live.
  */
 import { useQueryClient } from "@tanstack/react-query";
-import { type ReactNode, useEffect, useState } from "react";
+import { useEffect, useState } from "react";
 import { problemOf } from "./api/problem";
 import { renew, useSession } from "./api/session";
-import type { Cvlan, Node, Tenant, Token, User } from "./api/types";
+import type { Cvlan, Member, Node, Tenant, Token, User } from "./api/types";
 import { useCvlans } from "./features/cvlan/api";
 import { CvlanCreateDialog, CvlanDeleteDialog } from "./features/cvlan/dialogs";
 import { CvlanView } from "./features/cvlan/view";
 import { GoTo } from "./features/goto";
 import { Help } from "./features/help";
 import { Timeline } from "./features/log/timeline";
+import {
+  LeaderTransferDialog,
+  MemberAddDialog,
+  MemberPromoteDialog,
+  MemberRemoveDialog,
+} from "./features/member/dialogs";
+import { ClusterLink } from "./features/member/link";
+import { ClusterView } from "./features/member/view";
 import { NodeDeleteDialog } from "./features/node/delete";
 import { Header } from "./features/system/header";
 import { Overview } from "./features/system/overview";
@@ -29,11 +37,11 @@ import { TenantTree } from "./features/tenant/tree";
 import { TenantView } from "./features/tenant/view";
 import { TokenCreateDialog, TokenDeleteDialog } from "./features/token/dialogs";
 import { Login } from "./features/user/login";
-import { mayManageNetworks, mayManageTenants, mayReadCluster } from "./features/user/model";
+import { mayManageCluster, mayManageNetworks, mayManageTenants, mayReadCluster } from "./features/user/model";
 import { Empty, Waiting } from "./kit/panel";
 import { ProblemBox } from "./kit/problem";
 import { useShortcut } from "./lib/hooks";
-import { routeHref, useRoute } from "./lib/route";
+import { ROUTE_CLUSTER, routeHref, useRoute } from "./lib/route";
 import { liveStart } from "./live/live";
 
 export function App() {
@@ -71,7 +79,10 @@ type Open =
   | { dialog: "tenant-delete" | "cvlan-create"; tenant: Tenant }
   | { dialog: "cvlan-delete" | "token-create"; tenant: Tenant; cvlan: Cvlan }
   | { dialog: "token-delete"; token: Token }
-  | { dialog: "node-delete"; node: Node };
+  | { dialog: "node-delete"; node: Node }
+  | { dialog: "member-add" }
+  | { dialog: "member-promote" | "member-remove"; member: Member }
+  | { dialog: "leader-transfer"; member: Member | undefined };
 
 function Page({ user }: { user: User }) {
   const client = useQueryClient();
@@ -91,65 +102,80 @@ function Page({ user }: { user: User }) {
   const tenants = useTenants();
   const tenant = tenants.data?.items.find(({ slug }) => slug === route.tenant);
   const cvlans = useCvlans(tenant?.id ?? "");
-  const cvlan = cvlans.data?.items.find(({ name }) => name === route.cvlan);
-  const mayWrite = mayManageNetworks(user);
-  const mayTenants = mayManageTenants(user);
-
-  let view: ReactNode;
-  if (!route.tenant) {
-    view = (
-      <Overview
-        mayRead={mayReadCluster(user)}
-        mayCreate={mayTenants}
-        onTenantCreate={() => setOpen({ dialog: "tenant-create" })}
-      />
-    );
-  } else if (tenants.isPending || (tenant && route.cvlan && cvlans.isPending)) {
-    view = <Waiting />;
-  } else if (!tenant) {
-    view = <Gone what={`tenant ${route.tenant}`} href={routeHref()} />;
-  } else if (!route.cvlan) {
-    view = (
-      <TenantView
-        tenant={tenant}
-        mayWrite={mayWrite}
-        mayDelete={mayTenants}
-        onCvlanCreate={() => setOpen({ dialog: "cvlan-create", tenant })}
-        onTokenDelete={(token) => setOpen({ dialog: "token-delete", token })}
-        onDelete={() => setOpen({ dialog: "tenant-delete", tenant })}
-      />
-    );
-  } else if (!cvlan) {
-    view = <Gone what={`CVLAN ${route.cvlan} in ${tenant.slug}`} href={routeHref(tenant.slug)} />;
-  } else {
-    view = (
-      <CvlanView
-        tenant={tenant}
-        cvlan={cvlan}
-        route={route}
-        mayWrite={mayWrite}
-        onTokenCreate={() => setOpen({ dialog: "token-create", tenant, cvlan })}
-        onTokenDelete={(token) => setOpen({ dialog: "token-delete", token })}
-        onNodeDelete={(node) => setOpen({ dialog: "node-delete", node })}
-        onDelete={() => setOpen({ dialog: "cvlan-delete", tenant, cvlan })}
-      />
-    );
-  }
-
   return (
     <div className="flex h-full flex-col">
       <Header user={user} onGoTo={() => setOpen({ dialog: "goto" })} onHelp={() => setOpen({ dialog: "help" })} />
       <div className="grid min-h-0 flex-1 grid-cols-[13.5rem_minmax(0,1fr)] grid-rows-[minmax(0,1fr)_12rem] xl:grid-cols-[15.5rem_minmax(0,1fr)_23rem] xl:grid-rows-1 [&>nav]:row-span-2 xl:[&>nav]:row-span-1">
         <TenantTree
           route={route}
-          onTenantCreate={mayTenants ? () => setOpen({ dialog: "tenant-create" }) : undefined}
-          onCvlanCreate={mayWrite ? (owner) => setOpen({ dialog: "cvlan-create", tenant: owner }) : undefined}
+          top={mayReadCluster(user) && <ClusterLink current={route.tenant === ROUTE_CLUSTER} />}
+          onTenantCreate={mayManageTenants(user) ? () => setOpen({ dialog: "tenant-create" }) : undefined}
+          onCvlanCreate={
+            mayManageNetworks(user) ? (owner) => setOpen({ dialog: "cvlan-create", tenant: owner }) : undefined
+          }
         />
-        <main className="flex min-h-0 min-w-0 flex-col bg-panel max-xl:border-b">{view}</main>
+        <main className="flex min-h-0 min-w-0 flex-col bg-panel max-xl:border-b">
+          <Main user={user} onOpen={setOpen} />
+        </main>
         <Timeline tenant={tenant} />
       </div>
       {open && <Dialogs open={open} cvlans={cvlans.data?.items ?? []} onClose={() => setOpen(undefined)} />}
     </div>
+  );
+}
+
+/** What the address names. */
+function Main({ user, onOpen }: { user: User; onOpen: (open: Open) => void }) {
+  const route = useRoute();
+  const mayWrite = mayManageNetworks(user);
+  const mayTenants = mayManageTenants(user);
+  const tenants = useTenants();
+  const tenant = tenants.data?.items.find(({ slug }) => slug === route.tenant);
+  const cvlans = useCvlans(tenant?.id ?? "");
+  const cvlan = cvlans.data?.items.find(({ name }) => name === route.cvlan);
+  if (route.tenant === ROUTE_CLUSTER) {
+    return (
+      <ClusterView
+        mayRead={mayReadCluster(user)}
+        mayWrite={mayManageCluster(user)}
+        onAdd={() => onOpen({ dialog: "member-add" })}
+        onPromote={(member) => onOpen({ dialog: "member-promote", member })}
+        onTransfer={(member) => onOpen({ dialog: "leader-transfer", member })}
+        onRemove={(member) => onOpen({ dialog: "member-remove", member })}
+      />
+    );
+  }
+  if (!route.tenant) {
+    const onTenantCreate = () => onOpen({ dialog: "tenant-create" });
+    return <Overview mayRead={mayReadCluster(user)} mayCreate={mayTenants} onTenantCreate={onTenantCreate} />;
+  }
+  if (tenants.isPending || (tenant && route.cvlan && cvlans.isPending)) return <Waiting />;
+  if (!tenant) return <Gone what={`tenant ${route.tenant}`} href={routeHref()} />;
+  const onTokenDelete = (token: Token) => onOpen({ dialog: "token-delete", token });
+  if (!route.cvlan) {
+    return (
+      <TenantView
+        tenant={tenant}
+        mayWrite={mayWrite}
+        mayDelete={mayTenants}
+        onCvlanCreate={() => onOpen({ dialog: "cvlan-create", tenant })}
+        onTokenDelete={onTokenDelete}
+        onDelete={() => onOpen({ dialog: "tenant-delete", tenant })}
+      />
+    );
+  }
+  if (!cvlan) return <Gone what={`CVLAN ${route.cvlan} in ${tenant.slug}`} href={routeHref(tenant.slug)} />;
+  return (
+    <CvlanView
+      tenant={tenant}
+      cvlan={cvlan}
+      route={route}
+      mayWrite={mayWrite}
+      onTokenCreate={() => onOpen({ dialog: "token-create", tenant, cvlan })}
+      onTokenDelete={onTokenDelete}
+      onNodeDelete={(node) => onOpen({ dialog: "node-delete", node })}
+      onDelete={() => onOpen({ dialog: "cvlan-delete", tenant, cvlan })}
+    />
   );
 }
 
@@ -185,5 +211,13 @@ function Dialogs({ open, cvlans, onClose }: { open: Open; cvlans: readonly Cvlan
       return <TokenDeleteDialog token={open.token} onClose={onClose} />;
     case "node-delete":
       return <NodeDeleteDialog node={open.node} onClose={onClose} />;
+    case "member-add":
+      return <MemberAddDialog onClose={onClose} />;
+    case "member-promote":
+      return <MemberPromoteDialog member={open.member} onClose={onClose} />;
+    case "member-remove":
+      return <MemberRemoveDialog member={open.member} onClose={onClose} />;
+    case "leader-transfer":
+      return <LeaderTransferDialog member={open.member} onClose={onClose} />;
   }
 }

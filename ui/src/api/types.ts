@@ -1,6 +1,7 @@
 /** The words, from proto/ (`npm run gen`), under the names this page uses. */
 export type { Cvlan, CvlanCreateRequest, CvlanList } from "../gen/cvlan/v1/cvlan";
 export type { Actor, Event as LogEvent } from "../gen/cvlan/v1/log";
+export type { Member, MemberAddRequest, MemberAddResponse } from "../gen/cvlan/v1/member";
 export type { Node, NodeList } from "../gen/cvlan/v1/node";
 export type { ClusterStatus, LogVerification } from "../gen/cvlan/v1/system";
 export type { Tenant, TenantCreateRequest, TenantList } from "../gen/cvlan/v1/tenant";

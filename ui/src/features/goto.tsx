@@ -2,13 +2,13 @@ import { useQueryClient } from "@tanstack/react-query";
 import { type KeyboardEvent, useMemo, useRef, useState } from "react";
 import type { Cvlan, Node, Tenant } from "../api/types";
 import { Dialog } from "../kit/dialog";
-import { routeGo, routeHref } from "../lib/route";
+import { ROUTE_CLUSTER, routeGo, routeHref } from "../lib/route";
 import type { Snapshot } from "../live/fold";
 
 const SHOWN = 40;
 
 interface Target {
-  kind: "tenant" | "CVLAN" | "node";
+  kind: "page" | "tenant" | "CVLAN" | "node";
   text: string;
   more: string;
   href: string;
@@ -24,7 +24,14 @@ function useTargets(): Target[] {
     const cvlans = new Map(lists<Cvlan>("cvlans").map((cvlan) => [cvlan.id, cvlan]));
     const nodes = new Map(lists<Node>("nodes").map((node) => [node.id, node]));
     const slugOf = (tenantId: string) => slugs.get(tenantId) ?? "";
+    const cluster: Target = {
+      kind: "page",
+      text: "Cluster",
+      more: "members, quorum, leader",
+      href: routeHref(ROUTE_CLUSTER),
+    };
     return [
+      ...(client.getQueryData(["cluster"]) ? [cluster] : []),
       ...lists<Tenant>("tenants").map(
         ({ slug, name }): Target => ({ kind: "tenant", text: slug, more: name, href: routeHref(slug) }),
       ),
@@ -102,7 +109,9 @@ export function GoTo({ onClose }: { onClose: () => void }) {
             className={`flex cursor-pointer items-baseline gap-2.5 rounded-md px-2.5 py-1.25 ${index === at ? "bg-wash" : "hover:bg-raised"}`}
           >
             <span className="truncate font-medium">{target.text}</span>
-            <span className={`truncate text-muted ${target.kind === "tenant" ? "" : "mono"}`}>{target.more}</span>
+            <span className={`truncate text-muted ${["tenant", "page"].includes(target.kind) ? "" : "mono"}`}>
+              {target.more}
+            </span>
             <span className="ml-auto text-2xs text-muted">{target.kind}</span>
           </div>
         ))}

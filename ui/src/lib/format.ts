@@ -22,6 +22,13 @@ export function seconds(value: number): string {
   return "0s";
 }
 
+/** A short time: 12 ms, 7.2 s, 34 s, 3m. */
+export function millis(value: number): string {
+  if (value < 1_000) return `${Math.round(value)} ms`;
+  if (value >= 60_000) return seconds(value / 1_000);
+  return `${(value / 1_000).toFixed(value < 10_000 ? 1 : 0)} s`;
+}
+
 /** How long ago, or how long to go. */
 export const age = (time: string | undefined, now: number) => (time ? seconds((now - Date.parse(time)) / 1000) : "–");
 export const remaining = (time: string | undefined, now: number) =>

@@ -3,8 +3,8 @@ import { jsonPieces } from "../features/log/json";
 import { dotRadius, places, RING_MAX } from "../features/node/layout";
 import { NODE } from "../features/node/model";
 import { nodeMatches, nodesSort } from "../features/node/sort";
-import { age, hexOf, ipv4Capacity, ipv4Number, plural, remaining, seconds, shellWord } from "./format";
-import { routeHref, routeParse } from "./route";
+import { age, hexOf, ipv4Capacity, ipv4Number, millis, plural, remaining, seconds, shellWord } from "./format";
+import { ROUTE_CLUSTER, routeHref, routeParse } from "./route";
 
 describe("format", () => {
   it.each([
@@ -17,6 +17,14 @@ describe("format", () => {
     [86_400 * 8, "1w"],
     [86_400 * 800, "2y"],
   ])("seconds %s", (value, text) => expect(seconds(value)).toBe(text));
+
+  it.each([
+    [0, "0 ms"],
+    [999, "999 ms"],
+    [7_240, "7.2 s"],
+    [34_400, "34 s"],
+    [125_000, "2m"],
+  ])("millis %s", (value, text) => expect(millis(value)).toBe(text));
 
   it.each([
     ["10.0.0.0/24", 252],
@@ -46,6 +54,7 @@ describe("route", () => {
   it.each([
     ["#/", "", "", ""],
     ["#/acme", "acme", "", ""],
+    ["#/~cluster", ROUTE_CLUSTER, "", ""],
     ["#/acme/prod", "acme", "prod", ""],
     ["#/acme/prod/web-1", "acme", "prod", "web-1"],
   ])("%s both ways", (href, tenant, cvlan, node) => {
@@ -64,12 +73,12 @@ describe("layout", () => {
   it.each([0, 1, 3, RING_MAX, RING_MAX + 1, 600])("%s nodes are inside the unit circle and do not touch", (total) => {
     const spots = places(total);
     expect(spots).toHaveLength(total);
+    let nearest = Number.POSITIVE_INFINITY;
     for (const [at, { x, y }] of spots.entries()) {
       expect(Math.hypot(x, y)).toBeLessThanOrEqual(1 + 1e-9);
-      for (const other of spots.slice(at + 1)) {
-        expect(Math.hypot(x - other.x, y - other.y)).toBeGreaterThan(2 * dotRadius(total));
-      }
+      for (const other of spots.slice(at + 1)) nearest = Math.min(nearest, Math.hypot(x - other.x, y - other.y));
     }
+    expect(nearest).toBeGreaterThan(2 * dotRadius(total));
   });
 });
 

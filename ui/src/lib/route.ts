@@ -7,6 +7,9 @@ export interface Route {
   node: string;
 }
 
+/** Pages of the whole cluster stand where a tenant's slug would: no slug begins like this. */
+export const ROUTE_CLUSTER = "~cluster";
+
 export function routeParse(hash: string): Route {
   const parts = hash.replace(/^#\/?/, "").split("/");
   const part = (at: number) => {

@@ -1,9 +1,13 @@
 import { useQuery } from "@tanstack/react-query";
 import { requestJson } from "../../api/session";
 import { type ClusterStatus, filled, type LogVerification } from "../../api/types";
+import { directoryLearnList } from "../../live/directory";
+import { MEMBER } from "../member/model";
 
 /** Between events, for what no event tells: uptime, the leader. */
 const CLUSTER_EVERY_MS = 15_000;
+/** Where the members themselves are looked at. */
+export const CLUSTER_WATCH_MS = 2_000;
 
 const CLUSTER: ClusterStatus = {
   version: "",
@@ -42,13 +46,20 @@ const VERIFICATION: LogVerification = {
   millis: "0",
 };
 
-export const useCluster = (enabled: boolean) =>
+async function clusterRead(signal: AbortSignal): Promise<ClusterStatus> {
+  const status = filled(CLUSTER, (await requestJson<ClusterStatus>("GET", "/cluster", { signal })).body);
+  const members = status.members.map((member) => filled(MEMBER, member));
+  // No event names the founder.
+  directoryLearnList("members", members);
+  return { ...status, members };
+}
+
+export const useCluster = (enabled: boolean, everyMs = CLUSTER_EVERY_MS) =>
   useQuery({
     enabled,
     queryKey: ["cluster"],
-    queryFn: async ({ signal }) =>
-      filled(CLUSTER, (await requestJson<ClusterStatus>("GET", "/cluster", { signal })).body),
-    refetchInterval: CLUSTER_EVERY_MS,
+    queryFn: ({ signal }) => clusterRead(signal),
+    refetchInterval: everyMs,
   });
 
 export async function logVerify(): Promise<LogVerification> {

@@ -6,8 +6,9 @@ import { Button, IconButton } from "../../kit/button";
 import { Icon, Mark } from "../../kit/icon";
 import { Dot } from "../../kit/panel";
 import { count, short } from "../../lib/format";
-import { routeHref } from "../../lib/route";
+import { ROUTE_CLUSTER, routeHref } from "../../lib/route";
 import { useStore } from "../../lib/store";
+import { nameOf } from "../../live/directory";
 import type { Link } from "../../live/events";
 import { eventSeq } from "../../live/fold";
 import { live, useLink } from "../../live/live";
@@ -96,7 +97,10 @@ export function Header({ user, onGoTo, onHelp }: { user: User; onGoTo: () => voi
             <span className="mono font-normal">{short(cluster.root)}</span>
           </Figure>
           <Figure wide term="Member" title={`Member ${cluster.memberId} answers; term ${cluster.term}`}>
-            {cluster.memberId} <span className="font-normal text-muted">{cluster.role}</span>
+            <a href={routeHref(ROUTE_CLUSTER)} className="hover:underline">
+              {nameOf(cluster.memberId)}
+            </a>{" "}
+            <span className="font-normal text-muted">{cluster.role}</span>
           </Figure>
         </dl>
       )}

@@ -7,6 +7,9 @@ import { Icon } from "../../kit/icon";
 import { Fact, Waiting } from "../../kit/panel";
 import { ProblemBox } from "../../kit/problem";
 import { count, plural, seconds, short } from "../../lib/format";
+import { ROUTE_CLUSTER, routeHref } from "../../lib/route";
+import { nameOf } from "../../live/directory";
+import { quorumOf, quorumSentence } from "../member/model";
 import { useTenants } from "../tenant/api";
 import { logVerify, useCluster } from "./api";
 
@@ -104,8 +107,15 @@ function Cluster({ cluster }: { cluster: ClusterStatus }) {
         <Tile term="Tokens" value={count(Number(cluster.tokens))} />
       </dl>
       <dl>
-        <Fact term="Member">
-          {cluster.memberId} is {cluster.role} <span className="text-muted">in term {count(Number(cluster.term))}</span>
+        <Fact term="Members">
+          {quorumSentence(quorumOf(cluster.members, cluster.memberId))}{" "}
+          <a href={routeHref(ROUTE_CLUSTER)} className="font-medium text-accent hover:underline">
+            Look at them
+          </a>
+        </Fact>
+        <Fact term="This one">
+          {nameOf(cluster.memberId)} is {cluster.role}{" "}
+          <span className="text-muted">in term {count(Number(cluster.term))}</span>
         </Fact>
         <Fact term="Version">
           {cluster.version} <span className="text-muted">up {seconds(Number(cluster.uptimeSeconds))}</span>

@@ -1,4 +1,4 @@
-import { type KeyboardEvent, useState } from "react";
+import { type KeyboardEvent, type ReactNode, useState } from "react";
 import type { Cvlan, Tenant } from "../../api/types";
 import { IconButton } from "../../kit/button";
 import { Icon } from "../../kit/icon";
@@ -19,13 +19,15 @@ const byName = (a: Cvlan, b: Cvlan) => a.name.localeCompare(b.name, "en", { nume
 
 interface TreeProps {
   route: Route;
+  /** What stands above the tenants. */
+  top?: ReactNode;
   /** Undefined: may not. */
   onTenantCreate: (() => void) | undefined;
   onCvlanCreate: ((tenant: Tenant) => void) | undefined;
 }
 
 /** Tenants and their CVLANs: where to go. Arrow keys walk the lines. */
-export function TenantTree({ route, onTenantCreate, onCvlanCreate }: TreeProps) {
+export function TenantTree({ route, top, onTenantCreate, onCvlanCreate }: TreeProps) {
   const tenants = useTenants();
   const [text, setText] = useState("");
   const all = (tenants.data?.items ?? []).toSorted(bySlug);
@@ -43,6 +45,7 @@ export function TenantTree({ route, onTenantCreate, onCvlanCreate }: TreeProps) 
 
   return (
     <nav aria-label="Tenants and CVLANs" className="flex min-h-0 flex-col border-r bg-panel" onKeyDown={walk}>
+      {top && <div className="border-b">{top}</div>}
       <div className="flex h-10 shrink-0 items-center gap-2 border-b pr-2 pl-4">
         <h2 className="label">Tenants</h2>
         <span className="num text-xs text-muted">{all.length > 0 && count(all.length)}</span>

@@ -23,5 +23,6 @@ const WRITERS = ["superadmin", "tenantadmin", "member"];
 
 /** What to offer. The controller decides what is allowed: this only keeps buttons away that would be refused. */
 export const mayManageTenants = (user: User) => user.role === "superadmin";
+export const mayManageCluster = (user: User) => user.tenantId === "" && user.role === "superadmin";
 export const mayReadCluster = (user: User) => user.tenantId === "" && ["superadmin", "auditor"].includes(user.role);
 export const mayManageNetworks = (user: User) => WRITERS.includes(user.role);
