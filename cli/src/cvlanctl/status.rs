@@ -33,12 +33,21 @@ pub async fn run(global: &Global) -> Result<(), Failure> {
                 ("log", format!("event {} of epoch {}", seq(&text(&cluster, "checkpoint")), text(&cluster, "epoch"))),
                 ("root", text(&cluster, "root")),
                 ("digest", digest(&cluster)),
+                ("state", diverged(&cluster)),
                 ("views", if behind == 0 { "up to date".to_owned() } else { format!("{behind} events behind") }),
                 ("machines", text(&cluster, "nodeUrls").replace(',', ", ")),
                 ("ca", text(&cluster, "caFingerprint")),
             ]);
             sheet(&facts)
         }
+    }
+}
+
+/// Does this member have the state that the leader has?
+fn diverged(cluster: &Value) -> String {
+    match number(cluster, "divergedSeq") {
+        0 => "as the leader's".to_owned(),
+        seq => format!("DIFFERS from the leader's at event {seq}: this member serves no writes"),
     }
 }
 

@@ -209,7 +209,9 @@ async fn ready(
             return Err(StartError::Lost);
         }
         let end = Instant::now() + FIRST_STATE;
-        while !log.is_bootstrapped() {
+        // The log may begin with an epoch that the cluster has left.
+        let joined = identity.filter(|identity| !identity.settled).map(|identity| identity.epoch);
+        while !log.is_bootstrapped() || joined.is_some_and(|epoch| log.head().epoch != epoch) {
             if transport.removed() || log.status().removed {
                 return Err(StartError::Removed);
             }

@@ -18,8 +18,6 @@ const REFRESH_KEY = "cvlan.refresh";
 const RENEW_BEFORE_S = 30;
 /** What a member says to a checkpoint that is not of its log. */
 const OTHER_LOG = new Set(["epoch_other", "checkpoint_beyond"]);
-/** What a member says to a write where its state is not the leader's. */
-const DIVERGED = "diverged";
 
 const NOBODY: User = {
   id: "",
@@ -33,9 +31,6 @@ export const session = storeCreate<Session>(
   sessionStorage.getItem(REFRESH_KEY) ? { state: "restoring" } : { state: "out" },
 );
 export const useSession = () => useStore(session, (value) => value);
-
-/** The member that answers has said that its state differs from the leader's: it takes no writes. */
-export const diverged = storeCreate(false);
 
 let access: { token: string; renewAt: number } | undefined;
 let renewing: Promise<void> | undefined;
@@ -80,7 +75,6 @@ export async function request(method: Method, path: string, options: RequestOpti
   }
   if (response.ok) return response;
   const problem = await problemRead(response);
-  if (problem.code === DIVERGED) diverged.set(true);
   if (method !== "GET" || !OTHER_LOG.has(problem.code) || !checkpointNewest()) throw problem;
   checkpointForget();
   return request(method, path, options);
@@ -114,7 +108,6 @@ function leave(why?: string): void {
   access = undefined;
   sessionStorage.removeItem(REFRESH_KEY);
   checkpointForget();
-  diverged.set(false);
   session.set(why ? { state: "out", why } : { state: "out" });
 }
 

@@ -249,24 +249,6 @@ describe("the session", () => {
     expect(asked).toEqual([`${EPOCH}.41`, null]);
   });
 
-  it("remembers that a write was refused because the member's state differs, until it ends", async () => {
-    const { session } = await setUp(controller);
-    const fetch = controller.fetch;
-    const problem = JSON.stringify({ code: "diverged", title: "Service Unavailable" });
-    const headers = { "Content-Type": "application/problem+json" };
-    vi.stubGlobal("fetch", (url: string, init: RequestInit) =>
-      url.endsWith("/cluster/members")
-        ? Promise.resolve(new Response(problem, { status: 503, headers }))
-        : fetch(url, init),
-    );
-    expect(session.diverged.get()).toBe(false);
-    await expect(session.request("POST", "/cluster/members", { body: {} })).rejects.toMatchObject({ code: "diverged" });
-    await session.request("GET", "/me");
-    expect(session.diverged.get()).toBe(true);
-    await session.logout();
-    expect(session.diverged.get()).toBe(false);
-  });
-
   it("asks reads for at least what was seen, and never writes", async () => {
     controller.seq = 41;
     const { session } = await setUp(controller);

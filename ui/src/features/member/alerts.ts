@@ -29,28 +29,27 @@ export interface Alert {
   memberId?: string;
 }
 
-type Status = Pick<ClusterStatus, "members" | "memberId" | "role">;
+type Status = Pick<ClusterStatus, "members" | "memberId" | "role" | "divergedSeq">;
 
 const TONES: readonly AlertTone[] = ["bad", "warn", "note"];
 
-/** `diverged`: the member that answers has refused a write for that. */
-export function alertsOf(status: Status, diverged: boolean, now: number): Alert[] {
+export function alertsOf(status: Status, now: number): Alert[] {
   const { members, memberId: own } = status;
   const about = (member: Member, key: string, tone: AlertTone, title: string, text: string): Alert => {
     return { key: `${key}-${member.id}`, tone, title, text, memberId: member.id };
   };
-  const alerts = [...whole(status, diverged), ...votes(status, now), ...clocks(members, own, about)];
+  const alerts = [...whole(status), ...votes(status, now), ...clocks(members, own, about)];
   for (const member of members) alerts.push(...presence(member, own, now, about));
   return alerts.sort((a, b) => TONES.indexOf(a.tone) - TONES.indexOf(b.tone));
 }
 
 /** Is the member that answers one of them, in order, and like the others? */
-function whole({ members, memberId, role }: Status, diverged: boolean): Alert[] {
+function whole({ members, memberId, role, divergedSeq }: Status): Alert[] {
   const alerts: Alert[] = [];
   const say = (key: string, tone: AlertTone, title: string, text: string) => alerts.push({ key, tone, title, text });
   const own = members.find(({ id }) => id === memberId);
   const name = own?.name ?? `member ${memberId}`;
-  if (diverged) {
+  if (divergedSeq) {
     say(
       "diverged",
       "bad",

@@ -1,7 +1,5 @@
-import { diverged } from "../../api/session";
 import { useNow } from "../../lib/hooks";
 import { ROUTE_CLUSTER, routeHref } from "../../lib/route";
-import { useStore } from "../../lib/store";
 import { useCluster } from "../system/api";
 import { alertsOf, worstOf } from "./alerts";
 import { quorumOf, quorumSentence } from "./model";
@@ -13,8 +11,7 @@ const SAYS = { ok: "well", note: "well", warn: "to be looked at", bad: "in troub
 export function ClusterLink({ current }: { current: boolean }) {
   const now = useNow();
   const { data: cluster } = useCluster(true);
-  const differs = useStore(diverged, (value) => value);
-  const tone = cluster && (worstOf(alertsOf(cluster, differs, now)) ?? "ok");
+  const tone = cluster && (worstOf(alertsOf(cluster, now)) ?? "ok");
   const title = cluster && quorumSentence(quorumOf(cluster.members, cluster.memberId));
   return (
     <div

@@ -98,9 +98,8 @@ describe("the quorum", () => {
 describe("alerts", () => {
   const three = [leader(), voter(2), voter(3)];
   const ahead = String(SKEW_MAX_MS + 1);
-  const expectAlerts = (members: Member[], wanted: string[], more: { role?: string; diverged?: boolean } = {}) => {
-    const { role = "leader", diverged = false } = more;
-    const said = alertsOf({ members, memberId: "1", role }, diverged, NOW);
+  const expectAlerts = (members: Member[], wanted: string[], more: { role?: string; divergedSeq?: string } = {}) => {
+    const said = alertsOf({ members, memberId: "1", role: "leader", ...more }, NOW);
     expect(said.map(({ tone, title }) => `${tone}: ${title}`)).toEqual(wanted);
     expect(new Set(said.map(({ key }) => key)).size).toBe(said.length);
   };
@@ -167,18 +166,18 @@ describe("alerts", () => {
         "bad: m1 has stopped",
         "warn: m4 was admitted and never joined",
       ],
-      { role: "stopped", diverged: true },
+      { role: "stopped", divergedSeq: "7" },
     );
   });
 
   it("name the figures", () => {
     const status = { memberId: "1", role: "leader", members: [leader(), voter(2), { ...lost(3), heardMs: "34000" }] };
-    expect(alertsOf(status, false, NOW).at(-1)).toMatchObject({
+    expect(alertsOf(status, NOW).at(-1)).toMatchObject({
       memberId: "3",
       text: expect.stringMatching(/^For 34 s\. /),
     });
     const off = [leader(), voter(2, { skewMs: "9000" }), voter(3, { skewMs: "7200" })];
-    expect(alertsOf({ ...status, members: off }, false, NOW)[0]?.text).toMatch(
+    expect(alertsOf({ ...status, members: off }, NOW)[0]?.text).toMatch(
       /^It is 7\.2 s behind of those of all others/,
     );
   });

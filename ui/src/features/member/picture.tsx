@@ -43,7 +43,7 @@ export function MemberPicture({ cluster, now }: PictureProps) {
   const named = others.length <= NAMED_MAX;
   const box = { left: MARGIN_X, right: width - MARGIN_X, top: MARGIN_TOP, bottom: height - MARGIN_BOTTOM };
   const { leader: center, others: spots } = membersPlace(others.length, box);
-  const tones = new Map(alertsOf(cluster, false, now).map(({ memberId, tone }) => [memberId, tone]));
+  const tones = new Map(alertsOf(cluster, now).map(({ memberId, tone }) => [memberId, tone]));
   const at = (member: Member) => ({ member, own, now, named, tone: tones.get(member.id) });
   return (
     <figure ref={figure} className="relative h-full min-h-0 min-w-0">

@@ -1,5 +1,4 @@
 import { type Problem, problemOf } from "../../api/problem";
-import { diverged } from "../../api/session";
 import type { ClusterStatus, Member } from "../../api/types";
 import { Button } from "../../kit/button";
 import { Icon } from "../../kit/icon";
@@ -7,7 +6,6 @@ import { Empty, Waiting } from "../../kit/panel";
 import { ProblemBox } from "../../kit/problem";
 import { clock, count } from "../../lib/format";
 import { useNow } from "../../lib/hooks";
-import { useStore } from "../../lib/store";
 import { CLUSTER_WATCH_MS, useCluster } from "../system/api";
 import { type Alert, type AlertTone, alertsCount, alertsOf, worstOf } from "./alerts";
 import { Growth } from "./growth";
@@ -73,8 +71,7 @@ interface MembersProps extends ViewProps {
 
 /** What is wrong, with the page's own view of the member that answers. */
 function useAlerts(cluster: ClusterStatus, stale: Stale, now: number): Alert[] {
-  const differs = useStore(diverged, (value) => value);
-  const alerts = alertsOf(cluster, differs, now);
+  const alerts = alertsOf(cluster, now);
   if (!stale) return alerts;
   const { at, why } = stale;
   const title = why.status === 0 ? "This member does not answer" : `This member answers: ${why.detail || why.title}`;
