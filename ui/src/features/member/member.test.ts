@@ -177,9 +177,7 @@ describe("alerts", () => {
       text: expect.stringMatching(/^For 34 s\. /),
     });
     const off = [leader(), voter(2, { skewMs: "9000" }), voter(3, { skewMs: "7200" })];
-    expect(alertsOf({ ...status, members: off }, NOW)[0]?.text).toMatch(
-      /^It is 7\.2 s behind of those of all others/,
-    );
+    expect(alertsOf({ ...status, members: off }, NOW)[0]?.text).toMatch(/^It is 7\.2 s behind of those of all others/);
   });
 });
 
