@@ -114,9 +114,20 @@ impl Members {
         Ok(self.slot(at)?.disk.join("data"))
     }
 
-    /// What it printed.
-    pub fn printed(&self, at: usize) -> anyhow::Result<String> {
-        Ok(fs::read_to_string(self.work.join(format!("m{}.out", at + 1)))?)
+    /// The first superadmin's, which the founder prints once it is ready.
+    async fn password(&self) -> anyhow::Result<String> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let text = fs::read_to_string(self.work.join("m1.out"))?;
+            let line = text.lines().find_map(|line| line.trim().strip_prefix("superadmin"));
+            if let Some(password) = line.and_then(|rest| rest.split_whitespace().nth(1)) {
+                return Ok(password.to_owned());
+            }
+            if Instant::now() > end {
+                bail!("the founder prints no password: {text}");
+            }
+            sleep(LOOK).await;
+        }
     }
 
     /// Starts the process of a place; its folder says who it is, or a token.
@@ -216,10 +227,8 @@ impl Members {
         self.start(0, None)?;
         self.slot_mut(0)?.name = "founder".to_owned();
         self.ready(0).await?;
-        let text = self.printed(0)?;
-        let password = text.lines().find_map(|line| line.trim().strip_prefix("superadmin"));
-        let password = password.and_then(|rest| rest.split_whitespace().nth(1)).context("no password was printed")?;
-        let doors = Doors::open(&self.data(0)?.join("ca.pem"), password).await?;
+        let password = self.password().await?;
+        let doors = Doors::open(&self.data(0)?.join("ca.pem"), &password).await?;
         for at in 1..MEMBERS {
             self.join(&doors, at, 0).await?;
         }

@@ -84,12 +84,14 @@ async fn outside(options: &Options) -> anyhow::Result<ExitCode> {
     }
     let id = format!("cvt{}", std::process::id());
     let net = Net::named(&id);
-    if let Err(error) = net.make() {
+    if let Err(error) = net.allowed() {
         eprintln!("SKIPPED: the torture makes network namespaces, which is not allowed here: {error:#}");
-        net.remove();
         return Ok(ExitCode::from(SKIPPED));
     }
-    let result = in_hub(options, &program, &id, &net).await;
+    let result = match net.make() {
+        Ok(()) => in_hub(options, &program, &id, &net).await,
+        Err(error) => Err(error),
+    };
     net.remove();
     result
 }

@@ -72,7 +72,13 @@ impl Net {
         (0..MEMBERS).map(|at| self.of(at)).chain([self.hub()]).collect()
     }
 
-    /// Makes it all; an error where this is not allowed.
+    /// An error where it is not allowed to make a namespace.
+    pub fn allowed(&self) -> anyhow::Result<()> {
+        run("ip", &["netns", "add", &self.hub()])?;
+        run("ip", &["netns", "delete", &self.hub()]).map(drop)
+    }
+
+    /// Makes it all.
     pub fn make(&self) -> anyhow::Result<()> {
         for ns in self.all() {
             run("ip", &["netns", "add", &ns])?;
@@ -84,11 +90,11 @@ impl Net {
         run("ip", &["-n", &hub, "link", "set", "hub", "up"])?;
         for at in 0..MEMBERS {
             let (ns, end, ip) = (self.of(at), format!("m{}", at + 1), Self::address(at, 0).ip());
-            run("ip", &["link", "add", &end, "netns", &hub, "type", "veth", "peer", "name", "up", "netns", &ns])?;
+            run("ip", &["link", "add", &end, "netns", &hub, "type", "veth", "peer", "name", "eth0", "netns", &ns])?;
             run("ip", &["-n", &hub, "link", "set", &end, "master", "hub"])?;
             run("ip", &["-n", &hub, "link", "set", &end, "up"])?;
-            run("ip", &["-n", &ns, "address", "add", &format!("{ip}/24"), "dev", "up"])?;
-            run("ip", &["-n", &ns, "link", "set", "up", "up"])?;
+            run("ip", &["-n", &ns, "address", "add", &format!("{ip}/24"), "dev", "eth0"])?;
+            run("ip", &["-n", &ns, "link", "set", "eth0", "up"])?;
         }
         Ok(())
     }
