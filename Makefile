@@ -3,11 +3,13 @@ SHELL := /bin/bash
 CARGO ?= cargo
 NPM ?= npm
 SEED ?= 1
+TIME ?= 1200
+TORTURE = $${CARGO_TARGET_DIR:-target}/debug/cvlan-sim torture --seed $(SEED)
 UI_SOURCES := $(shell find ui/src ui/index.html ui/public ui/package.json ui/package-lock.json ui/vite.config.ts ui/tsconfig.json -type f 2>/dev/null)
 BINS := -p cvlan-api -p cvlan-client -p cvlan-cli
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-ready cluster test test-tools test-rust test-ui check fix bench sim gen ui audit clean
+.PHONY: help build demo demo-ready cluster test test-tools test-rust test-ui torture torture-short check fix bench sim gen ui audit clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -26,15 +28,25 @@ demo-ready:
 	@deploy/tools.sh cc
 	@deploy/demo.sh ready
 
-test: test-tools test-rust test-ui ## every test, incl. the browser's and the demo
+test: test-tools test-rust torture-short test-ui ## every test, incl. the browser's, a short torture and the demo
 	@ONCE=1 deploy/demo.sh || { code=$$?; [ $$code = 77 ] && echo "SKIPPED: the demo needs the right to make network namespaces" || exit $$code; }
 
 test-tools:
-	@deploy/tools.sh cc ip ping chromium
+	@deploy/tools.sh cc ip nft mkfs.ext4 ping chromium
 
 test-rust: ui
 	@$(CARGO) build --workspace --bins
 	@$(CARGO) test --workspace
+
+# The programs are those that test-rust has built.
+torture-short:
+	@$(CARGO) build --workspace --bins
+	@$(TORTURE) --seconds 75 || { code=$$?; [ $$code = 77 ] && echo "SKIPPED: the torture needs the right to make network namespaces" || exit $$code; }
+
+torture: ui ## three real controllers under faults for 20 minutes, and a proof; TIME=seconds, SEED=42, FAILOVER=20
+	@deploy/tools.sh cc ip nft mkfs.ext4
+	@$(CARGO) build --workspace --bins
+	@$(TORTURE) --seconds $(TIME) $(if $(FAILOVER),--failover $(FAILOVER))
 
 test-ui: ui
 	@$(CARGO) build $(BINS) --bins

@@ -10,6 +10,8 @@ for tool in "$@"; do
     ip) packages+=(iproute2) ;;
     ping) packages+=(iputils-ping) ;;
     cc) packages+=(build-essential) ;;
+    nft) packages+=(nftables) ;;
+    mkfs.ext4) packages+=(e2fsprogs) ;;
     *) packages+=("$tool") ;;
   esac
 done

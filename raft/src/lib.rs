@@ -60,4 +60,4 @@ pub use member::{Answer, Attested, EntryFrame, Member};
 pub use options::{Applied, Events, Limits, Observer, Options, Plant, Timing};
 pub use status::{Counts, PeerStatus, Role, Status};
 pub use transport::{NoTransport, Pipe, Transport};
-pub use verify::{VerifyReport, verify_dir};
+pub use verify::{VerifyReport, read_dir, verify_dir};

@@ -12,6 +12,7 @@ use crate::store::open;
 use crate::store::wal::{Setup, Wal, index};
 use crate::sync::lock;
 use crate::types::Entry;
+use bytes::Bytes;
 use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::log::entry_decode;
 use cvlan_core::machine::Machine;
@@ -74,6 +75,14 @@ pub(crate) async fn live<M: Machine, RT: AsyncRuntime>(
 
 /// Replays the log of a folder that no member has open; changes nothing in it.
 pub async fn verify_dir<M: Machine, RT: AsyncRuntime>(disk: Arc<dyn Disk>) -> Result<VerifyReport, VerifyError> {
+    read_dir::<M, RT>(disk, |_, _| {}).await
+}
+
+/// The same, and tells every event of it with its bytes, in order.
+pub async fn read_dir<M: Machine, RT: AsyncRuntime>(
+    disk: Arc<dyn Disk>,
+    mut each: impl FnMut(Seq, &Bytes) + Send + 'static,
+) -> Result<VerifyReport, VerifyError> {
     let jobs = disk.clone();
     let report = on_disk::<RT, _>(&disk, Lane::Log, move |files| {
         let setup = Setup {
@@ -89,7 +98,14 @@ pub async fn verify_dir<M: Machine, RT: AsyncRuntime>(disk: Arc<dyn Disk>) -> Re
         let mut check = Check::<M>::default();
         let mut failed = None;
         wal.visit(wal.oldest()..u64::MAX, &mut |entry| {
+            let before = check.replay.head.seq;
             failed = check.entry(&entry).err();
+            if let EntryPayload::Normal(frame) = &entry.payload
+                && check.replay.head.seq > before
+                && let Ok(entry) = entry_decode(&frame.0)
+            {
+                entry.events.iter().zip(entry.first_seq..).for_each(|(bytes, seq)| each(Seq(seq), bytes));
+            }
             failed.is_none()
         })
         .map_err(OpenError::io("reading history"))?;

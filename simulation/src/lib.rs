@@ -9,7 +9,8 @@
 //! Invariants: the same seed gives the same trace, in any process; nothing reads a clock, a random number or an address
 //! of the machine. Members and a network between them come with more members: [`runtime`] and [`disk`] are per process.
 //!
-//! Where to start reading: [`world`]. [`bench`] measures the same code on real files and threads.
+//! Where to start reading: [`world`]. [`bench`] measures the same code on real files and threads; [`torture`] breaks real
+//! processes and networks under a real load.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
@@ -17,6 +18,7 @@ pub mod bench;
 pub mod clock;
 pub mod cluster;
 pub mod disk;
+pub mod https;
 pub mod ledger;
 pub mod net;
 pub mod picture;
@@ -25,6 +27,7 @@ pub mod runner;
 pub mod runtime;
 pub mod setup;
 pub mod shrink;
+pub mod torture;
 pub mod trace;
 pub mod world;
 

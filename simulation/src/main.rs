@@ -1,4 +1,4 @@
-//! `cvlan-sim`: runs seeds of the simulation, or the benchmarks.
+//! `cvlan-sim`: runs seeds of the simulation, the benchmarks, or the torture of real processes.
 
 use anyhow::{Context, bail};
 use clap::builder::PossibleValuesParser;
@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use cvlan_sim::report::Report;
 use cvlan_sim::runner::{Summary, seeds};
 use cvlan_sim::setup::{PLANTS, Setup, reproduce, run};
-use cvlan_sim::{bench, ledger::short, picture, shrink};
+use cvlan_sim::{bench, ledger::short, picture, shrink, torture};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write};
@@ -44,6 +44,8 @@ enum Verb {
     Seeds(Seeds),
     /// Measure the real log on real files: prints a table and one CVLAN_BENCH line per figure.
     Bench(bench::Options),
+    /// Break three real controllers and the network between them while others write, and prove that nothing was lost.
+    Torture(torture::Options),
     /// The door with an empty handler, for `bench`.
     #[command(hide = true)]
     Floor {
@@ -139,6 +141,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Verb::Run(args) => one_by_one(&args),
         Verb::Seeds(args) => many(&args),
         Verb::Bench(options) => bench::main(&options).map(|()| ExitCode::SUCCESS),
+        Verb::Torture(options) => torture::main(&options),
         Verb::Floor { folder } => bench::floor_serve(&folder).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -3,28 +3,23 @@
 //! too. The generator is the same for both: one connection a caller, HTTP/1.1, closed loop.
 
 use super::{Bench, Sample, on_tokio};
-use anyhow::{Context, anyhow, bail};
+use crate::https::Connection;
+use anyhow::{Context, bail};
 use axum::Router;
 use axum::extract::Request;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use axum::routing::post;
+use axum::routing;
 use cvlan_api::ca::{Ca, ca_make};
 use cvlan_api::doors::accept::{Door, serve};
 use cvlan_api::doors::body::body_read;
 use cvlan_api::metrics::Metrics;
 use cvlan_proto::v1;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 /// A process must be up within this.
 pub(super) const START: Duration = Duration::from_secs(20);
@@ -32,8 +27,6 @@ pub(super) const START: Duration = Duration::from_secs(20);
 const WARM_UP: Duration = Duration::from_millis(500);
 /// A process is idle so long before its memory is read.
 pub(super) const IDLE: Duration = Duration::from_secs(3);
-/// The longest answer that is read.
-const ANSWER_MAX: usize = 64 << 10;
 
 /// `https_write_m1_c1`.
 pub fn write_c1(bench: &Bench) -> anyhow::Result<Sample> {
@@ -196,32 +189,15 @@ fn wait_for(path: &Path) -> anyhow::Result<String> {
 }
 
 /// Where requests go.
-pub(super) struct Target {
-    port: u16,
-    tls: TlsConnector,
-}
+pub(super) struct Target(crate::https::Target);
 
 impl Target {
     fn new(port: u16, ca: &Path) -> anyhow::Result<Self> {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(ca).map_err(|e| anyhow!("{}: {e}", ca.display()))?)?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self { port, tls: TlsConnector::from(Arc::new(config)) })
-    }
-
-    async fn connect(&self) -> anyhow::Result<Connection> {
-        let tcp = TcpStream::connect(("127.0.0.1", self.port)).await?;
-        tcp.set_nodelay(true)?;
-        let stream = self.tls.connect(ServerName::try_from("localhost")?, tcp).await?;
-        Ok(Connection { stream, buffer: vec![0; ANSWER_MAX] })
+        Ok(Self(crate::https::Target::new(([127, 0, 0, 1], port).into(), ca)?))
     }
 
     pub(super) async fn once(&self, path: &str, bearer: &str, body: &str) -> anyhow::Result<Vec<u8>> {
-        self.connect().await?.post(path, bearer, body).await
+        post(&mut self.0.connect().await?, path, bearer, body).await
     }
 
     /// Callers in a closed loop; counts what was acknowledged after the warm-up.
@@ -235,12 +211,12 @@ impl Target {
     ) -> anyhow::Result<Sample> {
         let (next, counting, stop) = (AtomicU64::new(1), AtomicBool::new(false), AtomicBool::new(false));
         let caller = async || -> anyhow::Result<Vec<u32>> {
-            let mut connection = self.connect().await?;
+            let mut connection = self.0.connect().await?;
             let mut micros = Vec::new();
             while !stop.load(Relaxed) {
                 let counted = counting.load(Relaxed);
                 let begin = Instant::now();
-                connection.post(path, bearer, &body(next.fetch_add(1, Relaxed))).await?;
+                post(&mut connection, path, bearer, &body(next.fetch_add(1, Relaxed))).await?;
                 if counted {
                     micros.push(u32::try_from(begin.elapsed().as_micros()).unwrap_or(u32::MAX));
                 }
@@ -265,43 +241,9 @@ impl Target {
     }
 }
 
-struct Connection {
-    stream: TlsStream<TcpStream>,
-    buffer: Vec<u8>,
-}
-
-impl Connection {
-    /// One request, one answer; anything but 2xx is an error.
-    async fn post(&mut self, path: &str, bearer: &str, body: &str) -> anyhow::Result<Vec<u8>> {
-        let request = format!(
-            "POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {bearer}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        self.stream.write_all(request.as_bytes()).await?;
-        self.stream.flush().await?;
-        let mut have = 0;
-        loop {
-            let free = self.buffer.get_mut(have..).filter(|b| !b.is_empty()).context("the answer is too long")?;
-            let n = self.stream.read(free).await?;
-            if n == 0 {
-                bail!("the connection was closed");
-            }
-            have += n;
-            let bytes = self.buffer.get(..have).unwrap_or_default();
-            let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else { continue };
-            let head = std::str::from_utf8(bytes.get(..end).unwrap_or_default())?;
-            let length: usize = head
-                .lines()
-                .filter_map(|l| l.split_once(':'))
-                .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
-                .map_or(Ok(0), |(_, value)| value.trim().parse())?;
-            let Some(answer) = bytes.get(end + 4..end + 4 + length) else { continue };
-            if !head.starts_with("HTTP/1.1 2") {
-                bail!("{}: {}", head.lines().next().unwrap_or_default(), String::from_utf8_lossy(answer));
-            }
-            return Ok(answer.to_vec());
-        }
-    }
+/// One request, one answer; anything but 2xx is an error.
+async fn post(connection: &mut Connection, path: &str, bearer: &str, body: &str) -> anyhow::Result<Vec<u8>> {
+    connection.ask("POST", path, &format!("Authorization: {bearer}\r\n"), body).await?.success()
 }
 
 /// Reads the body, answers with as much as a node's creation does.
@@ -329,7 +271,7 @@ pub fn floor_serve(folder: &Path) -> anyhow::Result<()> {
         let door =
             Door { listener, tls: Some(Arc::new(tls)), connections_max: 1000, metrics: Arc::new(Metrics::new()) };
         let (_open, draining) = tokio::sync::watch::channel(false);
-        serve(door, Router::new().route("/floor", post(empty)), draining).await;
+        serve(door, Router::new().route("/floor", routing::post(empty)), draining).await;
         Ok(())
     })
 }
