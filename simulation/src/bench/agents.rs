@@ -7,7 +7,8 @@
 //! Nothing is made in this machine's own network, and the namespaces have no names: each is held by a child that ends
 //! with this process, and goes with the last process in it. There is nothing that could be left behind.
 
-use super::https::{Controller, IDLE, Process, START, program};
+use super::https::IDLE;
+use super::process::{Controller, Process, START, post, program};
 use super::{Bench, Sample, Skipped};
 use anyhow::{Context, anyhow, bail};
 use cvlan_proto::v1;
@@ -26,14 +27,14 @@ const ADDRESSES: [&str; 2] = ["198.18.0.1", "198.18.0.2"];
 
 /// `rss_agent`: cvland and cvlan-ctrl of one machine, the mean of two.
 pub fn rss_agent(bench: &Bench) -> anyhow::Result<Sample> {
-    let [a, b] = wired()?;
-    let controller = a.inside(|| Controller::start(bench, &format!("{}:0", ADDRESSES[0])))?;
+    let (folder, [a, b]) = (bench.folder()?, wired()?);
+    let controller = a.inside(|| Controller::start(folder.path(), ADDRESSES[0]))?;
     let token = a.inside(|| {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
             let target = controller.target()?;
             let bearer = controller.found(&target).await?;
             let wanted = r#"{"cvlan":"net","expiresInSeconds":"3600","maxUses":2}"#;
-            let made = target.once("/api/v1/tenants/acme/tokens", &bearer, wanted).await?;
+            let made = post(&target, "/tenants/acme/tokens", &bearer, wanted).await?;
             let made: v1::TokenCreateResponse = serde_json::from_slice(&made)?;
             anyhow::Ok(made.secret)
         })
@@ -55,7 +56,7 @@ pub fn rss_agent(bench: &Bench) -> anyhow::Result<Sample> {
         ctrl += machine.ctrl.resident_mib()? / machines.len() as f64;
     }
     let keys = vec![("cvland", format!("{cvland:.2}")), ("ctrl", format!("{ctrl:.2}"))];
-    Ok(Sample { value: cvland + ctrl, keys })
+    Ok(Sample::new(cvland + ctrl, keys))
 }
 
 /// A network namespace without a name.

@@ -1,249 +1,143 @@
-//! Writes through the real door: `POST nodes` over TLS against a controller that is a process of its own, with
+//! Writes through the real door: `POST nodes` over TLS against controllers that are processes of their own, with
 //! authentication, allocation and the view on; beside it the same door with an empty handler, in a process of its own
-//! too. The generator is the same for both: one connection a caller, HTTP/1.1, closed loop.
+//! too, and etcd. One connection a caller, HTTP/1.1.
 
+use super::etcd::{Etcd, HALF, Put};
+use super::load::{Ask, Layout, Took, closed, open};
+use super::process::{Cluster, Process, headers, wait_for};
+use super::wire::{Protocol, Target};
 use super::{Bench, Sample, on_tokio};
-use crate::https::Connection;
-use anyhow::{Context, bail};
+use anyhow::Context;
 use axum::Router;
 use axum::extract::Request;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use axum::routing;
+use axum::routing::post;
 use cvlan_api::ca::{Ca, ca_make};
 use cvlan_api::doors::accept::{Door, serve};
 use cvlan_api::doors::body::body_read;
 use cvlan_api::metrics::Metrics;
-use cvlan_proto::v1;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
-/// A process must be up within this.
-pub(super) const START: Duration = Duration::from_secs(20);
-/// Before a measurement begins.
-const WARM_UP: Duration = Duration::from_millis(500);
 /// A process is idle so long before its memory is read.
 pub(super) const IDLE: Duration = Duration::from_secs(3);
 
-/// `https_write_m1_c1`.
-pub fn write_c1(bench: &Bench) -> anyhow::Result<Sample> {
-    write(bench, 1)
+/// Where nodes are made.
+const NODES: &str = "/api/v1/tenants/acme/nodes";
+
+/// `https_write_m{voters}_c{callers}`.
+pub(super) fn write<const VOTERS: usize, const CALLERS: usize>(bench: &Bench) -> anyhow::Result<Sample> {
+    let took = Ours::start(bench, VOTERS)?.closed(CALLERS, bench.length())?;
+    Ok(took.sample(1.0, vec![("callers", CALLERS.to_string())]))
 }
 
-/// `https_write_m1_c64`.
-pub fn write_c64(bench: &Bench) -> anyhow::Result<Sample> {
-    write(bench, 64)
+/// `https_latency_m1_c1`: the median time of one caller's write, beside etcd's.
+pub(super) fn latency(bench: &Bench) -> anyhow::Result<Sample> {
+    let theirs = Etcd::best(bench, 1, |etcd| Ok(-(etcd.closed(1, bench.length())?.quantile(0.5) as f64)))?;
+    let ours = Ours::start(bench, 1)?.closed(1, bench.length())?;
+    Ok(Sample::new(ours.quantile(0.5) as f64, Vec::new()).beside(&theirs.name, -theirs.value))
 }
 
-/// `https_write_m1_c200`.
-pub fn write_c200(bench: &Bench) -> anyhow::Result<Sample> {
-    write(bench, 200)
+/// `https_p99_open_m1`: the slowest hundredth of writes at 70 % of what the slower of the two can do, beside etcd's.
+pub(super) fn p99_open(bench: &Bench) -> anyhow::Result<Sample> {
+    let ours = Ours::start(bench, 1)?;
+    let most = ours.closed(CONNECTIONS, bench.length() / HALF)?.rate();
+    let mut rate = most * SHARE;
+    let theirs = Etcd::best(bench, 1, |etcd| {
+        rate = rate.min(etcd.closed(CONNECTIONS, bench.length() / HALF)?.rate() * SHARE);
+        Ok(-(etcd.open(CONNECTIONS, rate, bench.length())?.quantile(0.99) as f64))
+    })?;
+    let took = ours.open(CONNECTIONS, rate, bench.length())?;
+    let keys = vec![("per_second", format!("{rate:.0}")), ("p50_us", took.quantile(0.5).to_string())];
+    Ok(Sample::new(took.quantile(0.99) as f64, keys).beside(&theirs.name, -theirs.value))
 }
 
-/// `floor_http`: our door, an empty handler, 200 callers.
-pub fn floor(bench: &Bench) -> anyhow::Result<Sample> {
-    let folder = bench.folder()?;
-    let program = std::env::current_exe()?;
-    let floor = Process::start(Command::new(program).arg("floor").arg(folder.path()))?;
-    let (port, ca) = (folder.path().join("port"), folder.path().join("ca.pem"));
-    let port: u16 = wait_for(&port)?.trim().parse().context("the floor's port")?;
-    let sample = on_tokio(async {
-        let target = Target::new(port, &ca)?;
-        target.load(200, bench.length(), "/floor", "none", &|i| body(i, "net")).await
-    });
-    drop(floor);
-    sample
+/// Connections of an open load.
+const CONNECTIONS: usize = 200;
+/// Of what a server can do.
+const SHARE: f64 = 0.7;
+
+/// Controllers with a tenant and a CVLAN, under load.
+struct Ours {
+    _cluster: Cluster,
+    target: Target,
+    bearer: String,
+    next: AtomicU64,
 }
 
-/// `rss_controller`: resident memory of an idle controller, MiB.
-pub fn rss_controller(bench: &Bench) -> anyhow::Result<Sample> {
-    let controller = Controller::start(bench, "127.0.0.1:0")?;
-    std::thread::sleep(IDLE);
-    Ok(Sample { value: controller.process.resident_mib()?, keys: Vec::new() })
+impl Ours {
+    fn start(bench: &Bench, voters: usize) -> anyhow::Result<Self> {
+        let cluster = Cluster::of(bench, voters)?;
+        let target = cluster.first()?.target()?;
+        let bearer = on_tokio(async { cluster.first()?.found(&target).await })?;
+        Ok(Self { _cluster: cluster, target, bearer, next: AtomicU64::new(1) })
+    }
+
+    fn ask<T>(&self, load: impl AsyncFnOnce(&Ask<'_>) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let headers = headers(&self.bearer);
+        let ask = Ask { target: &self.target, path: NODES, headers: &headers, body: &node, next: &self.next };
+        on_tokio(load(&ask))
+    }
+
+    fn closed(&self, callers: usize, length: Duration) -> anyhow::Result<Took> {
+        self.ask(async |ask| closed(ask, Layout { connections: callers, each: 1 }, length).await)
+    }
+
+    fn open(&self, connections: usize, per_second: f64, length: Duration) -> anyhow::Result<Took> {
+        self.ask(async |ask| open(ask, connections, per_second, length).await)
+    }
 }
 
-fn write(bench: &Bench, callers: usize) -> anyhow::Result<Sample> {
-    let controller = Controller::start(bench, "127.0.0.1:0")?;
-    on_tokio(async {
-        let target = controller.target()?;
-        let bearer = controller.found(&target).await?;
-        target.load(callers, bench.length(), "/api/v1/tenants/acme/nodes", &bearer, &|i| body(i, "net")).await
-    })
-}
-
-fn body(i: u64, cvlan: &str) -> String {
+/// The body that makes node `i`.
+fn node(i: u64) -> Vec<u8> {
     use base64::Engine as _;
     let mut key = [0x5a; 32];
     let (head, _) = key.split_at_mut(8);
     head.copy_from_slice(&i.to_le_bytes());
     let key = base64::engine::general_purpose::STANDARD.encode(key);
-    format!(r#"{{"cvlan":"{cvlan}","name":"node-{i}","wgPublicKey":"{key}"}}"#)
+    format!(r#"{{"cvlan":"net","name":"node-{i}","wgPublicKey":"{key}"}}"#).into_bytes()
 }
 
-/// A child that ends with its owner.
-pub(super) struct Process(pub(super) Child);
-
-impl Process {
-    pub(super) fn start(command: &mut Command) -> anyhow::Result<Self> {
-        Ok(Self(command.stdin(Stdio::null()).spawn().context("starting a process")?))
-    }
-
-    /// Its resident memory, MiB.
-    pub(super) fn resident_mib(&self) -> anyhow::Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
-        Ok(kib / 1024.0)
-    }
+/// `floor_http`: our door, an empty handler, 200 callers.
+pub(super) fn floor(bench: &Bench) -> anyhow::Result<Sample> {
+    let folder = bench.folder()?;
+    let program = std::env::current_exe()?;
+    let _floor = Process::start(Command::new(program).arg("floor").arg(folder.path()))?;
+    let port: u16 = wait_for(&folder.path().join("port"))?.trim().parse().context("the floor's port")?;
+    let target = Target::new(port, Protocol::Http1, &folder.path().join("ca.pem"), None)?;
+    let (next, headers) = (AtomicU64::new(1), headers("none"));
+    let ask = Ask { target: &target, path: "/floor", headers: &headers, body: &node, next: &next };
+    let took = on_tokio(closed(&ask, Layout { connections: 200, each: 1 }, bench.length()))?;
+    Ok(took.sample(1.0, vec![("callers", "200".to_owned())]))
 }
 
-/// A program of ours: `make bench` builds them beside this one.
-pub(super) fn program(name: &str) -> anyhow::Result<PathBuf> {
-    let program = std::env::current_exe()?.with_file_name(name);
-    if !program.exists() {
-        bail!("{} is missing: cargo build --release -p cvlan-api -p cvlan-client --bins", program.display());
-    }
-    Ok(program)
+/// `rss_controller`: resident memory of an idle controller, MiB.
+pub(super) fn rss_controller(bench: &Bench) -> anyhow::Result<Sample> {
+    let cluster = Cluster::of(bench, 1)?;
+    std::thread::sleep(IDLE);
+    Ok(Sample::new(cluster.first()?.process.resident_mib()?, Vec::new()))
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A controller of its own, in a folder of its own.
-pub(super) struct Controller {
-    process: Process,
-    folder: tempfile::TempDir,
-    port: u16,
-    password: String,
-}
-
-impl Controller {
-    pub(super) fn start(bench: &Bench, node_listen: &str) -> anyhow::Result<Self> {
-        let folder = bench.folder()?;
-        let out = folder.path().join("out");
-        let any = ["--listen", "127.0.0.1:0", "--node-listen", node_listen, "--metrics-listen", "127.0.0.1:0"];
-        let mut command = Command::new(program("cvlan-api")?);
-        command
-            .arg("--data-dir")
-            .arg(folder.path().join("data"))
-            .args(any)
-            .args(["--cluster-listen", "127.0.0.1:0"])
-            .env("RUST_LOG", "error");
-        let process = Process::start(command.stdout(std::fs::File::create(&out)?))?;
-        let field = |text: &str, name: &str, at: usize| {
-            let line = text.lines().find(|l| l.trim_start().starts_with(name))?;
-            line.split_whitespace().nth(at).map(str::to_owned)
-        };
-        let end = Instant::now() + START;
-        loop {
-            let text = std::fs::read_to_string(&out).unwrap_or_default();
-            if let (Some(url), Some(password), true) =
-                (field(&text, "UI and API", 3), field(&text, "superadmin", 2), text.contains("/metrics"))
-            {
-                let port = url.rsplit(':').next().and_then(|p| p.parse().ok()).context("the controller's port")?;
-                return Ok(Self { process, folder, port, password });
-            }
-            if Instant::now() > end {
-                bail!("the controller is not up: {text}");
-            }
-            std::thread::sleep(Duration::from_millis(20));
+/// `etcd_write_m{members}_c{callers}`: puts into the faster of the servers that were found.
+pub(super) fn etcd<const MEMBERS: usize, const CALLERS: usize>(bench: &Bench) -> anyhow::Result<Sample> {
+    let mut took = None;
+    let best = Etcd::best(bench, MEMBERS, |etcd| {
+        let now = etcd.closed(CALLERS, bench.length())?;
+        let rate = now.rate();
+        if took.as_ref().is_none_or(|took: &Took| took.rate() < rate) {
+            took = Some(now);
         }
-    }
-}
-
-impl Controller {
-    /// Its REST door.
-    pub(super) fn target(&self) -> anyhow::Result<Target> {
-        Target::new(self.port, &self.folder.path().join("data/ca.pem"))
-    }
-
-    /// Logs in, makes tenant `acme` and its CVLAN `net`; the `Authorization` header from now on.
-    pub(super) async fn found(&self, target: &Target) -> anyhow::Result<String> {
-        let login = v1::LoginRequest { name: "admin".into(), password: self.password.clone(), ..Default::default() };
-        let answer = target.once("/api/v1/auth/login", "none", &serde_json::to_string(&login)?).await?;
-        let session: v1::LoginResponse = serde_json::from_slice(&answer)?;
-        let bearer = format!("Bearer {}", session.access_token);
-        target.once("/api/v1/tenants", &bearer, r#"{"slug":"acme"}"#).await?;
-        target.once("/api/v1/tenants/acme/cvlans", &bearer, r#"{"name":"net","ipv4Cidr":"10.0.0.0/8"}"#).await?;
-        Ok(bearer)
-    }
-}
-
-fn wait_for(path: &Path) -> anyhow::Result<String> {
-    let end = Instant::now() + START;
-    loop {
-        match std::fs::read_to_string(path) {
-            Ok(text) if text.ends_with('\n') => return Ok(text),
-            _ if Instant::now() > end => bail!("{} does not appear", path.display()),
-            _ => std::thread::sleep(Duration::from_millis(20)),
-        }
-    }
-}
-
-/// Where requests go.
-pub(super) struct Target(crate::https::Target);
-
-impl Target {
-    fn new(port: u16, ca: &Path) -> anyhow::Result<Self> {
-        Ok(Self(crate::https::Target::new(([127, 0, 0, 1], port).into(), ca)?))
-    }
-
-    pub(super) async fn once(&self, path: &str, bearer: &str, body: &str) -> anyhow::Result<Vec<u8>> {
-        post(&mut self.0.connect().await?, path, bearer, body).await
-    }
-
-    /// Callers in a closed loop; counts what was acknowledged after the warm-up.
-    async fn load(
-        &self,
-        callers: usize,
-        length: Duration,
-        path: &str,
-        bearer: &str,
-        body: &(dyn Fn(u64) -> String + Sync),
-    ) -> anyhow::Result<Sample> {
-        let (next, counting, stop) = (AtomicU64::new(1), AtomicBool::new(false), AtomicBool::new(false));
-        let caller = async || -> anyhow::Result<Vec<u32>> {
-            let mut connection = self.0.connect().await?;
-            let mut micros = Vec::new();
-            while !stop.load(Relaxed) {
-                let counted = counting.load(Relaxed);
-                let begin = Instant::now();
-                post(&mut connection, path, bearer, &body(next.fetch_add(1, Relaxed))).await?;
-                if counted {
-                    micros.push(u32::try_from(begin.elapsed().as_micros()).unwrap_or(u32::MAX));
-                }
-            }
-            Ok(micros)
-        };
-        let clock = async {
-            tokio::time::sleep(WARM_UP).await;
-            counting.store(true, Relaxed);
-            let begin = Instant::now();
-            tokio::time::sleep(length).await;
-            stop.store(true, Relaxed);
-            begin.elapsed()
-        };
-        let callers_run = futures_util::future::try_join_all((0..callers).map(|_| caller()));
-        let (elapsed, micros) = futures_util::future::join(clock, callers_run).await;
-        let mut micros: Vec<u32> = micros?.into_iter().flatten().collect();
-        micros.sort_unstable();
-        let p50 = micros.get(micros.len() / 2).copied().context("nothing was acknowledged")?;
-        let value = micros.len() as f64 / elapsed.as_secs_f64();
-        Ok(Sample { value, keys: vec![("callers", callers.to_string()), ("p50_us", p50.to_string())] })
-    }
-}
-
-/// One request, one answer; anything but 2xx is an error.
-async fn post(connection: &mut Connection, path: &str, bearer: &str, body: &str) -> anyhow::Result<Vec<u8>> {
-    connection.ask("POST", path, &format!("Authorization: {bearer}\r\n"), body).await?.success()
+        Ok(rate)
+    })?;
+    let took = took.context("nothing was measured")?;
+    let mut sample = took.sample(1.0, vec![("callers", CALLERS.to_string()), ("bytes", Put::BYTES.to_string())]);
+    sample.keys.push(("others", best.others));
+    sample.label = Some(best.name);
+    Ok(sample)
 }
 
 /// Reads the body, answers with as much as a node's creation does.
@@ -271,7 +165,7 @@ pub fn floor_serve(folder: &Path) -> anyhow::Result<()> {
         let door =
             Door { listener, tls: Some(Arc::new(tls)), connections_max: 1000, metrics: Arc::new(Metrics::new()) };
         let (_open, draining) = tokio::sync::watch::channel(false);
-        serve(door, Router::new().route("/floor", routing::post(empty)), draining).await;
+        serve(door, Router::new().route("/floor", post(empty)), draining).await;
         Ok(())
     })
 }

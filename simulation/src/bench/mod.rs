@@ -7,8 +7,14 @@
 //! A figure is one line in [`FIGURES`] and one function that measures one round.
 
 mod agents;
+mod cluster;
+mod etcd;
 mod https;
+mod load;
+mod process;
+mod ready;
 mod replay;
+mod wire;
 mod write;
 
 pub use https::floor_serve;
@@ -48,6 +54,21 @@ pub struct Sample {
     pub value: f64,
     /// What else was seen.
     pub keys: Vec<(&'static str, String)>,
+    /// What exactly was measured, where the figure's name does not say it.
+    pub label: Option<String>,
+    /// What was measured beside it by the same function.
+    pub peer: Option<(String, f64)>,
+}
+
+impl Sample {
+    fn new(value: f64, keys: Vec<(&'static str, String)>) -> Self {
+        Self { value, keys, label: None, peer: None }
+    }
+
+    fn beside(mut self, name: &str, value: f64) -> Self {
+        self.peer = Some((name.to_owned(), value));
+        self
+    }
 }
 
 /// What can be measured.
@@ -58,25 +79,56 @@ pub struct Figure {
     pub unit: &'static str,
     /// The figure beside which it is shown, if that was measured too.
     pub peer: Option<&'static str>,
+    /// The floor beside which it is shown; it takes the peer's place where there is none.
+    pub floor: Option<&'static str>,
+    /// Takes other programs, beside this one or on PATH.
+    pub programs: bool,
     /// Measures one round.
-    pub round: fn(&Bench) -> anyhow::Result<Sample>,
+    pub round: Round,
+}
+
+type Round = fn(&Bench) -> anyhow::Result<Sample>;
+type Name = Option<&'static str>;
+
+const fn here(name: &'static str, unit: &'static str, peer: Name, floor: Name, round: Round) -> Figure {
+    Figure { name, unit, peer, floor, programs: false, round }
+}
+
+const fn beside(name: &'static str, unit: &'static str, peer: Name, floor: Name, round: Round) -> Figure {
+    Figure { name, unit, peer, floor, programs: true, round }
 }
 
 /// All of them, in the order in which a round measures them.
 pub const FIGURES: &[Figure] = &[
-    Figure { name: "floor_disk", unit: "writes/s", peer: None, round: write::floor_disk },
-    Figure { name: "floor_log", unit: "writes/s", peer: Some("floor_disk"), round: write::floor_log },
-    Figure { name: "seq_write_m1", unit: "writes/s", peer: Some("floor_log"), round: write::seq_write },
-    Figure { name: "floor_http", unit: "requests/s", peer: None, round: https::floor },
-    Figure { name: "https_write_m1_c1", unit: "writes/s", peer: Some("floor_http"), round: https::write_c1 },
-    Figure { name: "https_write_m1_c64", unit: "writes/s", peer: Some("floor_http"), round: https::write_c64 },
-    Figure { name: "https_write_m1_c200", unit: "writes/s", peer: Some("floor_http"), round: https::write_c200 },
-    Figure { name: "rss_controller", unit: "MiB", peer: None, round: https::rss_controller },
-    Figure { name: "rss_agent", unit: "MiB", peer: None, round: agents::rss_agent },
-    Figure { name: "bulk_m1", unit: "events/s", peer: None, round: write::bulk },
-    Figure { name: "replay_apply", unit: "events/s", peer: None, round: replay::apply },
-    Figure { name: "replay_scan", unit: "events/s", peer: None, round: replay::scan },
-    Figure { name: "disk_per_event", unit: "bytes/byte", peer: None, round: replay::disk_per_event },
+    here("floor_disk", "writes/s", None, None, write::floor_disk),
+    here("floor_log", "writes/s", None, Some("floor_disk"), write::floor_log::<1>),
+    here("floor_log_m3", "writes/s", None, Some("floor_disk"), write::floor_log::<3>),
+    here("seq_write_m1", "writes/s", None, Some("floor_log"), write::seq_write::<1>),
+    here("seq_write_m3", "writes/s", None, Some("floor_log_m3"), write::seq_write::<3>),
+    here("bulk_m1", "events/s", None, None, write::bulk::<1>),
+    here("bulk_m3", "events/s", None, None, write::bulk::<3>),
+    beside("floor_http", "requests/s", None, None, https::floor),
+    beside("https_write_m1_c1", "writes/s", Some("etcd_write_m1_c1"), Some("floor_http"), https::write::<1, 1>),
+    beside("etcd_write_m1_c1", "writes/s", None, None, https::etcd::<1, 1>),
+    beside("https_write_m1_c64", "writes/s", Some("etcd_write_m1_c64"), Some("floor_http"), https::write::<1, 64>),
+    beside("etcd_write_m1_c64", "writes/s", None, None, https::etcd::<1, 64>),
+    beside("https_write_m1_c200", "writes/s", Some("etcd_write_m1_c200"), Some("floor_http"), https::write::<1, 200>),
+    beside("etcd_write_m1_c200", "writes/s", None, None, https::etcd::<1, 200>),
+    beside("https_write_m3_c1", "writes/s", Some("etcd_write_m3_c1"), Some("floor_http"), https::write::<3, 1>),
+    beside("etcd_write_m3_c1", "writes/s", None, None, https::etcd::<3, 1>),
+    beside("https_write_m3_c64", "writes/s", Some("etcd_write_m3_c64"), Some("floor_http"), https::write::<3, 64>),
+    beside("etcd_write_m3_c64", "writes/s", None, None, https::etcd::<3, 64>),
+    beside("https_write_m3_c200", "writes/s", Some("etcd_write_m3_c200"), Some("floor_http"), https::write::<3, 200>),
+    beside("etcd_write_m3_c200", "writes/s", None, None, https::etcd::<3, 200>),
+    beside("https_latency_m1_c1", "us", None, None, https::latency),
+    beside("https_p99_open_m1", "us", None, None, https::p99_open),
+    here("snapshot_p99", "us", None, None, ready::snapshot_p99),
+    beside("start_ready", "s", None, None, ready::start_ready),
+    here("replay_apply", "events/s", None, None, replay::apply),
+    here("replay_scan", "events/s", None, None, replay::scan),
+    here("disk_per_event", "bytes/byte", None, None, replay::disk_per_event),
+    beside("rss_controller", "MiB", None, None, https::rss_controller),
+    beside("rss_agent", "MiB", None, None, agents::rss_agent),
 ];
 
 /// Why a figure cannot be measured on this machine; it is said, and the others go on.
@@ -95,11 +147,12 @@ impl std::fmt::Display for Skipped {
 pub struct Bench {
     options: Options,
     long_log: OnceLock<replay::LongLog>,
+    grown: OnceLock<ready::Grown>,
 }
 
 impl Bench {
     fn new(options: &Options) -> Self {
-        Self { options: options.clone(), long_log: OnceLock::new() }
+        Self { options: options.clone(), long_log: OnceLock::new(), grown: OnceLock::new() }
     }
 
     /// A folder that goes when it is dropped.
@@ -125,12 +178,21 @@ impl Bench {
 
     /// The log that is replayed; made once.
     fn long_log(&self) -> anyhow::Result<&replay::LongLog> {
-        if let Some(log) = self.long_log.get() {
-            return Ok(log);
-        }
-        let made = replay::LongLog::make(self)?;
-        Ok(self.long_log.get_or_init(|| made))
+        once(&self.long_log, || replay::LongLog::make(self))
     }
+
+    /// The controller with a large state; made once.
+    fn grown(&self) -> anyhow::Result<&ready::Grown> {
+        once(&self.grown, || ready::Grown::make(self))
+    }
+}
+
+fn once<T>(cell: &OnceLock<T>, make: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<&T> {
+    if let Some(made) = cell.get() {
+        return Ok(made);
+    }
+    let made = make()?;
+    Ok(cell.get_or_init(|| made))
 }
 
 /// Runs what `figure` measures on the runtime that a controller has.
@@ -152,20 +214,20 @@ pub fn main(options: &Options) -> anyhow::Result<()> {
         for (figure, samples) in chosen.iter().zip(&mut samples) {
             let sample = match (figure.round)(&bench) {
                 Err(error) if error.is::<Skipped>() => {
-                    eprintln!("round {round}: {:<15} SKIPPED: {error:#}", figure.name);
+                    eprintln!("round {round}: {:<19} SKIPPED: {error:#}", figure.name);
                     continue;
                 }
                 result => result.with_context(|| figure.name)?,
             };
-            eprintln!("round {round}: {:<15} {:>14.2} {}", figure.name, sample.value, figure.unit);
+            eprintln!("round {round}: {:<19} {:>14.2} {}", figure.name, sample.value, figure.unit);
             samples.push(sample);
         }
     }
     let medians: Vec<(&Figure, Sample)> =
         chosen.iter().zip(samples).filter_map(|(figure, samples)| Some((*figure, median(samples)?))).collect();
     for (figure, sample) in &medians {
-        let peer = figure.peer.and_then(|peer| medians.iter().find(|(other, _)| other.name == peer));
-        println!("{}", line(figure, sample, peer.map(|(other, sample)| (other.name, sample.value))));
+        let of = |name: Option<&str>| medians.iter().find(|(other, _)| Some(other.name) == name).map(|(_, s)| s);
+        println!("{}", line(figure, sample, of(figure.peer), of(figure.floor)));
     }
     Ok(())
 }
@@ -177,13 +239,27 @@ fn median(mut samples: Vec<Sample>) -> Option<Sample> {
     samples.into_iter().nth(middle)
 }
 
-fn line(figure: &Figure, sample: &Sample, peer: Option<(&str, f64)>) -> String {
+fn line(figure: &Figure, sample: &Sample, peer: Option<&Sample>, floor: Option<&Sample>) -> String {
     let mut line = format!("CVLAN_BENCH name={} value={:.2} unit={}", figure.name, sample.value, figure.unit);
     for (key, value) in &sample.keys {
         line.push_str(&format!(" {key}={value}"));
     }
+    if let Some(label) = &sample.label {
+        line.push_str(&format!(" label={label}"));
+    }
+    let named = |sample: &Sample, name: Option<&'static str>| {
+        (sample.label.clone().unwrap_or_else(|| name.unwrap_or_default().to_owned()), sample.value)
+    };
+    let floor = floor.map(|floor| named(floor, figure.floor));
+    let (peer, floor) = match sample.peer.clone().or_else(|| peer.map(|peer| named(peer, figure.peer))) {
+        Some(peer) => (Some(peer), floor),
+        None => (floor, None),
+    };
     if let Some((name, value)) = peer {
         line.push_str(&format!(" peer={name} peer_value={value:.2} ratio={:.3}", sample.value / value));
+    }
+    if let Some((name, value)) = floor {
+        line.push_str(&format!(" floor={name} floor_value={value:.2} floor_ratio={:.3}", sample.value / value));
     }
     line
 }
@@ -208,20 +284,27 @@ mod tests {
         let options =
             Options { only: Vec::new(), rounds: 1, seconds: 0.1, callers: 20, events: 3000, dir: std::env::temp_dir() };
         let bench = Bench::new(&options);
-        // Those through the door need the programs beside this one; `make bench` builds them.
-        for figure in FIGURES.iter().filter(|f| !f.name.contains("http") && !f.name.starts_with("rss_")) {
+        // The others need programs; `make bench` builds ours.
+        for figure in FIGURES.iter().filter(|f| !f.programs) {
             let sample = (figure.round)(&bench).unwrap();
             assert!(sample.value > 0.0, "{}", figure.name);
-            let line = line(figure, &sample, Some(("peer", 2.0)));
+            let floor = Sample::new(2.0, Vec::new());
+            let line = line(
+                figure,
+                &Sample { peer: None, ..sample },
+                Some(&Sample { label: Some("peer".into()), ..floor.clone() }),
+                Some(&floor),
+            );
             let fields: Vec<_> = line.split(' ').skip(1).map(|field| field.split_once('=').unwrap()).collect();
             assert_eq!((fields[0], fields[2]), (("name", figure.name), ("unit", figure.unit)));
             assert!(line.contains(" peer=peer peer_value=2.00 ratio="), "{line}");
+            assert!(line.contains(" floor_value=2.00 floor_ratio="), "{line}");
         }
     }
 
     #[test]
     fn the_median_is_the_middle_one_or_the_lower_of_two() {
-        let of = |values: &[f64]| median(values.iter().map(|v| Sample { value: *v, keys: Vec::new() }).collect());
+        let of = |values: &[f64]| median(values.iter().map(|v| Sample::new(*v, Vec::new())).collect());
         assert_eq!(of(&[3.0, 1.0, 2.0]).unwrap().value, 2.0);
         assert_eq!(of(&[4.0, 1.0]).unwrap().value, 1.0);
         assert!(of(&[]).is_none());

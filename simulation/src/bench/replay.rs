@@ -6,6 +6,7 @@ use anyhow::{anyhow, ensure};
 use cvlan_core::Rules;
 use cvlan_core::id::Seq;
 use cvlan_core::log::{CompactRange, entry_decode};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -30,22 +31,7 @@ impl LongLog {
             let member = open::<Rules>(folder.path(), false).await?;
             member.writable(Duration::from_secs(10)).await;
             let fleet = Fleet::found(&member).await?;
-            let fillers: Vec<_> = (0..CALLERS)
-                .map(|caller| {
-                    let (member, fleet, events) = (member.clone(), fleet.clone(), bench.events());
-                    tokio::spawn(async move {
-                        let mut n = 1;
-                        while member.head().seq.0 < events {
-                            bulk_of(member.clone(), fleet.clone(), caller, n).await?;
-                            n += 1;
-                        }
-                        anyhow::Ok(())
-                    })
-                })
-                .collect();
-            for filler in fillers {
-                filler.await??;
-            }
+            fill(&member, &fleet, bench.events()).await?;
             let (head, entries) = (member.head(), member.status().entries);
             member.shutdown().await;
             let log = Self { folder, events: head.seq.0, entries, root: head.root };
@@ -63,6 +49,27 @@ impl LongLog {
     }
 }
 
+/// Bulks until the log has so many events.
+pub(super) async fn fill(member: &Real<Rules>, fleet: &Arc<Fleet>, events: u64) -> anyhow::Result<()> {
+    let fillers: Vec<_> = (0..CALLERS)
+        .map(|caller| {
+            let (member, fleet) = (member.clone(), fleet.clone());
+            tokio::spawn(async move {
+                let mut n = 1;
+                while member.head().seq.0 < events {
+                    bulk_of(member.clone(), fleet.clone(), caller, n).await?;
+                    n += 1;
+                }
+                anyhow::Ok(())
+            })
+        })
+        .collect();
+    for filler in fillers {
+        filler.await??;
+    }
+    Ok(())
+}
+
 /// From the first event to a member that has applied all: reading, checks, decoding, state, tree.
 pub(super) fn apply(bench: &Bench) -> anyhow::Result<Sample> {
     let log = bench.long_log()?;
@@ -78,7 +85,7 @@ pub(super) fn apply(bench: &Bench) -> anyhow::Result<Sample> {
             applied.seq,
             log.events
         );
-        Ok(Sample { value: log.events as f64 / seconds, keys: log.keys() })
+        Ok(Sample::new(log.events as f64 / seconds, log.keys()))
     })
 }
 
@@ -94,7 +101,7 @@ pub(super) fn scan(bench: &Bench) -> anyhow::Result<Sample> {
         ensure!(tree.root() == log.root, "the scan ends at another root");
         let mut keys = log.keys();
         keys.push(("mb_per_s", format!("{:.1}", bytes as f64 / 1e6 / seconds)));
-        Ok(Sample { value: log.events as f64 / seconds, keys })
+        Ok(Sample::new(log.events as f64 / seconds, keys))
     })
 }
 
@@ -136,6 +143,6 @@ pub(super) fn disk_per_event(bench: &Bench) -> anyhow::Result<Sample> {
             ("bytes_per_event", format!("{:.0}", encoded as f64 / log.events as f64)),
             ("allocated", format!("{:.3}", allocated as f64 / encoded as f64)),
         ]);
-        Ok(Sample { value: written as f64 / encoded as f64, keys })
+        Ok(Sample::new(written as f64 / encoded as f64, keys))
     })
 }

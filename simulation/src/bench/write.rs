@@ -1,6 +1,8 @@
 //! Durable writes: the rules on the log, a counter on the log, and bare group commits, each with the same callers and as
 //! many bytes.
 
+use super::cluster::Cluster;
+use super::load::Took;
 use super::{Bench, Sample, on_tokio};
 use anyhow::anyhow;
 use bytes::Bytes;
@@ -13,7 +15,7 @@ use cvlan_core::tenant::{SigningKey, TenantCommand};
 use cvlan_core::{Actor, Command, Meta, Rules, Wish};
 use cvlan_proto::v1::Sealed;
 use cvlan_raft::counter::{self, Counter};
-use cvlan_raft::{FileDisk, Member, NoTransport, Options, WriteError};
+use cvlan_raft::{FileDisk, Member, NoTransport, Options};
 use futures_util::future::join_all;
 use openraft_rt_tokio::TokioRuntime;
 use std::fs::File;
@@ -34,7 +36,7 @@ const BULK_CALLERS: usize = 16;
 const WARM_UP: Duration = Duration::from_millis(300);
 
 /// How long a member may take to lead.
-const START: Duration = Duration::from_secs(10);
+pub(super) const START: Duration = Duration::from_secs(10);
 
 /// A member on real files.
 pub(super) type Real<M> = Member<M, TokioRuntime>;
@@ -48,19 +50,26 @@ pub(super) async fn open<M: Machine>(path: &Path, snapshots: bool) -> anyhow::Re
     Ok(Member::open(options, NoTransport).await?)
 }
 
-/// One tenant with one large CVLAN, and nodes to create in it.
+/// One tenant with one large CVLAN, and what happens in it.
 pub(super) struct Fleet {
     tenant: TenantId,
     cvlan: CvlanId,
     next: AtomicU64,
+    /// Nodes to create; after that many they only move.
+    nodes: u64,
 }
 
 impl Fleet {
     /// Makes tenant and CVLAN in an empty log.
     pub(super) async fn found(member: &Real<Rules>) -> anyhow::Result<Arc<Self>> {
-        let mut rng = Rng(1);
-        let refused = |error: WriteError<_>| anyhow!("{error}");
-        member.bootstrap(Epoch(rng.bytes()), Grammar::new(1).bootstrap()).await.map_err(refused)?;
+        let founded = member.bootstrap(Epoch(Rng(1).bytes()), Grammar::new(1).bootstrap()).await;
+        founded.map_err(|error| anyhow!("{error}"))?;
+        Self::settle(member, u64::MAX).await
+    }
+
+    /// Makes tenant and CVLAN.
+    pub(super) async fn settle(member: &Real<Rules>, nodes: u64) -> anyhow::Result<Arc<Self>> {
+        let mut rng = Rng(2);
         let (tenant, cvlan) = (TenantId(rng.uuid()), CvlanId(rng.uuid()));
         let seed = Sealed { key_id: "k1".into(), nonce: vec![3; 24], ciphertext: vec![4; 48] };
         let key = SigningKey { id: KeyId(rng.uuid()), public_key: rng.bytes(), seed: Some(seed) };
@@ -76,51 +85,37 @@ impl Fleet {
             }),
         ];
         for wish in wishes {
-            member.write(Command { meta: Meta::default(), wish }).await.map_err(refused)?;
+            member.write(Command { meta: Meta::default(), wish }).await.map_err(|error| anyhow!("{error}"))?;
         }
-        Ok(Arc::new(Self { tenant, cvlan, next: AtomicU64::new(0) }))
+        Ok(Arc::new(Self { tenant, cvlan, next: AtomicU64::new(0), nodes }))
     }
 
-    /// Another node, under the next number of its caller's session.
-    pub(super) fn node(&self, once: Once) -> Command {
+    /// Another node, or another address of one, under the next number of its caller's session.
+    pub(super) fn command(&self, once: Once) -> Command {
         let number = self.next.fetch_add(1, Relaxed);
-        let mut rng = Rng(number);
         let meta = Meta {
-            id: cvlan_core::id::CommandId(rng.uuid()),
+            id: cvlan_core::id::CommandId(Rng(!number).uuid()),
             actor: Actor::System,
             once: Some(once),
             ..Meta::default()
         };
-        let wish = Wish::Node(NodeCommand::Create {
-            tenant: self.tenant,
-            cvlan: self.cvlan,
-            // Sorted by time, as a door makes them (UUIDv7): some thirty a millisecond.
-            id: NodeId(uuid::Builder::from_unix_timestamp_millis(number / 32, &rng.bytes()).into_uuid()),
-            name: format!("node-{number}"),
-            wg_key: rng.bytes(),
-            tags: Vec::new(),
-            endpoints: vec!["192.0.2.1:51820".to_owned()],
+        let mut rng = Rng(number % self.nodes);
+        // Sorted by time, as a door makes them (UUIDv7): some thirty a millisecond.
+        let id = uuid::Builder::from_unix_timestamp_millis(number % self.nodes / 32, &rng.bytes()).into_uuid();
+        let (tenant, id) = (self.tenant, NodeId(id));
+        let endpoints = vec![format!("192.0.2.1:{}", 1024 + number / self.nodes)];
+        let wish = Wish::Node(if number < self.nodes {
+            let (name, wg_key) = (format!("node-{number}"), rng.bytes());
+            NodeCommand::Create { tenant, cvlan: self.cvlan, id, name, wg_key, tags: Vec::new(), endpoints }
+        } else {
+            NodeCommand::Endpoints { tenant, id, endpoints }
         });
         Command { meta, wish }
     }
 }
 
-/// What callers in a closed loop came to.
-struct Rate {
-    per_second: f64,
-    p50_us: u64,
-    p99_us: u64,
-}
-
-impl Rate {
-    fn sample(&self, per_operation: f64, mut keys: Vec<(&'static str, String)>) -> Sample {
-        keys.extend([("p50_us", self.p50_us.to_string()), ("p99_us", self.p99_us.to_string())]);
-        Sample { value: self.per_second * per_operation, keys }
-    }
-}
-
 /// Every caller does one operation after the other; counts those that end within the length, after a warm-up.
-async fn closed_loop<F, R>(callers: usize, length: Duration, operation: F) -> anyhow::Result<Rate>
+async fn closed_loop<F, R>(callers: usize, length: Duration, operation: F) -> anyhow::Result<Took>
 where
     F: Fn(usize, u64) -> R + Send + Sync + 'static,
     R: Future<Output = anyhow::Result<()>> + Send,
@@ -151,18 +146,12 @@ where
     counting.store(true, Relaxed);
     tokio::time::sleep(length).await;
     stop.store(true, Relaxed);
-    let seconds = started.elapsed().as_secs_f64();
+    let time = started.elapsed();
     let mut took_us = Vec::new();
     for task in tasks {
         took_us.append(&mut task.await??);
     }
-    took_us.sort_unstable();
-    let quantile = |q: f64| took_us.get(((took_us.len() as f64 * q) as usize).min(took_us.len().saturating_sub(1)));
-    Ok(Rate {
-        per_second: took_us.len() as f64 / seconds,
-        p50_us: quantile(0.5).copied().unwrap_or_default(),
-        p99_us: quantile(0.99).copied().unwrap_or_default(),
-    })
+    Took::new(took_us, time)
 }
 
 /// Sessions are numbered from 1.
@@ -170,52 +159,47 @@ fn once(caller: usize, n: u64) -> Once {
     Once { session: caller as u64 + 1, n }
 }
 
-/// `NodeCommand::Create` from all callers through the rules and the log.
-pub(super) fn seq_write(bench: &Bench) -> anyhow::Result<Sample> {
+/// `seq_write_m{voters}`: `NodeCommand::Create` from all callers through the rules and the log.
+pub(super) fn seq_write<const VOTERS: u64>(bench: &Bench) -> anyhow::Result<Sample> {
     on_tokio(async {
         let folder = bench.folder()?;
-        let member = open::<Rules>(folder.path(), true).await?;
-        member.writable(START).await;
-        let fleet = Fleet::found(&member).await?;
-        let (writer, before) = (member.clone(), member.head().seq.0);
-        let rate = closed_loop(bench.callers(), bench.length(), move |caller, n| {
-            let (writer, command) = (writer.clone(), fleet.node(once(caller, n)));
+        let (cluster, fleet) = Cluster::<Rules>::open(folder.path(), VOTERS, Fleet::found).await?;
+        let (writer, before) = (cluster.first.clone(), cluster.first.head().seq.0);
+        let took = closed_loop(bench.callers(), bench.length(), move |caller, n| {
+            let (writer, command) = (writer.clone(), fleet.command(once(caller, n)));
             async move { writer.write(command).await.map(|_| ()).map_err(|e| anyhow!("{e}")) }
         });
-        let rate = rate.await?;
-        let status = member.status();
-        let events = member.head().seq.0 - before;
-        member.shutdown().await;
+        let took = took.await?;
+        let (entries, events) = (cluster.first.status().entries, cluster.first.head().seq.0 - before);
+        cluster.shutdown().await?;
         let keys = vec![
             ("callers", bench.callers().to_string()),
             ("events", events.to_string()),
-            ("events_per_entry", format!("{:.1}", events as f64 / status.entries.max(1) as f64)),
+            ("events_per_entry", format!("{:.1}", events as f64 / entries.max(1) as f64)),
         ];
-        Ok(rate.sample(1.0, keys))
+        Ok(took.sample(1.0, keys))
     })
 }
 
-/// As many commands on their way as a bulk has, from a few callers.
-pub(super) fn bulk(bench: &Bench) -> anyhow::Result<Sample> {
+/// `bulk_m{voters}`: as many commands on their way as a bulk has, from a few callers.
+pub(super) fn bulk<const VOTERS: u64>(bench: &Bench) -> anyhow::Result<Sample> {
     on_tokio(async {
         let folder = bench.folder()?;
-        let member = open::<Rules>(folder.path(), true).await?;
-        member.writable(START).await;
-        let fleet = Fleet::found(&member).await?;
-        let writer = member.clone();
-        let rate = closed_loop(BULK_CALLERS, bench.length(), move |caller, n| {
+        let (cluster, fleet) = Cluster::<Rules>::open(folder.path(), VOTERS, Fleet::found).await?;
+        let writer = cluster.first.clone();
+        let took = closed_loop(BULK_CALLERS, bench.length(), move |caller, n| {
             bulk_of(writer.clone(), fleet.clone(), caller, n)
         });
-        let rate = rate.await?;
-        member.shutdown().await;
-        Ok(rate.sample(BULK as f64, vec![("callers", BULK_CALLERS.to_string()), ("bulk", BULK.to_string())]))
+        let took = took.await?;
+        cluster.shutdown().await?;
+        Ok(took.sample(BULK as f64, vec![("callers", BULK_CALLERS.to_string()), ("bulk", BULK.to_string())]))
     })
 }
 
 /// The `n`th bulk of a caller: [`BULK`] nodes, all on their way at once.
 pub(super) async fn bulk_of(member: Real<Rules>, fleet: Arc<Fleet>, caller: usize, n: u64) -> anyhow::Result<()> {
     let numbers = (n - 1) * BULK as u64 + 1..=n * BULK as u64;
-    for result in join_all(numbers.map(|n| member.write(fleet.node(once(caller, n))))).await {
+    for result in join_all(numbers.map(|n| member.write(fleet.command(once(caller, n))))).await {
         result.map_err(|error| anyhow!("{error}"))?;
     }
     Ok(())
@@ -224,25 +208,25 @@ pub(super) async fn bulk_of(member: Real<Rules>, fleet: Arc<Fleet>, caller: usiz
 /// Bytes of the event that a [`Fleet::node`] makes, about: the floors carry as many.
 const EVENT_BYTES: usize = 300;
 
-/// A counter on the same log.
-pub(super) fn floor_log(bench: &Bench) -> anyhow::Result<Sample> {
+/// `floor_log`, `floor_log_m3`: a counter on the same log.
+pub(super) fn floor_log<const VOTERS: u64>(bench: &Bench) -> anyhow::Result<Sample> {
     on_tokio(async {
         let folder = bench.folder()?;
-        let member = open::<Counter>(folder.path(), true).await?;
-        member.writable(START).await;
-        let note = Bytes::from(vec![7; EVENT_BYTES]);
-        let first = counter::Command::add(1);
-        member.bootstrap(Epoch([1; 16]), first).await.map_err(|error| anyhow!("{error}"))?;
-        let writer = member.clone();
-        let rate = closed_loop(bench.callers(), bench.length(), move |caller, n| {
+        let (cluster, ()) = Cluster::<Counter>::open(folder.path(), VOTERS, async |member| {
+            let founded = member.bootstrap(Epoch([1; 16]), counter::Command::add(1)).await;
+            founded.map(|_| ()).map_err(|error| anyhow!("{error}"))
+        })
+        .await?;
+        let (writer, note) = (cluster.first.clone(), Bytes::from(vec![7; EVENT_BYTES]));
+        let took = closed_loop(bench.callers(), bench.length(), move |caller, n| {
             let once = Some(once(caller, n));
             let (writer, command) =
                 (writer.clone(), counter::Command::Add { by: 1, times: 1, note: note.clone(), once });
             async move { writer.write(command).await.map(|_| ()).map_err(|e| anyhow!("{e}")) }
         });
-        let rate = rate.await?;
-        member.shutdown().await;
-        Ok(rate.sample(1.0, vec![("callers", bench.callers().to_string())]))
+        let took = took.await?;
+        cluster.shutdown().await?;
+        Ok(took.sample(1.0, vec![("callers", bench.callers().to_string())]))
     })
 }
 
@@ -256,7 +240,7 @@ pub(super) fn floor_disk(bench: &Bench) -> anyhow::Result<Sample> {
         file.sync_all()?;
         let (tx, rx) = mpsc::channel::<oneshot::Sender<()>>(4096);
         let writer = std::thread::spawn(move || group_commits(&file, rx));
-        let rate = closed_loop(bench.callers(), bench.length(), move |_, _| {
+        let took = closed_loop(bench.callers(), bench.length(), move |_, _| {
             let tx = tx.clone();
             async move {
                 let (done, durable) = oneshot::channel();
@@ -264,9 +248,9 @@ pub(super) fn floor_disk(bench: &Bench) -> anyhow::Result<Sample> {
                 Ok(durable.await?)
             }
         });
-        let rate = rate.await?;
+        let took = took.await?;
         writer.join().map_err(|_| anyhow!("the writer panicked"))??;
-        Ok(rate.sample(1.0, vec![("callers", bench.callers().to_string()), ("bytes", EVENT_BYTES.to_string())]))
+        Ok(took.sample(1.0, vec![("callers", bench.callers().to_string()), ("bytes", EVENT_BYTES.to_string())]))
     })
 }
 

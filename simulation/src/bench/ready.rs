@@ -1,0 +1,115 @@
+//! What the size of the state costs: a controller's start, and writes while a snapshot is made.
+
+use super::load::Took;
+use super::process::{Controller, until};
+use super::replay::fill;
+use super::write::{Fleet, START, open};
+use super::{Bench, Sample, on_tokio};
+use anyhow::{anyhow, ensure};
+use cvlan_core::Rules;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Events in the log of [`start_ready`].
+const EVENTS: u64 = 1_000_000;
+/// Nodes in the state.
+const NODES: u64 = 100_000;
+
+/// For a view to take up everything, at most.
+const VIEW: Duration = Duration::from_secs(120);
+
+/// A controller's folder with [`EVENTS`] events, as it left it.
+pub(super) struct Grown(TempDir);
+
+impl Grown {
+    pub(super) fn make(bench: &Bench) -> anyhow::Result<Self> {
+        let folder = bench.folder()?;
+        Controller::start(folder.path(), "127.0.0.1")?.stop()?;
+        on_tokio(async {
+            let member = open::<Rules>(&Controller::data(folder.path()), true).await?;
+            ensure!(member.writable(START).await, "it does not lead");
+            fill(&member, &Fleet::settle(&member, NODES).await?, EVENTS).await?;
+            member.shutdown().await;
+            Ok(())
+        })?;
+        // Its view takes part in what follows.
+        let controller = Controller::start(folder.path(), "127.0.0.1")?;
+        let seen = || controller.metric("cvlan_view_lag_events").filter(|lag| *lag == 0.0);
+        until("the view has everything", VIEW, seen)?;
+        controller.stop()?;
+        Ok(Self(folder))
+    }
+}
+
+/// `start_ready`: from the start of the process until /readyz says 200, seconds.
+pub(super) fn start_ready(bench: &Bench) -> anyhow::Result<Sample> {
+    let folder = bench.grown()?.0.path();
+    let started = Instant::now();
+    let controller = Controller::start(folder, "127.0.0.1")?;
+    until("it is ready", VIEW, || controller.ready().then_some(()))?;
+    let seconds = started.elapsed().as_secs_f64();
+    controller.stop()?;
+    let snapshots = std::fs::read_dir(Controller::data(folder).join("snapshots"))?.count();
+    ensure!(snapshots > 0, "no snapshot");
+    Ok(Sample::new(seconds, vec![("events", EVENTS.to_string()), ("nodes", NODES.to_string())]))
+}
+
+/// Callers of [`snapshot_p99`]; each writes every [`GAP`].
+const CALLERS: u64 = 40;
+const GAP: Duration = Duration::from_millis(20);
+/// Snapshots in a round.
+const SNAPSHOTS: usize = 3;
+
+/// `snapshot_p99`: the slowest hundredth of writes while a snapshot is made, beside the same without one.
+pub(super) fn snapshot_p99(bench: &Bench) -> anyhow::Result<Sample> {
+    let nodes = bench.events().min(NODES);
+    on_tokio(async {
+        let folder = bench.folder()?;
+        let member = open::<Rules>(folder.path(), false).await?;
+        ensure!(member.writable(START).await, "it does not lead");
+        let fleet = Fleet::found(&member).await?;
+        fill(&member, &fleet, nodes).await?;
+        let (snapshotting, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+        let writer = async |caller: u64| -> anyhow::Result<[Vec<u64>; 2]> {
+            let (mut micros, mut n) = ([Vec::new(), Vec::new()], 0);
+            let mut due = tokio::time::Instant::now() + GAP.mul_f64(caller as f64 / CALLERS as f64);
+            while !stop.load(Relaxed) {
+                tokio::time::sleep_until(due).await;
+                let (begin, during) = (Instant::now(), snapshotting.load(Relaxed));
+                n += 1;
+                // Sessions after those that filled the log.
+                let once = cvlan_core::machine::Once { session: 1 << 32 | caller, n };
+                member.write(fleet.command(once)).await.map_err(|error| anyhow!("{error}"))?;
+                let [without, with] = &mut micros;
+                if during { with } else { without }.push(begin.elapsed().as_micros() as u64);
+                due += GAP;
+            }
+            Ok(micros)
+        };
+        let snapshots = async {
+            let mut took = Duration::ZERO;
+            for _ in 0..SNAPSHOTS {
+                tokio::time::sleep(bench.length() / SNAPSHOTS as u32).await;
+                let begin = Instant::now();
+                snapshotting.store(true, Relaxed);
+                member.snapshot().await?;
+                snapshotting.store(false, Relaxed);
+                took += begin.elapsed();
+            }
+            stop.store(true, Relaxed);
+            anyhow::Ok(took)
+        };
+        let writers = futures_util::future::try_join_all((0..CALLERS).map(writer));
+        let (took, micros) = futures_util::future::try_join(snapshots, writers).await?;
+        member.shutdown().await;
+        let of = |at: usize| micros.iter().filter_map(|m| m.get(at)).flatten().copied().collect::<Vec<_>>();
+        let (without, with) = (Took::new(of(0), bench.length())?, Took::new(of(1), took)?);
+        let keys = vec![
+            ("nodes", nodes.to_string()),
+            ("snapshot_ms", (took.as_millis() / SNAPSHOTS as u128).to_string()),
+            ("p50_us", with.quantile(0.5).to_string()),
+        ];
+        Ok(Sample::new(with.quantile(0.99) as f64, keys).beside("without", without.quantile(0.99) as f64))
+    })
+}
