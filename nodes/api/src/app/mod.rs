@@ -25,6 +25,7 @@ use crate::auth::{Auth, Session};
 use crate::ca::Ca;
 use crate::cluster::tls::TlsTransport;
 use crate::doors::limit::Limits;
+use crate::doors::node::poll::Polls;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::problem::Problem;
@@ -76,6 +77,8 @@ pub struct App {
     pub limits: Limits,
     /// Turns of those who follow live events.
     pub followers: Arc<Semaphore>,
+    /// Turns of those who poll.
+    pub polls: Polls,
     /// Turns of those who wait for the newest state.
     pub waiters: Semaphore,
     /// Names the requests that come without a name.
