@@ -2,6 +2,7 @@
 
 use crate::cvlan::CvlanCommand;
 use crate::id::{CommandId, NodeId, TokenId, UserId};
+use crate::idempotency::Idempotency;
 use crate::machine::Once;
 use crate::member::MemberCommand;
 use crate::node::NodeCommand;
@@ -11,6 +12,7 @@ use crate::token::TokenCommand;
 use crate::user::UserCommand;
 use cvlan_proto::v1;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 /// Who asks, as proven at the door.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -27,6 +29,16 @@ pub enum Actor {
 }
 
 impl Actor {
+    /// Its id, whatever it is; nil for the cluster itself.
+    pub fn uuid(&self) -> Uuid {
+        match self {
+            Self::System => Uuid::nil(),
+            Self::User(id, _) => id.0,
+            Self::Node(id, _) => id.0,
+            Self::Token(id) => id.0,
+        }
+    }
+
     /// As events carry it.
     pub fn to_proto(&self) -> v1::Actor {
         let (kind, id, name) = match self {
@@ -54,6 +66,8 @@ pub struct Meta {
     pub source: String,
     /// The door's number for it, so that a repeat is not run twice.
     pub once: Option<Once>,
+    /// The caller's own key: the same request again has one effect.
+    pub idempotency: Option<Idempotency>,
     /// Only if the thing's last change has this number (`If-Match`).
     pub if_revision: Option<u64>,
 }

@@ -3,10 +3,12 @@
 //! Commands are drawn against the state, so that most are sensible, and on purpose some are not: names that exist,
 //! ranges that overlap, things that are gone. One seed, one history.
 
+use crate::Rules;
 use crate::command::{Actor, Command, Meta, Wish};
 use crate::cvlan::CvlanCommand;
 use crate::id::{CommandId, CvlanId, Epoch, KeyId, MemberId, NodeId, TenantId, TokenId, UserId};
-use crate::machine::Once;
+use crate::idempotency::{Idempotency, KEPT_MS};
+use crate::machine::{Machine as _, Once};
 use crate::member::{MEMBERS_MAX, MemberCommand, URLS_TOTAL_BYTES, URLS_TOTAL_MAX};
 use crate::node::{Machine, NodeCommand, Register};
 use crate::state::{State, TenantState};
@@ -14,8 +16,8 @@ use crate::system::{Bootstrap, SystemCommand};
 use crate::tenant::{SigningKey, TenantCommand};
 use crate::token::TokenCommand;
 use crate::user::UserCommand;
-use cvlan_proto::v1::{JwtKey, Sealed};
-use std::collections::BTreeSet;
+use cvlan_proto::v1::{Event, JwtKey, Sealed};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -94,13 +96,21 @@ pub struct Grammar {
     pub weights: [u64; KINDS.len()],
     /// Registrations made before, to be repeated.
     registered: Vec<Register>,
+    /// Commands with a key made before, to be repeated.
+    keyed: Vec<(&'static str, Command)>,
+    /// Draws keys: histories without them stay what they were.
+    keys: Rng,
 }
+
+/// Commands with a key that are remembered.
+const KEYED_MAX: usize = 64;
 
 impl Grammar {
     /// The history of this seed.
     pub fn new(seed: u64) -> Self {
         let weights = [1, 2, 3, 2, 1, 6, 2, 2, 25, 20, 10, 12, 14, 6, 2, 2, 3, 1, 1, 4];
-        Self { rng: Rng(seed), weights, registered: Vec::new() }
+        let keys = Rng(seed.rotate_left(32) ^ 0x6b65_7973);
+        Self { rng: Rng(seed), weights, registered: Vec::new(), keyed: Vec::new(), keys }
     }
 
     /// The first command of a log.
@@ -119,8 +129,40 @@ impl Grammar {
         self.wish(Wish::System(SystemCommand::Bootstrap(Box::new(bootstrap))))
     }
 
-    /// The next command, and which generator made it.
+    /// The next command, and which generator made it; some have a caller's key, and some are one of those again.
     pub fn next(&mut self, state: &State) -> (&'static str, Command) {
+        let known = self.keyed.len() as u64;
+        if known > 0 && self.keys.one_in(16) {
+            let at = self.keys.below(known) as usize;
+            if let Some((name, command)) = self.keyed.get(at) {
+                return (name, self.again(command.clone()));
+            }
+        }
+        let (name, mut command) = self.drawn(state);
+        if self.keys.one_in(5) {
+            // Few keys, so that some were used for something else.
+            let key = format!("k{}", self.keys.below(256));
+            command.meta.idempotency = Some(Idempotency { key, body_hash: self.keys.bytes() });
+            if self.keyed.len() == KEYED_MAX {
+                self.keyed.remove(0);
+            }
+            self.keyed.push((name, command.clone()));
+        }
+        (name, command)
+    }
+
+    /// The same request as a door makes a command of it when it comes again; now and then another one with that key.
+    fn again(&mut self, mut command: Command) -> Command {
+        command.meta.id = CommandId(self.keys.uuid());
+        if self.keys.one_in(8)
+            && let Some(given) = &mut command.meta.idempotency
+        {
+            given.body_hash = self.keys.bytes();
+        }
+        command
+    }
+
+    fn drawn(&mut self, state: &State) -> (&'static str, Command) {
         let mut at = self.rng.below(self.weights.iter().sum());
         let mut kind = KINDS.len() - 1;
         for (i, weight) in self.weights.iter().enumerate() {
@@ -398,12 +440,28 @@ pub fn check_invariants(state: &State) -> Result<(), String> {
         holds(nets.iter().enumerate().all(apart), || format!("ranges of tenant {id}: {nets:?}"))?;
     }
     check_members(state)?;
+    state.used_keys.check()?;
     holds(keys.len() == state.wg_keys.len(), || {
         format!("{} WireGuard keys, {} indexed", keys.len(), state.wg_keys.len())
     })?;
     holds(state.node_tenants.len() == keys.len(), || {
         format!("{} nodes, {} indexed", keys.len(), state.node_tenants.len())
     })
+}
+
+/// What holds for every log: a caller's key has one effect within its time. The text names the first that had two.
+pub fn check_keys(events: &[Event]) -> Result<(), String> {
+    let mut used: BTreeMap<(&str, &str), (u64, u64)> = BTreeMap::new();
+    for event in events.iter().filter(|e| !e.idempotency_key.is_empty()) {
+        let actor = event.actor.as_ref().map(|a| a.id.as_str()).unwrap_or_default();
+        let time_ms = Rules::time_ms(event);
+        if let Some((seq, then_ms)) = used.insert((actor, &event.idempotency_key), (event.seq, time_ms)) {
+            holds(time_ms >= then_ms + KEPT_MS, || {
+                format!("key {:?} was used by event {seq} and again by {}", event.idempotency_key, event.seq)
+            })?;
+        }
+    }
+    Ok(())
 }
 
 fn check_members(state: &State) -> Result<(), String> {

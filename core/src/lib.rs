@@ -19,6 +19,7 @@ pub mod command;
 pub mod cvlan;
 pub mod grammar;
 pub mod id;
+pub mod idempotency;
 pub mod log;
 pub mod machine;
 pub mod map;

@@ -1,5 +1,6 @@
 //! Why a command was refused: a stable code for programs, a sentence for people, a kind for the door's status.
 
+use crate::id::Seq;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -20,6 +21,12 @@ pub enum Kind {
     Conflict,
     /// 412: the thing changed since it was read.
     Stale,
+    /// 422: sound in itself, but its `Idempotency-Key` was used for something else.
+    Unprocessable,
+    /// 429: too much of it is kept.
+    Full,
+    /// It was carried out before, as this event: the door gives that answer again.
+    Repeated(Seq),
 }
 
 /// A refusal. Nothing was appended to the log.

@@ -7,7 +7,7 @@ use crate::id::{CommandId, CvlanId, MemberId, NodeId, Seq, TenantId, TokenId, Us
 use crate::machine::{Context, Machine, Once, SystemFact, Unreadable};
 use crate::rejection::Rejection;
 use crate::state::State;
-use crate::{cvlan, member, node, save, system, tenant, token, user};
+use crate::{cvlan, idempotency, member, node, save, system, tenant, token, user};
 use cvlan_proto::v1::{Event, event::Body};
 use cvlan_proto::{Message, Timestamp};
 
@@ -56,6 +56,9 @@ impl Machine for Rules {
 
     fn decide(state: &State, ctx: &Context, command: &Command) -> Result<Vec<Event>, Rejection> {
         let meta = &command.meta;
+        if let Some(given) = &meta.idempotency {
+            idempotency::before(state, &meta.actor, given, ctx.time_ms)?;
+        }
         let facts = match &command.wish {
             Wish::System(c) => system::decide(state, ctx, meta, c),
             Wish::Tenant(c) => tenant::decide(state, ctx, meta, c),
@@ -65,12 +68,16 @@ impl Machine for Rules {
             Wish::User(c) => user::decide(state, ctx, meta, c),
             Wish::Member(c) => member::decide(state, ctx, meta, c),
         }?;
+        if let (Some(_), Some(first)) = (&meta.idempotency, facts.first()) {
+            idempotency::room(state, first.tenant, ctx.time_ms)?;
+        }
         Ok(envelopes(state, ctx, meta, facts))
     }
 
     fn apply(state: &mut State, event: &Event) {
         let stamp = Stamp { seq: Seq(event.seq), time_ms: Self::time_ms(event) };
         let id = tenant_of(event);
+        idempotency::apply(state, stamp, event);
         match &event.body {
             Some(Body::System(e)) => system::apply(state, e),
             Some(Body::Tenant(e)) => tenant::apply(state, stamp, e),
@@ -191,6 +198,7 @@ fn envelopes(state: &State, ctx: &Context, meta: &Meta, facts: Vec<Fact>) -> Vec
             state.tenants.get(&fact.tenant).map_or(0, |t| t.events) + here + 1
         };
         let once = meta.once.filter(|_| i == 0);
+        let given = meta.idempotency.as_ref().filter(|_| i == 0);
         events.push(Event {
             seq: ctx.next_seq.0 + i as u64,
             time: Some(timestamp(ctx.time_ms)),
@@ -201,8 +209,8 @@ fn envelopes(state: &State, ctx: &Context, meta: &Meta, facts: Vec<Fact>) -> Vec
             request_id: meta.request_id.clone(),
             reason: meta.reason.clone(),
             source: meta.source.clone(),
-            idempotency_key: String::new(),
-            body_hash: Vec::new(),
+            idempotency_key: given.map(|g| g.key.clone()).unwrap_or_default(),
+            body_hash: given.map(|g| g.body_hash.to_vec()).unwrap_or_default(),
             session: once.map_or(0, |o| o.session),
             session_n: once.map_or(0, |o| o.n),
             body: Some(fact.body),

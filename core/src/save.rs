@@ -6,6 +6,7 @@
 use crate::access::Role;
 use crate::cvlan::{self, Cvlan};
 use crate::id::{CvlanId, KeyId, MemberId, NodeId, Seq, TenantId, TokenId, UserId};
+use crate::idempotency::UsedKey;
 use crate::machine::Unreadable;
 use crate::member::{Admission, Joined, Member};
 use crate::node::{self, Enrolment, Node, Status};
@@ -38,6 +39,7 @@ pub(crate) fn save(state: &State, into: &mut Vec<u8>) {
     }
     state.users.values().for_each(|u| put(Row::User(user_row(u))));
     state.members.values().filter(|m| !implied(m)).for_each(|m| put(Row::Member(member_row(m))));
+    state.used_keys.iter().for_each(|(seq, used)| put(Row::UsedKey(used_key_row(seq, used))));
 }
 
 /// Reads what [`save`] wrote.
@@ -67,6 +69,7 @@ pub(crate) fn load(mut bytes: &[u8]) -> Result<State, Unreadable> {
                 let member = member_of(r)?;
                 state.members.insert(member.id, Arc::new(member));
             }
+            Some(Row::UsedKey(r)) => state.used_keys.insert(Seq(r.seq), used_key_of(r)?),
             None => return Err(bad("a row of a kind that this version does not know".to_owned())),
         }
     }
@@ -373,5 +376,26 @@ fn member_of(r: v1::SavedMember) -> Result<Member, Unreadable> {
         node_urls: r.node_urls.into(),
         api_urls: r.api_urls.into(),
         revision: Seq(r.revision),
+    })
+}
+
+fn used_key_row(seq: Seq, u: &UsedKey) -> v1::SavedUsedKey {
+    v1::SavedUsedKey {
+        seq: seq.0,
+        actor_id: raw(u.actor),
+        key: u.key.to_string(),
+        body_hash: u.body_hash.to_vec(),
+        tenant_id: if u.tenant.is_nil() { Vec::new() } else { raw(u.tenant.0) },
+        time_ms: u.time_ms,
+    }
+}
+
+fn used_key_of(r: v1::SavedUsedKey) -> Result<UsedKey, Unreadable> {
+    Ok(UsedKey {
+        actor: id(&r.actor_id)?,
+        key: r.key.into(),
+        body_hash: array(&r.body_hash)?,
+        tenant: if r.tenant_id.is_empty() { TenantId::default() } else { TenantId(id(&r.tenant_id)?) },
+        time_ms: r.time_ms,
     })
 }

@@ -5,6 +5,8 @@
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use cvlan_proto::v1::Sealed;
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
 
 /// A key that lives on voters only, in `keys/`, and is named in what it sealed.
 #[derive(Clone)]
@@ -57,6 +59,22 @@ impl ClusterKey {
     }
 }
 
+impl ClusterKey {
+    /// A hash of `parts`, one after the other, that only who has the key can make, and so guess against: HMAC-SHA256
+    /// under a key for this purpose alone (HKDF, RFC 5869).
+    pub fn mac(&self, purpose: &str, parts: &[&[u8]]) -> [u8; 32] {
+        // One HMAC block; a 32-byte key is padded with zeros to it (RFC 2104 §2).
+        let mut key = [0u8; 64];
+        if let Some(half) = key.first_chunk_mut::<32>() {
+            // 32 bytes are always a valid HKDF-SHA256 output length.
+            let _ = hkdf::Hkdf::<Sha256>::new(None, &self.key).expand(purpose.as_bytes(), half);
+        }
+        let mut mac = <Hmac<Sha256> as Mac>::new(&key.into());
+        parts.iter().for_each(|part| mac.update(part));
+        mac.finalize().into_bytes().into()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,5 +90,15 @@ mod tests {
         assert_eq!(key.open("jwt", &bad), Err(SealError::Broken));
         let other = ClusterKey { id: "k2".into(), key: [1; 32] };
         assert_eq!(other.open("jwt", &sealed), Err(SealError::OtherKey("k1".into())));
+    }
+
+    #[test]
+    fn a_mac_is_of_its_key_its_purpose_and_what_is_said() {
+        let (key, other) = (ClusterKey { id: "k1".into(), key: [1; 32] }, ClusterKey { id: "k1".into(), key: [2; 32] });
+        let mac = key.mac("a", &[b"one", b"two"]);
+        assert_eq!(mac, key.mac("a", &[b"onetwo"]));
+        for different in [key.mac("b", &[b"onetwo"]), key.mac("a", &[b"onetwo!"]), other.mac("a", &[b"onetwo"])] {
+            assert_ne!(mac, different);
+        }
     }
 }

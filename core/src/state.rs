@@ -6,12 +6,14 @@
 //!       │                        └ tokens ─► Token
 //!       ├ users
 //!       ├ members
+//!       ├ used_keys
 //!       └ indexes: slugs, user names, WireGuard keys, node → tenant (derived, rebuilt on load)
 //! ```
 //! Only `apply` changes it. Maps are ordered: two replicas walk them alike.
 
 use crate::address::Pool;
 use crate::id::{CvlanId, MemberId, NodeId, TenantId, TokenId, UserId};
+use crate::idempotency::UsedKeys;
 use crate::member::{Member, urls};
 use crate::scope::Scope;
 use crate::system::SystemState;
@@ -38,6 +40,8 @@ pub struct State {
     pub users: OrdMap<UserId, Arc<User>>,
     /// By id; at most [`crate::member::MEMBERS_MAX`].
     pub members: OrdMap<MemberId, Arc<Member>>,
+    /// Callers' keys, each kept for a day.
+    pub used_keys: UsedKeys,
     /// slug → tenant.
     pub slugs: OrdMap<Arc<str>, TenantId>,
     /// (tenant or nil, login name) → user.

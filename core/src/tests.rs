@@ -1,6 +1,6 @@
 //! Properties over random histories: what holds for every log that could ever be written.
 
-use crate::grammar::{Grammar, KINDS, Rng, check_invariants};
+use crate::grammar::{Grammar, KINDS, Rng, check_invariants, check_keys};
 use crate::id::{Checkpoint, Epoch, MemberId, NodeId, Seq};
 use crate::machine::{Context, Machine};
 use crate::map::place;
@@ -21,6 +21,7 @@ struct Run {
     now_ms: u64,
     grammar: Grammar,
     rng: Rng,
+    keys: Rng,
     codes: BTreeMap<&'static str, u32>,
     kinds: BTreeMap<&'static str, u32>,
 }
@@ -34,6 +35,7 @@ impl Run {
             now_ms: 1_700_000_000_000,
             grammar: Grammar::new(seed),
             rng: Rng(!seed),
+            keys: Rng(!seed ^ 1),
             codes: BTreeMap::new(),
             kinds: BTreeMap::new(),
         };
@@ -44,6 +46,10 @@ impl Run {
 
     fn step(&mut self) {
         self.now_ms += self.rng.below(90_000);
+        // Now and then long enough for keys to end.
+        if self.keys.one_in(100) {
+            self.now_ms += 20 * 3_600_000;
+        }
         let (kind, command) = self.grammar.next(&self.state);
         *self.kinds.entry(kind).or_default() += 1;
         if let Err(code) = self.carry_out(&command) {
@@ -76,7 +82,7 @@ fn saved(state: &State) -> Vec<u8> {
 
 #[test]
 fn replay_is_live_a_saved_state_is_the_state_and_invariants_hold() {
-    let (mut kinds, mut bodies) = (BTreeSet::new(), BTreeSet::new());
+    let (mut kinds, mut bodies, mut codes) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for seed in 0..60 {
         let mut run = Run::new(seed);
         for step in 0..400 {
@@ -100,7 +106,9 @@ fn replay_is_live_a_saved_state_is_the_state_and_invariants_hold() {
         run.events[half..].iter().for_each(|e| Rules::apply(&mut resumed, e));
         assert_eq!(saved(&resumed), live, "seed {seed}: snapshot and tail differ");
 
+        check_keys(&run.events).unwrap();
         kinds.extend(run.kinds.keys().copied());
+        codes.extend(run.codes.keys().copied());
         for event in &run.events {
             bodies.insert(kind_of(event));
             let own = Rules::event_fact(event).is_some();
@@ -108,6 +116,9 @@ fn replay_is_live_a_saved_state_is_the_state_and_invariants_hold() {
         }
     }
     assert_eq!(kinds, BTreeSet::from(KINDS), "a generator was never drawn");
+    for code in ["idempotency_repeated", "idempotency_key_reused"] {
+        assert!(codes.contains(code), "nothing was refused with {code}");
+    }
     // Every event kind that a command can make was made (checkpoints are made by raft/).
     for kind in ALL_EVENTS {
         assert!(bodies.contains(kind), "no history made {kind}; there were {bodies:?}");

@@ -249,6 +249,7 @@ impl Ledger {
         {
             return Err(format!("time goes backwards after event {}", two.first().map_or(0, |e| e.seq)));
         }
+        cvlan_core::grammar::check_keys(&events)?;
         known.once_only(&events)
     }
 

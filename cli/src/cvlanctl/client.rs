@@ -5,8 +5,8 @@
 //!                       ▲                                        │
 //!                       └──────────── context ◄── the answer's checkpoint, new tokens
 //! ```
-//! Invariants: nothing is sent to a server whose chain does not lead to the pinned CA; a write is sent once, a read again
-//! where the controller says "later"; what a context has seen or written, its later reads see too.
+//! Invariants: nothing is sent to a server whose chain does not lead to the pinned CA; a write has an `Idempotency-Key` of
+//! its own, so that it has one effect however often it is sent; where the controller says "later" it is sent again; what a context has seen or written, its later reads see too.
 
 use crate::Global;
 use crate::context::{Context, Store};
@@ -20,6 +20,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Where the API begins.
 const BASE: &str = "/api/v1";
 const CHECKPOINT: &str = "cvlan-checkpoint";
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// The longest answer that is read.
 const BODY_MAX: usize = 64 << 20;
 /// Things on one page of a list; the controller gives no more.
@@ -28,7 +29,7 @@ pub const PAGE_MAX: usize = 1000;
 pub const LIST_MAX: usize = 100_000;
 /// An answer must be there within this; `log verify` takes as long as it takes.
 const ANSWER_TIME: Duration = Duration::from_secs(60);
-/// How often a read is repeated where the controller says "later".
+/// How often a request is repeated where the controller says "later".
 const REPEATS: u32 = 3;
 /// The longest it waits in between.
 const REPEAT_WAIT_S: u64 = 5;
@@ -109,17 +110,7 @@ impl Client {
 
     /// GET, with what its headers say.
     pub async fn read(&mut self, path: &str) -> Result<Answer, Failure> {
-        let mut repeats = 0;
-        loop {
-            match self.send(Method::GET, path, None).await {
-                Err(failure) if failure.retry_after.is_some() && repeats < REPEATS => {
-                    let wait = failure.retry_after.unwrap_or_default().clamp(1, REPEAT_WAIT_S);
-                    tokio::time::sleep(Duration::from_secs(wait)).await;
-                    repeats += 1;
-                }
-                answer => return answer,
-            }
-        }
+        self.send(Method::GET, path, None).await
     }
 
     /// POST.
@@ -163,21 +154,44 @@ impl Client {
 
     async fn send(&mut self, method: Method, path: &str, body: Option<Value>) -> Result<Answer, Failure> {
         self.access_ensure().await?;
-        let answer = self.once(&method, path, body.as_ref()).await;
-        match answer {
-            // Logged out elsewhere, or the clock is off; nothing was done.
-            Err(failure) if failure.code == "session_invalid" => self.refresh().await?,
-            // A controller that began anew: what is known of the old one is worth nothing.
-            Err(failure) if failure.code == "epoch_other" => self.remember(|c| c.checkpoint.clear())?,
-            answer => return answer,
+        let mut key = if method == Method::GET { String::new() } else { key_draw()? };
+        let (mut repeats, mut renewed) = (0, false);
+        loop {
+            let failure = match self.once(&method, path, body.as_ref(), &key).await {
+                Err(failure) => failure,
+                answer => return answer,
+            };
+            match failure.code.as_str() {
+                // Logged out elsewhere, or the clock is off; nothing was done.
+                "session_invalid" if !renewed => self.refresh().await?,
+                // A controller that began anew: what is known of the old one is worth nothing.
+                "epoch_other" if !renewed => self.remember(|c| c.checkpoint.clear())?,
+                // Nothing was done; without a key it is sent once.
+                "idempotency_keys_full" if !key.is_empty() => {
+                    key.clear();
+                    continue;
+                }
+                // A read, or a write that the key makes one.
+                _ if repeats < REPEATS && (method == Method::GET || !key.is_empty()) => {
+                    let Some(wait) = failure.retry_after else { return Err(failure) };
+                    tokio::time::sleep(Duration::from_secs(wait.clamp(1, REPEAT_WAIT_S))).await;
+                    repeats += 1;
+                    continue;
+                }
+                _ => return Err(failure),
+            }
+            renewed = true;
         }
-        self.once(&method, path, body.as_ref()).await
     }
 
-    async fn once(&mut self, method: &Method, path: &str, body: Option<&Value>) -> Result<Answer, Failure> {
+    /// Sends it to one controller after the other until one answers; a write that may have arrived only under a `key`.
+    async fn once(&mut self, method: &Method, path: &str, body: Option<&Value>, key: &str) -> Result<Answer, Failure> {
         let mut others = self.context.urls.len();
         loop {
             let mut request = self.request(method.clone(), path);
+            if !key.is_empty() {
+                request = request.header(IDEMPOTENCY_KEY, key);
+            }
             if !self.waits {
                 request = request.timeout(ANSWER_TIME);
             }
@@ -189,8 +203,8 @@ impl Client {
                 Err(error) => error,
             };
             let failure = Failure::unanswered(&self.context.url, &error);
-            // A write that may have arrived is not sent again.
-            let may_move = failure.code == "unreachable" && (error.is_connect() || *method == Method::GET);
+            let again = *method == Method::GET || !key.is_empty();
+            let may_move = failure.code == "unreachable" && (error.is_connect() || again);
             if others == 0 || !may_move {
                 return Err(failure);
             }
@@ -268,7 +282,7 @@ impl Client {
     pub async fn login(&mut self, name: &str, password: &str, tenant: &str) -> Result<Value, Failure> {
         self.context.forget_session();
         let body = json!({"name": name, "password": password, "tenant": tenant});
-        let body = self.once(&Method::POST, "/auth/login", Some(&body)).await?.body;
+        let body = self.once(&Method::POST, "/auth/login", Some(&body), "").await?.body;
         self.session_keep(&body)?;
         Ok(body)
     }
@@ -288,7 +302,7 @@ impl Client {
     pub async fn refresh(&mut self) -> Result<(), Failure> {
         self.context.access_token.clear();
         let body = json!({"refreshToken": self.context.refresh_token});
-        let body = self.once(&Method::POST, "/auth/refresh", Some(&body)).await?.body;
+        let body = self.once(&Method::POST, "/auth/refresh", Some(&body), "").await?.body;
         self.session_keep(&body)
     }
 
@@ -308,7 +322,7 @@ impl Client {
     pub async fn logout(&mut self) -> Result<(), Failure> {
         if !self.context.refresh_token.is_empty() {
             let body = json!({"refreshToken": self.context.refresh_token});
-            match self.once(&Method::POST, "/auth/logout", Some(&body)).await {
+            match self.once(&Method::POST, "/auth/logout", Some(&body), "").await {
                 Err(failure) if failure.code != "session_invalid" => return Err(failure),
                 Ok(_) | Err(_) => {}
             }
@@ -364,6 +378,20 @@ impl Client {
     pub fn tenant<'a>(&'a self, global: &'a Global) -> &'a str {
         global.tenant.as_deref().unwrap_or(&self.context.tenant)
     }
+}
+
+/// The answer that had the secret was lost, and a controller shows it once.
+pub fn secret_lost(delete: &str, made: Option<&Value>) -> Failure {
+    let id = made.and_then(|made| made.get("id")).map(|id| id.as_str().map_or_else(|| id.to_string(), str::to_owned));
+    Failure::new("secret_lost", "it was made, but the answer with its secret was lost, and it is shown once")
+        .hint(format!("{delete} {} --yes, then make another one", id.unwrap_or_default()))
+}
+
+/// A random `Idempotency-Key`.
+fn key_draw() -> Result<String, Failure> {
+    let mut key = [0; 16];
+    getrandom::fill(&mut key).map_err(|e| Failure::new("random", format!("the system gives no random bytes: {e}")))?;
+    Ok(hex::encode(key))
 }
 
 /// A name as a path segment; `.` and `..` would lead elsewhere.

@@ -1,7 +1,7 @@
 //! `cvlanctl cluster …`
 
 use crate::Global;
-use crate::client::{Client, segment};
+use crate::client::{Client, secret_lost, segment};
 use crate::failure::Failure;
 use crate::member::NOUN;
 use crate::print::{Format, Names, document, lines, talk, text, time};
@@ -102,6 +102,9 @@ impl Add {
         let body = json!({"name": self.name, "expiresInSeconds": self.expires.to_string()});
         let made = client.post("/cluster/members", Some(body)).await?;
         let token = text(&made, "joinToken");
+        if token.is_empty() {
+            return Err(secret_lost("cvlanctl cluster remove", made.get("member")));
+        }
         match global.output {
             Format::Name => lines([token]),
             Format::Json | Format::Yaml => document(global.output, &made),

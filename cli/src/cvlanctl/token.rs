@@ -1,7 +1,7 @@
 //! `cvlanctl token …`
 
 use crate::Global;
-use crate::client::{Client, segment};
+use crate::client::{Client, secret_lost, segment};
 use crate::cvlan;
 use crate::failure::Failure;
 use crate::print::{Column, Format, Noun, document, lines, number, talk, text, time};
@@ -143,6 +143,9 @@ impl Create {
             talk(&format!("warning: {}", warning.as_str().unwrap_or_default()));
         }
         let secret = text(&made, "secret");
+        if secret.is_empty() {
+            return Err(secret_lost("cvlanctl token delete", made.get("token")));
+        }
         match global.output {
             Format::Name => lines([secret]),
             Format::Json | Format::Yaml => document(global.output, &made),

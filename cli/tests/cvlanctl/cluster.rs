@@ -2,7 +2,11 @@
 
 use crate::common::{Controller, Shell, cells};
 use serde_json::json;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 #[test]
 fn members_come_and_go() {
@@ -57,4 +61,57 @@ fn where_one_controller_does_not_answer_the_next_is_asked() {
     // Nobody answers.
     shell.tamper("url", json!(away));
     shell.run("tenant list").fails(1, "unreachable");
+}
+
+/// Copies until one side ends; what comes once `swallow` is set goes nowhere.
+fn copy(mut from: TcpStream, mut to: TcpStream, swallow: Option<Arc<AtomicBool>>, mut read: impl FnMut()) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        read();
+        let swallowed = swallow.as_ref().is_some_and(|s| s.load(SeqCst));
+        if !swallowed && to.write_all(&buffer[..length]).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_write_whose_answer_is_lost_is_sent_again_and_has_one_effect() {
+    let controller = Controller::start();
+    let (shell, other) = (Shell::admin(&controller), Shell::admin(&controller));
+    // In between: a request goes through, its answer does not. After the greeting the client speaks a second time.
+    let between = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", between.local_addr().unwrap());
+    let door = ("127.0.0.1", controller.ports[0]);
+    shell.tamper("url", json!(url));
+    shell.tamper("urls", json!([controller.url]));
+    let child = shell.command(&["tenant", "create", "acme"]).spawn().unwrap();
+    let (near, _) = between.accept().unwrap();
+    let (far, lost) = (TcpStream::connect(door).unwrap(), Arc::new(AtomicBool::new(false)));
+    let (up, down) =
+        ((near.try_clone().unwrap(), far.try_clone().unwrap()), (far.try_clone().unwrap(), near.try_clone().unwrap()));
+    let mut spoken = 0;
+    let said = lost.clone();
+    let threads = [
+        std::thread::spawn(move || {
+            copy(up.0, up.1, None, move || {
+                spoken += 1;
+                said.store(spoken > 1, SeqCst);
+            });
+        }),
+        std::thread::spawn(move || copy(down.0, down.1, Some(lost), || {})),
+    ];
+    let end = Instant::now() + Duration::from_secs(30);
+    while other.run("tenant list -o name").ok().out != "acme\n" {
+        assert!(Instant::now() < end, "the request did not go through");
+    }
+    let _ = (near.shutdown(Shutdown::Both), far.shutdown(Shutdown::Both));
+    drop(between);
+    let output = child.wait_with_output().unwrap();
+    threads.into_iter().for_each(|t| t.join().unwrap());
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && err.contains("does not answer; asking"), "{err}");
+    assert_eq!(other.run("tenant list -o name").ok().out, "acme\n");
+    let events = other.run("events --columns what --no-headers").ok().out;
+    assert_eq!(events.lines().filter(|l| l.contains("tenant acme created")).count(), 1, "{events}");
 }

@@ -25,7 +25,7 @@ fn char64(n: u8) -> char {
 pub struct Controller {
     child: Child,
     dir: TempDir,
-    ports: [u16; 3],
+    pub ports: [u16; 3],
     pub url: String,
     pub pin: String,
     pub password: String,

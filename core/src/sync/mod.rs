@@ -226,6 +226,16 @@ impl Session {
         None
     }
 
+    /// True where a map or delta goes out at the next poll, or may.
+    pub fn is_due(&self, now_ms: u64) -> bool {
+        self.sending.is_some() || self.due_ms.is_some_and(|due| due <= now_ms)
+    }
+
+    /// A heartbeat before its time: the last word of a poll that nothing came of.
+    pub fn keepalive(&mut self, view: View<'_>) -> SyncFrame {
+        self.heartbeat(self.sent.unwrap_or_default(), view)
+    }
+
     fn begin(&mut self, here: Place, sent: Checkpoint, view: View<'_>) -> Option<Sending> {
         let to = Checkpoint { epoch: view.epoch, seq: view.seq };
         if sent.epoch == view.epoch && sent.seq > view.seq {

@@ -29,6 +29,8 @@ pub mod purpose {
     pub const CHALLENGE: &str = "cvlan-challenge-v1";
     /// Seeds of tenants' token signing keys.
     pub const SIGNING_SEED: &str = "cvlan-signing-seed-v1";
+    /// Hashes of requests that came with an `Idempotency-Key`.
+    pub const IDEMPOTENCY: &str = "cvlan-idempotency-v1";
 }
 
 /// The first superadmin's login name.

@@ -19,6 +19,8 @@ pub enum Other {
     Discover,
     /// POST /client/register
     Register,
+    /// POST /client/poll
+    Poll,
     /// GET /client/sync
     Sync,
     /// The UI and its files.
@@ -27,9 +29,10 @@ pub enum Other {
     None,
 }
 
-const OTHERS: [(Other, &str, &str); 5] = [
+const OTHERS: [(Other, &str, &str); 6] = [
     (Other::Discover, "GET", "/client/discover"),
     (Other::Register, "POST", "/client/register"),
+    (Other::Poll, "POST", "/client/poll"),
     (Other::Sync, "GET", "/client/sync"),
     (Other::Ui, "GET", "/"),
     (Other::None, "", "none"),

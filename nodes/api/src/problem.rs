@@ -80,8 +80,11 @@ impl From<Rejection> for Problem {
             Kind::Unproven => StatusCode::UNAUTHORIZED,
             Kind::Forbidden => StatusCode::FORBIDDEN,
             Kind::NotFound => StatusCode::NOT_FOUND,
-            Kind::Conflict => StatusCode::CONFLICT,
+            // Repeated: the door gives the first answer again; where it cannot, this is what it was.
+            Kind::Conflict | Kind::Repeated(_) => StatusCode::CONFLICT,
             Kind::Stale => StatusCode::PRECONDITION_FAILED,
+            Kind::Unprocessable => StatusCode::UNPROCESSABLE_ENTITY,
+            Kind::Full => StatusCode::TOO_MANY_REQUESTS,
         };
         Self::new(status, r.code, r.detail)
     }

@@ -198,6 +198,7 @@ async fn serve_all(
         applied,
         views,
         followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+        polls: Default::default(),
         waiters: Semaphore::new(WAITERS),
         request_ids: RequestIds::default(),
         metrics: metrics.clone(),

@@ -10,6 +10,7 @@ use cvlan_core::id::{CvlanId, NodeId, TenantId};
 use cvlan_core::machine::Machine;
 use cvlan_core::map::scopes;
 use cvlan_core::rules::Key;
+use cvlan_core::sync::ENDPOINTS_MS;
 use cvlan_core::{Rules, State};
 use cvlan_proto::v1::Event;
 use std::collections::{BTreeSet, HashMap};
@@ -55,6 +56,8 @@ struct Inner {
     last: u64,
     by_scope: HashMap<Scope, HashMap<u64, Arc<Stream>>>,
     by_node: HashMap<NodeId, Arc<Stream>>,
+    /// When nodes that poll may say again where they are.
+    endpoints_after_ms: HashMap<NodeId, u64>,
     /// When nodes that are offline now were last heard of; of nodes in the log alone, so it is bounded by them.
     last_seen_ms: HashMap<NodeId, u64>,
 }
@@ -147,15 +150,27 @@ impl Streams {
                 stream.wake.notify_one();
             }
         }
-        if !inner.last_seen_ms.is_empty() {
+        if !inner.last_seen_ms.is_empty() || !inner.endpoints_after_ms.is_empty() {
             for key in events.iter().flat_map(Rules::touched) {
                 if let Key::Node(_, node) = key
                     && state.node_find(node).is_none()
                 {
                     inner.last_seen_ms.remove(&node);
+                    inner.endpoints_after_ms.remove(&node);
                 }
             }
         }
+    }
+
+    /// May endpoints of this node become an event now? A stream counts for itself; polls are counted here, of nodes in
+    /// the log alone, so it is bounded by them.
+    pub fn endpoints_turn(&self, node: NodeId, now_ms: u64) -> bool {
+        let mut inner = self.inner();
+        let due = inner.endpoints_after_ms.get(&node).is_none_or(|after| now_ms >= *after);
+        if due {
+            inner.endpoints_after_ms.insert(node, now_ms + ENDPOINTS_MS);
+        }
+        due
     }
 
     /// Nodes with an open stream.
@@ -224,5 +239,14 @@ mod tests {
         assert_eq!((follow.try_recv().unwrap(), follow.try_recv().unwrap()), (change(true), change(false)));
         assert!(follow.try_recv().is_err());
         assert!(streams.inner().by_scope.is_empty());
+    }
+
+    #[test]
+    fn who_polls_says_where_it_is_at_most_every_ten_seconds() {
+        let streams = Streams::default();
+        let (one, two) = (NodeId(Uuid::from_u128(1)), NodeId(Uuid::from_u128(2)));
+        let turn = |node, ms| streams.endpoints_turn(node, ms);
+        assert_eq!((turn(one, 5), turn(one, 6), turn(two, 6)), (true, false, true));
+        assert_eq!((turn(one, 5 + ENDPOINTS_MS - 1), turn(one, 5 + ENDPOINTS_MS)), (false, true));
     }
 }

@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use uuid::Uuid;
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -71,7 +71,12 @@ struct Controller {
     answers: Mutex<Vec<Answer>>,
     seen: Mutex<Vec<Machine>>,
     streams: mpsc::Sender<Stream>,
+    /// Where something in between takes upgrades away: polls come here.
+    polls: Mutex<Option<mpsc::Sender<Poll>>>,
 }
+
+/// A poll, and where its answer goes.
+type Poll = (v1::PollRequest, oneshot::Sender<Response>);
 
 type Response = hyper::Response<Full<Bytes>>;
 
@@ -104,6 +109,7 @@ impl Controller {
             answers: Mutex::new(answers),
             seen: Mutex::default(),
             streams,
+            polls: Mutex::default(),
         };
         (Arc::new(controller), opened)
     }
@@ -181,6 +187,18 @@ impl Controller {
             "/client/register" => {
                 let body = request.into_body().collect().await.unwrap().to_bytes();
                 self.register(&serde_json::from_slice(&body).unwrap())
+            }
+            "/client/sync" if self.polls.lock().unwrap().is_some() => {
+                let page = Full::new("<html>no</html>".into());
+                Ok(hyper::Response::builder().status(502).header("content-type", "text/html").body(page).unwrap())
+            }
+            "/client/poll" => {
+                assert!(proven, "poll without a certificate");
+                let polls = self.polls.lock().unwrap().clone().ok_or("nobody polls")?;
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                let (answer, answered) = oneshot::channel();
+                polls.send((serde_json::from_slice(&body).unwrap(), answer)).await.map_err(|e| e.to_string())?;
+                answered.await.map_err(|e| e.to_string())
             }
             "/client/sync" => {
                 assert!(proven, "sync without a certificate");
@@ -496,6 +514,58 @@ fn a_disabled_node_keeps_asking_with_nothing_running() {
         stream.send(Frame::Map(map)).await;
         assert!(matches!(asked(&mut requests).await, Request::Configure(_)));
         stream.acked(&at(20)).await;
+        door.abort();
+    });
+}
+
+#[test]
+fn where_an_upgrade_is_taken_away_it_polls_and_comes_back_to_the_stream() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let (controller, mut streams) = Controller::new(&[Answer::Accept]);
+        let (polls, mut asked_polls) = mpsc::channel(4);
+        *controller.polls.lock().unwrap() = Some(polls);
+        let (port, door) = controller.open(0).await;
+        let mut requests = plane(folder.path().join("cvland.sock"));
+        let mut agent = Agent::start(folder.path(), Some(&controller.token(port)));
+        let mut poll = async || timeout(SOON, asked_polls.recv()).await.expect("a poll").unwrap();
+        assert!(matches!(asked(&mut requests).await, Request::Configure(_)));
+
+        // The machine's own endpoints may change meanwhile: then another poll takes the place of the first.
+        let mut next = async |checkpoint: String| loop {
+            let (request, answer) = poll().await;
+            assert_eq!((&request.checkpoint, (1..=55).contains(&request.wait)), (&checkpoint, true));
+            if !answer.is_closed() {
+                return answer;
+            }
+        };
+        let say = |answer: oneshot::Sender<Response>, body: v1::PollResponse| answer.send(json(200, &body)).is_ok();
+        let delta = v1::Delta { checkpoint: at(12), upserts: vec![peer(2)], ..v1::Delta::default() };
+        let body = v1::PollResponse { checkpoint: at(12), delta: Some(delta), ..v1::PollResponse::default() };
+        assert!(say(next(at(10)).await, body));
+        let Request::Patch(patch) = asked(&mut requests).await else { panic!() };
+        assert_eq!((patch.base, patch.checkpoint, patch.upserts.len()), (at(10), at(12), 1));
+        // Nothing new: the checkpoint moves, the data daemon is left alone.
+        let keepalive = v1::PollResponse { checkpoint: at(15), keepalive: true, ..v1::PollResponse::default() };
+        assert!(say(next(at(12)).await, keepalive));
+        let answer = next(at(15)).await;
+        let shown = status(folder.path()).await;
+        assert_eq!((shown.checkpoint.as_str(), shown.peers.len(), shown.connected), (at(15).as_str(), 2, true));
+
+        // It breaks, and there is nothing in between any more: a stream.
+        *controller.polls.lock().unwrap() = None;
+        drop(answer);
+        let mut stream = opened(&mut streams).await;
+        assert_eq!(stream.hello().await.checkpoint, at(15));
+
+        // And back; deleted by a poll is deleted.
+        let (polls, mut asked_polls) = mpsc::channel(4);
+        *controller.polls.lock().unwrap() = Some(polls);
+        drop(stream);
+        let (_, answer) = timeout(SOON, asked_polls.recv()).await.expect("a poll").unwrap();
+        assert!(answer.send(problem(401, "node_deleted")).is_ok());
+        assert_eq!(asked(&mut requests).await, Request::Down);
+        assert_eq!(agent.ends().await, Some(4));
         door.abort();
     });
 }

@@ -28,6 +28,10 @@ const ANSWER_MAX: Duration = Duration::from_secs(15);
 /// The longest code or detail of a problem that is kept.
 const TEXT_MAX: usize = 512;
 
+/// Codes of a controller that end or suspend a node.
+pub(crate) const DELETED: &str = "node_deleted";
+pub(crate) const DISABLED: &str = "node_disabled";
+
 /// Where a controller's node door is: `https://HOST[:PORT]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DoorUrl {
@@ -111,6 +115,12 @@ impl DoorError {
         }
     }
 
+    /// Code and detail, where a controller's word is that the node is deleted or disabled.
+    pub(crate) fn refusal(&self) -> Option<(String, String)> {
+        let DoorError::Problem { code, detail, .. } = self else { return None };
+        matches!(code.as_str(), DELETED | DISABLED).then(|| (code.clone(), detail.clone()))
+    }
+
     /// True where asking again cannot help: the controller understood and refused.
     pub fn is_final(&self) -> bool {
         match self {
@@ -147,14 +157,26 @@ impl Door {
 
     /// GET, JSON back.
     pub async fn get<A: DeserializeOwned>(&self, url: &DoorUrl, path: &str) -> Result<A, DoorError> {
-        let response = self.send(url, request(url, Method::GET, path, Bytes::new())?).await?;
-        answer(response).await
+        let response = self.send(url, request(url, Method::GET, path, Bytes::new())?, ANSWER_MAX).await?;
+        answer(response, BODY_MAX).await
     }
 
     /// POST of JSON, JSON back.
     pub async fn post<A: DeserializeOwned>(&self, url: &DoorUrl, path: &str, body: Vec<u8>) -> Result<A, DoorError> {
-        let response = self.send(url, request(url, Method::POST, path, body.into())?).await?;
-        answer(response).await
+        self.post_slow(url, path, body, ANSWER_MAX, BODY_MAX).await
+    }
+
+    /// The same where the answer takes `within` and has up to `most` bytes.
+    pub(crate) async fn post_slow<A: DeserializeOwned>(
+        &self,
+        url: &DoorUrl,
+        path: &str,
+        body: Vec<u8>,
+        within: Duration,
+        most: usize,
+    ) -> Result<A, DoorError> {
+        let response = self.send(url, request(url, Method::POST, path, body.into())?, within).await?;
+        answer(response, most).await
     }
 
     /// GET with an upgrade to `protocol` (RFC 9110 §7.8).
@@ -162,15 +184,20 @@ impl Door {
         let mut request = request(url, Method::GET, path, Bytes::new())?;
         request.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
         request.headers_mut().insert(header::UPGRADE, header::HeaderValue::from_static(protocol));
-        let response = self.send(url, request).await?;
+        let response = self.send(url, request, ANSWER_MAX).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            answer::<serde::de::IgnoredAny>(response).await?;
+            answer::<serde::de::IgnoredAny>(response, BODY_MAX).await?;
             return Err(DoorError::Answer("no upgrade".to_owned()));
         }
         Ok(TokioIo::new(hyper::upgrade::on(response).await?))
     }
 
-    async fn send(&self, url: &DoorUrl, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, DoorError> {
+    async fn send(
+        &self,
+        url: &DoorUrl,
+        request: Request<Full<Bytes>>,
+        within: Duration,
+    ) -> Result<Response<Incoming>, DoorError> {
         let name = ServerName::try_from(url.host.clone()).map_err(|_| DoorError::Url(url.to_string()))?;
         let connect = async {
             let tcp = TcpStream::connect((url.host.as_str(), url.port)).await?;
@@ -181,7 +208,7 @@ impl Door {
         let (mut sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
         // Ends with the request, the stream that it became, or the runtime.
         tokio::spawn(connection.with_upgrades());
-        Ok(timeout(ANSWER_MAX, sender.send_request(request)).await.map_err(|_| DoorError::Timeout)??)
+        Ok(timeout(within, sender.send_request(request)).await.map_err(|_| DoorError::Timeout)??)
     }
 }
 
@@ -196,9 +223,9 @@ fn request(url: &DoorUrl, method: Method, path: &str, body: Bytes) -> Result<Req
         .map_err(|error| DoorError::Answer(error.to_string()))
 }
 
-async fn answer<A: DeserializeOwned>(response: Response<Incoming>) -> Result<A, DoorError> {
+async fn answer<A: DeserializeOwned>(response: Response<Incoming>, most: usize) -> Result<A, DoorError> {
     let status = response.status();
-    let body = timeout(ANSWER_MAX, Limited::new(response.into_body(), BODY_MAX).collect()).await;
+    let body = timeout(ANSWER_MAX, Limited::new(response.into_body(), most).collect()).await;
     let bad = |what: String| DoorError::Answer(what);
     let body = body.map_err(|_| DoorError::Timeout)?.map_err(|error| bad(error.to_string()))?.to_bytes();
     if status.is_success() {

@@ -43,7 +43,7 @@ pub fn get(app: &App, head: &Head<State>, name: &str) -> Result<Output<v1::Membe
 }
 
 /// A member with what Raft knows of it here.
-fn seen(app: &App, head: &Head<State>, status: &Status, member: &Member) -> v1::Member {
+pub fn seen(app: &App, head: &Head<State>, status: &Status, member: &Member) -> v1::Member {
     let id = member.id.0;
     let leads = status.leader == Some(id);
     let votes = head.members.voters.iter().any(|set| set.contains(&id));
@@ -94,7 +94,8 @@ pub async fn add(
     };
     let (member, join_token) = (one(app, id)?, join_token_make(&claims));
     let revision = member.revision;
-    Ok(app.written(&answer, v1::MemberAddResponse { member: Some(member), join_token }).revision(revision))
+    let body = v1::MemberAddResponse { member: Some(member), join_token, shown_once: false };
+    Ok(app.written(&answer, body).revision(revision))
 }
 
 /// Where members are, as they say themselves.

@@ -13,6 +13,7 @@ pub mod list;
 pub mod member;
 pub mod node;
 pub mod register;
+pub mod replay;
 pub mod system;
 pub mod tenant;
 pub mod token;
@@ -24,16 +25,19 @@ use crate::auth::{Auth, Session};
 use crate::ca::Ca;
 use crate::cluster::tls::TlsTransport;
 use crate::doors::limit::Limits;
+use crate::doors::node::poll::Polls;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::problem::Problem;
 use crate::random::{RequestIds, uuid};
 use crate::streams::Streams;
 use cvlan_core::id::{Checkpoint, CommandId, MemberId};
+use cvlan_core::idempotency::Idempotency;
 use cvlan_core::name::{TEXT_MAX, text_check};
+use cvlan_core::rejection::Kind;
 use cvlan_core::seal::ClusterKey;
-use cvlan_core::{Actor, Command, Meta, Rules, State, Wish};
-use cvlan_raft::{Answer, Head};
+use cvlan_core::{Actor, Command, Meta, Rejection, Rules, State, Wish};
+use cvlan_raft::{Answer, Head, WriteError};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -73,6 +77,8 @@ pub struct App {
     pub limits: Limits,
     /// Turns of those who follow live events.
     pub followers: Arc<Semaphore>,
+    /// Turns of those who poll.
+    pub polls: Polls,
     /// Turns of those who wait for the newest state.
     pub waiters: Semaphore,
     /// Names the requests that come without a name.
@@ -98,10 +104,13 @@ pub struct Caller {
     pub source: IpAddr,
     /// `If-Match`.
     pub if_revision: Option<u64>,
+    /// `Idempotency-Key`, and what it is given for.
+    pub idempotency: Option<Idempotency>,
 }
 
 impl Caller {
-    fn actor(&self) -> Actor {
+    /// As commands name them.
+    pub fn actor(&self) -> Actor {
         Actor::User(self.session.user.id, self.session.user.name.to_string())
     }
 }
@@ -157,6 +166,7 @@ impl App {
             reason: caller.reason.clone(),
             source: caller.source.to_string(),
             if_revision: caller.if_revision,
+            idempotency: caller.idempotency.clone(),
             ..Meta::default()
         };
         self.command(meta, wish).await
@@ -168,6 +178,10 @@ impl App {
         let command = Command { meta: Meta { id: CommandId(uuid()), ..meta }, wish };
         let result = self.log.write(command).await;
         self.metrics.write(&result);
+        if let Err(WriteError::Rejected(Rejection { kind: Kind::Repeated(seq), .. })) = &result {
+            // The door gives that answer again, from this member's own state.
+            self.applied_here(Checkpoint { epoch: self.log.head().epoch, seq: *seq }).await?;
+        }
         let answer = result?;
         self.applied_here(answer.checkpoint).await?;
         Ok(answer)

@@ -30,7 +30,8 @@ fn presence(app: &App, node: &mut v1::Node) {
     node.last_seen_at = seen.map(timestamp);
 }
 
-fn proto(app: &App, node: &Node) -> v1::Node {
+/// With its presence.
+pub fn proto(app: &App, node: &Node) -> v1::Node {
     let mut proto = node.to_proto();
     presence(app, &mut proto);
     proto

@@ -84,6 +84,7 @@ pub async fn create(
         token: Some(token.to_proto(now_ms())),
         secret: token_sign(&claims, &seed),
         warnings: warnings(&urls),
+        shown_once: false,
     };
     Ok(app.written(&answer, body).revision(token.revision.0))
 }

@@ -1,4 +1,4 @@
-//! Rate limits on the doors that need no proof: a token bucket per client address (IPv6: per /64), burst 5×.
+//! Rate limits on the doors that need no proof, and on polls: a token bucket per client address (IPv6: per /64), burst 5×.
 
 use crate::metrics::Metrics;
 use crate::problem::Problem;
@@ -23,6 +23,8 @@ pub struct Limits {
     pub discover: Limit,
     /// POST /client/register: 10/s.
     pub register: Limit,
+    /// POST /client/poll: 50/s.
+    pub poll: Limit,
     /// POST /auth/login and whatever else checks a password: 10/s.
     pub login: Limit,
 }
@@ -38,6 +40,7 @@ impl Default for Limits {
         Self {
             discover: Limit::new(n(100), n(500)),
             register: Limit::new(n(10), n(50)),
+            poll: Limit::new(n(50), n(250)),
             login: Limit::new(n(10), n(50)),
         }
     }
@@ -47,7 +50,7 @@ impl Limits {
     /// None at all: for a benchmark from one address.
     pub fn none() -> Self {
         let limit = || Limit { buckets: None };
-        Self { discover: limit(), register: limit(), login: limit() }
+        Self { discover: limit(), register: limit(), poll: limit(), login: limit() }
     }
 }
 

@@ -5,6 +5,7 @@ mod access;
 mod bad_input;
 mod cluster;
 mod common;
+mod idempotency;
 mod process;
 mod rest;
 mod sync;

@@ -1,11 +1,13 @@
 //! Machines: registration, the stream, presence, restart.
 
 use crate::common::{Controller, Machine, eventually, tls_connect};
+use cvlan_api::doors::node::poll::WAIT_MAX_S;
 use cvlan_api::metrics::Sent;
 use cvlan_core::id::{NodeId, TenantId};
 use cvlan_proto::v1::{self, sync_frame::Frame};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn names(peers: &[v1::Peer]) -> Vec<&str> {
     peers.iter().map(|p| p.name.as_str()).collect()
@@ -175,4 +177,130 @@ async fn presence_is_seen_and_is_not_in_the_log() {
     assert!(node["lastSeenAt"].as_str().is_some());
     assert_eq!(controller.seq(), seq);
     assert_ne!(TenantId::of(node["tenantId"].as_str().unwrap()), TenantId::default());
+}
+
+/// One poll: status and body.
+async fn poll(controller: &Controller, machine: &Machine, certificate: &str, body: &Value) -> (u16, Value) {
+    let mut tls = tls_connect(controller, Some((certificate, &machine.key))).await.unwrap();
+    let body = body.to_string();
+    let ask = format!(
+        "POST /client/poll HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    tls.write_all(ask.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    let read = tokio::time::timeout(Duration::from_secs(20), tls.read_to_string(&mut text));
+    // The other side may end without a TLS goodbye.
+    let _ = read.await.expect("an answer in 20 s");
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
+    (head[9..12].parse().unwrap(), serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {body}")))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poll_gives_what_the_stream_gives() {
+    let controller = Controller::new().await;
+    let admin = controller.admin().await;
+    admin.acme().await;
+    let token = admin.token(10).await;
+    let (a, b) = (Machine::new("a"), Machine::new("b"));
+    let first = a.register(&controller, &token).await;
+    let ask = async |checkpoint: &str, wait: u32| {
+        poll(&controller, &a, &first.certificate, &json!({"checkpoint": checkpoint, "wait": wait})).await
+    };
+
+    // Nothing known, or another incarnation of the log: everything.
+    let other_epoch = format!("{}.5", "0".repeat(32));
+    for checkpoint in ["", other_epoch.as_str()] {
+        let (status, all) = ask(checkpoint, 30).await;
+        assert_eq!((status, &all["map"]["self"]["name"], &all["map"]["more"]), (200, &json!("a"), &json!(false)));
+        assert_eq!((&all["checkpoint"], &all["keepalive"]), (&all["map"]["checkpoint"], &json!(false)));
+    }
+    assert!(controller.running.app().streams.presence(NodeId::of(&first.node_id)).0, "between two polls it is online");
+
+    // Nothing new until the wait is over: as far as this member is.
+    admin.post("/tenants", json!({"slug": "other"})).await.expect(201);
+    let (status, still) = ask(&first.checkpoint, 0).await;
+    assert_eq!((status, &still["keepalive"]), (200, &json!(true)));
+    let now = still["checkpoint"].as_str().unwrap().to_owned();
+    assert_eq!(now, controller.running.app().log.head().checkpoint().to_string());
+    // An agent that is ahead of this member is not led back.
+    let (epoch, seq) = now.split_once('.').unwrap();
+    let ahead = format!("{epoch}.{}", seq.parse::<u64>().unwrap() + 100);
+    assert_eq!(ask(&ahead, 1).await.1["checkpoint"], json!(ahead));
+
+    // One that waits is answered when something changes; what it says of itself becomes an event.
+    let register = async {
+        eventually("a waits", || controller.running.app().streams.online_count() == 1).await;
+        b.register(&controller, &token).await
+    };
+    let ((status, delta), second) = tokio::join!(ask(&now, WAIT_MAX_S), register);
+    assert_eq!((status, &delta["delta"]["upserts"][0]["name"]), (200, &json!("b")));
+    let said = json!({"checkpoint": now, "endpoints": ["198.51.100.9:1"], "wait": 0});
+    let (status, _) = poll(&controller, &a, &first.certificate, &said).await;
+    assert_eq!(status, 200);
+    let endpoints = || {
+        let head = controller.running.app().log.head();
+        head.machine.node_find(NodeId::of(&first.node_id)).unwrap().1.endpoints.to_vec()
+    };
+    eventually("its endpoints are known", || endpoints() == ["198.51.100.9:1"]).await;
+    let by_stream = {
+        let mut stream = b.sync(&controller, &second.certificate).await.unwrap();
+        stream.hello("").await;
+        stream.map().await
+    };
+    let (_, by_poll) = poll(&controller, &b, &second.certificate, &json!({})).await;
+    assert_eq!(serde_json::from_value::<v1::Map>(by_poll["map"].clone()).unwrap().peers, by_stream.peers);
+
+    // A newer one takes its place.
+    let now = controller.running.app().log.head().checkpoint().to_string();
+    let newer = async {
+        eventually("the older one waits", || controller.running.app().polls.waiting() == 1).await;
+        ask("", 0).await
+    };
+    let (older, newer) = tokio::join!(ask(&now, WAIT_MAX_S), newer);
+    assert_eq!((older.0, &older.1["code"], newer.0), (409, &json!("superseded"), 200));
+
+    // Nonsense, and too much.
+    for body in [json!({"wait": WAIT_MAX_S + 1}), json!({"checkpoint": "x"})] {
+        let (status, refused) = poll(&controller, &a, &first.certificate, &body).await;
+        assert_eq!((status, &refused["code"]), (400, &json!("poll_invalid")), "{body}");
+    }
+    let (status, refused) = poll(&controller, &a, &first.certificate, &json!({"waits": 1})).await;
+    assert_eq!((status, &refused["code"]), (400, &json!("body_invalid")));
+    controller.node_door(reqwest::Method::POST, "/client/poll", "{}").await.problem(401, "certificate_missing");
+    controller.node_door(reqwest::Method::GET, "/client/poll", "").await.problem(405, "method_not_allowed");
+
+    // Refused as the stream is, also one that waits.
+    let disable = async {
+        eventually("a waits", || controller.running.app().streams.online_count() > 0).await;
+        admin.patch("/tenants/acme/nodes/a", json!({"status": "disabled"})).await.expect(200);
+    };
+    let now = controller.running.app().log.head().checkpoint().to_string();
+    let ((status, refused), ()) = tokio::join!(ask(&now, WAIT_MAX_S), disable);
+    assert_eq!((status, &refused["code"]), (403, &json!("node_disabled")));
+    assert_eq!(ask(&now, 0).await.1["code"], json!("node_disabled"));
+    admin.delete("/tenants/acme/nodes/a").await.expect(204);
+    let (status, refused) = ask(&now, 0).await;
+    assert_eq!((status, &refused["code"]), (401, &json!("node_deleted")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poll_that_waits_while_the_controller_stops_is_sent_elsewhere() {
+    let controller = Controller::new().await;
+    let admin = controller.admin().await;
+    admin.acme().await;
+    let token = admin.token(1).await;
+    let a = Machine::new("a");
+    let given = a.register(&controller, &token).await;
+    let (status, answer) = {
+        let stop = async {
+            eventually("a waits", || controller.running.app().streams.online_count() == 1).await;
+            controller.running.app().draining.send_replace(true);
+        };
+        let body = json!({"checkpoint": given.checkpoint, "wait": WAIT_MAX_S});
+        tokio::join!(poll(&controller, &a, &given.certificate, &body), stop).0
+    };
+    assert_eq!((status, &answer["checkpoint"]), (200, &json!(given.checkpoint)));
+    assert_eq!(answer["redirect"]["urls"], json!(["https://127.0.0.1:8444"]));
 }

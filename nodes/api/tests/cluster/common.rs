@@ -229,6 +229,18 @@ impl Cluster {
         Ok(Answer { status, checkpoint: header.unwrap_or_default(), body })
     }
 
+    /// POST under an `Idempotency-Key`; `true` = the answer was given before.
+    pub async fn keyed(&self, at: usize, path: &str, key: &str, body: &Value) -> (bool, Answer) {
+        let url = format!("https://127.0.0.1:{}/api/v1{path}", self.members[at].ports[0]);
+        let request = self.http.post(url).bearer_auth(&self.token).header("idempotency-key", key).json(body);
+        let response = request.send().await.unwrap();
+        let header = |name: &str| response.headers().get(name).map(|v| v.to_str().unwrap().to_owned());
+        let (replayed, checkpoint) = (header("idempotency-replayed"), header("cvlan-checkpoint").unwrap_or_default());
+        let (status, text) = (response.status().as_u16(), response.text().await.unwrap());
+        let body = serde_json::from_str(&text).unwrap_or(Value::Null);
+        (replayed.as_deref() == Some("true"), Answer { status, checkpoint, body })
+    }
+
     /// A write; its checkpoint is what later reads want to see.
     pub async fn post(&mut self, at: usize, path: &str, body: Value) -> Answer {
         let answer = self.ask(at, Method::POST, path, Some(body)).await.unwrap();

@@ -51,6 +51,23 @@ async fn every_member_takes_writes_and_the_leader_may_be_lost() {
         get("/tenants?consistency=strong", "").await.problem(400, "query_invalid");
     }
 
+    // A request that is sent again through another member has one effect, also once its thing has changed.
+    let (replayed, made) = cluster.keyed(0, "/tenants/acme/nodes", "k", &node(90)).await;
+    assert!(!replayed);
+    let made = made.expect(201);
+    let again = async |at: usize| {
+        let (replayed, again) = cluster.keyed(at, "/tenants/acme/nodes", "k", &node(90)).await;
+        assert_eq!((replayed, again.status), (true, 201), "through member {at}: {}", again.body);
+        assert_eq!((&again.body, &again.checkpoint), (&made.body, &made.checkpoint), "through member {at}");
+    };
+    again(1).await;
+    again(2).await;
+    let (_, other) = cluster.keyed(1, "/tenants/acme/nodes", "k", &node(91)).await;
+    other.problem(422, "idempotency_key_reused");
+    let rename = json!({"name": "renamed"});
+    cluster.ask(2, Method::PATCH, "/tenants/acme/nodes/n90", Some(rename)).await.unwrap().expect(200);
+    again(1).await;
+
     // kill -9 of the leader: the others go on.
     let leader = cluster.leader().await;
     let others: Vec<usize> = ALL.into_iter().filter(|at| *at != leader).collect();
@@ -68,6 +85,11 @@ async fn every_member_takes_writes_and_the_leader_may_be_lost() {
     let path = format!("/tenants/acme/nodes/n{n}?consistency=linearizable");
     for at in &others {
         cluster.ask(*at, Method::GET, &path, None).await.unwrap().expect(200);
+    }
+
+    for at in &others {
+        let (replayed, again) = cluster.keyed(*at, "/tenants/acme/nodes", "k", &node(90)).await;
+        assert_eq!((replayed, again.status, &again.body), (true, 201, &made.body));
     }
 
     // It comes back without a flag, as the member that it is, and has everything.

@@ -6,14 +6,17 @@
 //!   ▼                                                              │ broken, silent for 75 s, Redirect, Bye
 //!  connect ─► Hello{what is durable} ─► frames ─► Sink ─► …running ─► Ack
 //! ```
+//! Where somebody in between takes the upgrade away, it asks by polls (`poll.rs`), and tries the stream again from time to
+//! time.
 //! Tunnels go on whatever happens here: a controller that is away costs changes, never traffic.
 //! Which controllers there are is asked at each connection and once a day: the cluster may have grown since enrolment.
 
 use super::codec::{self, Decoder};
+use super::poll::is_in_between;
 use super::session::{Effect, Session};
 use crate::URLS_MAX;
 use crate::backoff::Backoff;
-use crate::door::{Door, DoorError, DoorUrl};
+use crate::door::{DELETED, DISABLED, Door, DoorUrl};
 use crate::store::StoreError;
 use cvlan_core::id::Checkpoint;
 use cvlan_core::sync::{DEAD_MS, HEARTBEAT_MS};
@@ -36,10 +39,6 @@ const PACE: Pace = Pace { heartbeat: Duration::from_millis(HEARTBEAT_MS), dead: 
 
 /// Between two questions which controllers there are; the last quarter is drawn, so that a fleet does not ask at once.
 const DISCOVER: Duration = Duration::from_secs(24 * 3600);
-
-/// Codes of a controller that end or suspend a node.
-const DELETED: &str = "node_deleted";
-const DISABLED: &str = "node_disabled";
 
 /// Where effects go. What it has taken is durable.
 pub trait Sink {
@@ -105,11 +104,23 @@ struct Discovered {
     controllers: Vec<String>,
 }
 
+/// Why a stream, or polling, ended.
 #[derive(Debug)]
-enum Ended {
-    Bye { code: String, detail: String },
-    Redirect { urls: Vec<DoorUrl>, after: Duration },
-    Broken { error: String, heard: bool },
+pub(super) enum Ended {
+    Bye {
+        code: String,
+        detail: String,
+    },
+    Redirect {
+        urls: Vec<DoorUrl>,
+        after: Duration,
+    },
+    Broken {
+        error: String,
+        heard: bool,
+    },
+    /// Polled for long enough: the stream is tried again.
+    Again,
 }
 
 /// Follows until the node is deleted or the local state fails; `sink` takes what comes.
@@ -130,6 +141,7 @@ impl Follow {
             };
             let ended = self.stream(&url, sink).await?;
             let (error, wait) = match ended {
+                Ended::Again => continue,
                 Ended::Redirect { urls, after } => {
                     let rest = std::mem::take(&mut self.urls).into_iter().filter(|url| !urls.contains(url));
                     self.urls = urls.iter().cloned().chain(rest).take(URLS_MAX).collect();
@@ -167,17 +179,29 @@ impl Follow {
         }
     }
 
-    fn live_set(&self, url: &DoorUrl, connected: bool, error: Option<String>) {
+    pub(super) fn live_set(&self, url: &DoorUrl, connected: bool, error: Option<String>) {
         self.live.send_replace(Live { connected, url: url.to_string(), error });
     }
 
     async fn stream(&mut self, url: &DoorUrl, sink: &impl Sink) -> Result<Ended, StoreError> {
-        let stream = match self.door.upgrade(url, PATH, PROTOCOL).await {
+        let (door, tenant, learned) = (self.door.clone(), self.tenant.clone(), RefCell::new(Vec::new()));
+        let stream = match door.upgrade(url, PATH, PROTOCOL).await {
             Ok(stream) => stream,
-            Err(DoorError::Problem { code, detail, .. }) if matches!(code.as_str(), DELETED | DISABLED) => {
-                return Ok(Ended::Bye { code, detail });
+            Err(error) => {
+                if let Some((code, detail)) = error.refusal() {
+                    return Ok(Ended::Bye { code, detail });
+                }
+                if !is_in_between(&error) {
+                    return Ok(Ended::Broken { error: error.to_string(), heard: false });
+                }
+                tracing::info!(%url, "sync: no upgrade, polling: {error}");
+                let ended = tokio::select! {
+                    ended = self.polls(url, sink) => ended,
+                    failed = discover(&door, url, &tenant, sink, &learned) => Err(failed),
+                };
+                self.urls_take(url, learned.into_inner());
+                return ended;
             }
-            Err(error) => return Ok(Ended::Broken { error: error.to_string(), heard: false }),
         };
         let session = Session::new(sink.checkpoint()?);
         let mut wire = Wire::new(stream);
@@ -187,7 +211,6 @@ impl Follow {
         }
         tracing::info!(%url, "sync: connected");
         self.live_set(url, true, None);
-        let (door, tenant, learned) = (self.door.clone(), self.tenant.clone(), RefCell::new(Vec::new()));
         let ended = tokio::select! {
             ended = self.frames(session, wire, sink, PACE) => ended,
             failed = discover(&door, url, &tenant, sink, &learned) => Err(failed),
@@ -301,22 +324,34 @@ fn frames_take(
             Ok(None) => return Ok(None),
             Err(error) => return Ok(Some(Ended::Broken { error: error.to_string(), heard: false })),
         };
-        match session.handle(frame) {
-            Ok(None) => {}
-            Ok(Some(Effect::Bye { code, detail })) => return Ok(Some(Ended::Bye { code, detail })),
-            Ok(Some(Effect::Redirect { urls, after_ms })) => {
-                let urls = urls.iter().filter_map(|url| url.parse().ok()).take(URLS_MAX).collect();
-                let after = Duration::from_millis(after_ms.into()).min(REDIRECT_MAX);
-                return Ok(Some(Ended::Redirect { urls, after }));
-            }
-            Ok(Some(effect @ (Effect::Replace { .. } | Effect::Patch { .. } | Effect::Advance(_)))) => {
-                sink.take(effect)?;
-            }
-            // Not heard: a controller that keeps breaking the rules is asked ever more slowly.
-            Err(error) => return Ok(Some(Ended::Broken { error: error.to_string(), heard: false })),
+        if let Some(ended) = frame_take(session, frame, sink)? {
+            return Ok(Some(ended));
         }
         *heard = true;
     }
+}
+
+/// Takes one frame, whichever way it came.
+pub(super) fn frame_take(
+    session: &mut Session,
+    frame: SyncFrame,
+    sink: &impl Sink,
+) -> Result<Option<Ended>, StoreError> {
+    match session.handle(frame) {
+        Ok(None) => {}
+        Ok(Some(Effect::Bye { code, detail })) => return Ok(Some(Ended::Bye { code, detail })),
+        Ok(Some(Effect::Redirect { urls, after_ms })) => {
+            let urls = urls.iter().filter_map(|url| url.parse().ok()).take(URLS_MAX).collect();
+            let after = Duration::from_millis(after_ms.into()).min(REDIRECT_MAX);
+            return Ok(Some(Ended::Redirect { urls, after }));
+        }
+        Ok(Some(effect @ (Effect::Replace { .. } | Effect::Patch { .. } | Effect::Advance(_)))) => {
+            sink.take(effect)?;
+        }
+        // Not heard: a controller that keeps breaking the rules is asked ever more slowly.
+        Err(error) => return Ok(Some(Ended::Broken { error: error.to_string(), heard: false })),
+    }
+    Ok(None)
 }
 
 struct Wire<T> {

@@ -7,6 +7,7 @@
 
 pub mod codec;
 pub mod follow;
+mod poll;
 pub mod session;
 
 pub use follow::{End, Follow, Live, Sink, follow};

@@ -1,13 +1,15 @@
 //! The machines' door: discover, register, sync. TLS with the CA's own chain; a client certificate is asked for, proven
-//! where it is sent, and needed for sync alone.
+//! where it is sent, and needed for sync and poll alone.
 //!
 //! ```text
 //!  GET  /client/discover?tenant=SLUG   anyone, 100/s an address
 //!  POST /client/register               anyone with a token, 10/s an address
+//!  POST /client/poll                   a node's certificate, 50/s an address: the same as one JSON answer
 //!  GET  /client/sync                   a node's certificate, Upgrade: cvlan-sync/1 ─► 101 ─► sync: a bare framed stream
 //! ```
 //! A certificate of another CA, or an expired one, ends in a TLS alert, before any request.
 
+pub mod poll;
 pub mod sync;
 
 use super::accept::Client;
@@ -32,6 +34,7 @@ pub fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/client/discover", only("GET").get(discover))
         .route("/client/register", only("POST").post(register))
+        .route("/client/poll", only("POST").post(poll::poll))
         .route("/client/sync", only("GET").get(sync::upgrade))
         .fallback(elsewhere)
         .layer(from_fn_with_state(app.clone(), counted))
@@ -49,6 +52,7 @@ async fn counted(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     let other = match request.uri().path() {
         "/client/discover" => Other::Discover,
         "/client/register" => Other::Register,
+        "/client/poll" => Other::Poll,
         "/client/sync" => Other::Sync,
         _ => Other::None,
     };

@@ -83,7 +83,7 @@ pub async fn upgrade(
 
 /// The node whose certificate this is, if it may talk. TLS has proven the chain; a resumed session is not proven again,
 /// so its times are looked at here too.
-async fn proven(app: &App, client: &Client) -> Result<Place, Problem> {
+pub(super) async fn proven(app: &App, client: &Client) -> Result<Place, Problem> {
     let der = client.certificate.as_ref().ok_or_else(|| {
         Problem::unproven("certificate_missing", "sync needs the node's certificate; register with a token first")
     })?;
@@ -202,23 +202,27 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
         Ok(())
     }
 
-    /// The agent's own endpoints become an event, off the stream's path: it goes on while that is being written.
     fn endpoints(&self, endpoints: Vec<String>) {
-        let (app, node, source) = (self.app.clone(), self.node, self.source);
-        tokio::spawn(async move {
-            let head = app.log.head();
-            let Some((home, here)) = head.machine.node_find(node) else { return };
-            if *here.endpoints == *endpoints {
-                return;
-            }
-            let meta =
-                Meta { actor: Actor::Node(node, here.name.to_string()), source: source.to_string(), ..Meta::default() };
-            let wish = NodeCommand::Endpoints { tenant: home.record.id, id: node, endpoints };
-            if let Err(problem) = app.command(meta, Wish::Node(wish)).await {
-                tracing::info!(%node, code = problem.code, detail = %problem.detail, "endpoints were not taken");
-            }
-        });
+        endpoints_told(&self.app, self.node, self.source, endpoints);
     }
+}
+
+/// An agent's own endpoints become an event, off the stream's path: it goes on while that is being written.
+pub(super) fn endpoints_told(app: &Arc<App>, node: NodeId, source: IpAddr, endpoints: Vec<String>) {
+    let app = app.clone();
+    tokio::spawn(async move {
+        let head = app.log.head();
+        let Some((home, here)) = head.machine.node_find(node) else { return };
+        if *here.endpoints == *endpoints {
+            return;
+        }
+        let meta =
+            Meta { actor: Actor::Node(node, here.name.to_string()), source: source.to_string(), ..Meta::default() };
+        let wish = NodeCommand::Endpoints { tenant: home.record.id, id: node, endpoints };
+        if let Err(problem) = app.command(meta, Wish::Node(wish)).await {
+            tracing::info!(%node, code = problem.code, detail = %problem.detail, "endpoints were not taken");
+        }
+    });
 }
 
 fn malformed(what: String) -> io::Error {
@@ -226,7 +230,7 @@ fn malformed(what: String) -> io::Error {
 }
 
 /// This member stops: come back somewhere, not all at once.
-fn redirect(app: &App) -> SyncFrame {
+pub(super) fn redirect(app: &App) -> SyncFrame {
     let [spread] = crate::random::bytes::<1>();
     let urls = app.node_urls_elsewhere();
     let after_ms = BACK_AFTER_MS + BACK_AFTER_MS * u32::from(spread) / 255;

@@ -4,10 +4,12 @@
 //!  path ─► ROUTES (404, 405) ─► session (401) ─► tenant (404) ─► permission (403) ─► query, freshness ─► body (413, 415, 400)
 //!       ─► app ─► answer with ETag, Cvlan-Checkpoint, Cvlan-Time, X-Request-Id          any error: problem+json
 //! ```
+//! A write with an `Idempotency-Key` that was carried out before gets its answer again ([`replay`]).
 //! What a route needs is in its line of [`routes::ROUTES`], nowhere else. Everything outside /api/v1 is the UI.
 
 pub mod call;
 pub mod events;
+pub mod replay;
 pub mod reply;
 pub mod routes;
 pub mod ui;
@@ -33,6 +35,7 @@ use cvlan_core::id::{Checkpoint, TenantId};
 use cvlan_core::state::TenantState;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
+use replay::key_read;
 use routes::{Access, ROUTES, Route, Whose};
 use std::sync::Arc;
 use std::time::Instant;
@@ -134,35 +137,61 @@ async fn run(
         true => app.fresh(freshness_read(headers, query)?).await?,
         false => (app.log.head(), None),
     };
-    let (caller, home) = match route.access {
-        Access::Public => (None, None),
-        Access::Session => (Some(session(app, &head.machine, headers)?), None),
+    let key = if reads { None } else { key_read(headers)? };
+    let (session, home) = match route.access {
+        Access::Public => (None, Ok(None)),
+        Access::Session => (Some(session(app, &head.machine, headers)?), Ok(None)),
         Access::May(permission, whose) => {
             let session = session(app, &head.machine, headers)?;
-            let home = permitted(&head.machine, &session, permission, whose, &params)?;
+            let home = permitted(&head.machine, &session, permission, whose, &params);
             (Some(session), home)
         }
     };
-    let caller = match caller {
-        Some(session) => Some(Caller {
-            session,
-            request_id: request_id.to_owned(),
-            reason: reason_read(headers)?,
-            source: client.address,
-            if_revision: if_match_read(headers)?,
-        }),
-        None => None,
-    };
+    // What a key was used for may be gone since, the tenant too: its answer comes first.
+    let home = if key.is_some() && session.is_some() { home } else { Ok(home?) };
+    let caller = |session| called(session, headers, client, request_id);
+    let mut caller = session.map(caller).transpose()?;
     let query = query_read(query, reads, route.query)?;
-    let bytes = if route.request.is_empty() {
+    let body = if route.request.is_empty() {
         Bytes::new()
     } else {
         json_expected(headers)?;
         body_read(body).await?
     };
     let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-    let (app, source) = (app.clone(), client.address);
-    (route.run)(Call { app, head, caller, home, params, query, body: bytes, source, at_least, accept }).await
+    let source = client.address;
+    let (Some(key), Some(caller)) = (key, &mut caller) else {
+        let (app, home) = (app.clone(), home?);
+        return (route.run)(Call { app, head, caller, home, params, query, body, source, at_least, accept }).await;
+    };
+    let given = replay::idempotency(app, key, &parts.method, &parts.uri, &body);
+    let actor = caller.actor();
+    if let Some(answer) = replay::known(app, route, &actor, &given).await? {
+        return Ok(answer);
+    }
+    caller.idempotency = Some(given.clone());
+    let answer = match home {
+        Ok(home) => {
+            let (app, caller) = (app.clone(), Some(caller.clone()));
+            (route.run)(Call { app, head, caller, home, params, query, body, source, at_least, accept }).await
+        }
+        Err(refused) => Err(refused),
+    };
+    match answer {
+        Err(refused) => replay::or_known(app, route, &actor, &given, refused).await,
+        done => done,
+    }
+}
+
+fn called(session: Session, headers: &HeaderMap, client: &Client, request_id: &str) -> Result<Caller, Problem> {
+    Ok(Caller {
+        session,
+        request_id: request_id.to_owned(),
+        reason: reason_read(headers)?,
+        source: client.address,
+        if_revision: if_match_read(headers)?,
+        idempotency: None,
+    })
 }
 
 /// `Authorization: Bearer`, as it is.

@@ -65,7 +65,10 @@ export interface Event {
   reason: string;
   /** Address that the request came from. */
   source: string;
-  /** Only on a command's first event: the caller's Idempotency-Key and SHA-256 of the request's body. */
+  /**
+   * Only on a command's first event: the caller's Idempotency-Key, and HMAC-SHA256 of the request (method, path and
+   * body) under a key of the cluster's: a body may hold a password, which nobody may guess against.
+   */
   idempotencyKey: string;
   bodyHash: Uint8Array;
   /** Only on a command's first event: the door's session and the command's number in it (0 = none). */

@@ -72,6 +72,8 @@ export interface MemberAddRequest {
 export interface MemberAddResponse {
   member?: Member | undefined;
   joinToken: string;
+  /** The request was sent again under its Idempotency-Key: the token was in the first answer alone. */
+  shownOnce: boolean;
 }
 
 /** LeaderTransferRequest is the body of POST cluster/transfer-leader. */

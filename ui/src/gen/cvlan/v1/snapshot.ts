@@ -15,7 +15,7 @@ export const protobufFileName = "cvlan/v1/snapshot.proto";
 
 /**
  * SavedRow is one row. Order: system, then for each tenant by id: tenant, its CVLANs, nodes, tokens, nonces; then users;
- * then members.
+ * then members; then used keys by seq.
  */
 export interface SavedRow {
   system?: SavedSystem | undefined;
@@ -26,6 +26,7 @@ export interface SavedRow {
   nonce?: SavedNonce | undefined;
   user?: SavedUser | undefined;
   member?: SavedMember | undefined;
+  usedKey?: SavedUsedKey | undefined;
 }
 
 export interface SavedSystem {
@@ -153,4 +154,18 @@ export interface SavedMember {
   nodeUrls: string[];
   apiUrls: string[];
   revision: string;
+}
+
+/** SavedUsedKey is a caller's Idempotency-Key and what it was used for. */
+export interface SavedUsedKey {
+  /** First event of the command. */
+  seq: string;
+  /** All zero for the cluster itself. */
+  actorId: Uint8Array;
+  key: string;
+  /** As in the event. */
+  bodyHash: Uint8Array;
+  /** Empty = the cluster's own. */
+  tenantId: Uint8Array;
+  timeMs: string;
 }

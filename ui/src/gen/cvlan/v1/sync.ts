@@ -103,3 +103,28 @@ export interface Ack {
 export interface Endpoints {
   endpoints: string[];
 }
+
+/** PollRequest is the body of POST /client/poll: the sync for where a machine in between takes the upgrade away. */
+export interface PollRequest {
+  /** What the agent has; empty asks for the full map. */
+  checkpoint: string;
+  /** Where its WireGuard socket can be reached now; empty = as before. */
+  endpoints: string[];
+  /** Seconds to wait for something new, at most 55. */
+  wait: number;
+}
+
+/** PollResponse has one of map, delta, keepalive and redirect. */
+export interface PollResponse {
+  /** Where it brings the agent. */
+  checkpoint: string;
+  /** Whole: never in parts. */
+  map?: Map | undefined;
+  delta?:
+    | Delta
+    | undefined;
+  /** Nothing changed up to here. */
+  keepalive: boolean;
+  /** Go on elsewhere. */
+  redirect?: Redirect | undefined;
+}

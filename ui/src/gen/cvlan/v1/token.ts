@@ -65,6 +65,8 @@ export interface TokenCreateResponse {
   secret: string;
   /** What may go wrong for machines that use it. */
   warnings: string[];
+  /** The request was sent again under its Idempotency-Key: the secret was in the first answer alone. */
+  shownOnce: boolean;
 }
 
 /** TokenList answers GET tenants/{t}/tokens. */
