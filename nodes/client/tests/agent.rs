@@ -518,52 +518,67 @@ fn a_disabled_node_keeps_asking_with_nothing_running() {
     });
 }
 
+/// Makes an answer.
+type Make = Box<dyn Fn() -> Response + Send>;
+
+/// Answers polls by what the agent has, the same again where it asks again; what it has no answer for is held.
+fn polls_answered<const N: usize>(answers: [(String, Make); N]) -> (mpsc::Sender<Poll>, mpsc::Receiver<Poll>) {
+    let (polls, mut coming) = mpsc::channel::<Poll>(4);
+    let (hold, held) = mpsc::channel(4);
+    tokio::spawn(async move {
+        while let Some((request, answer)) = coming.recv().await {
+            assert!((1..=55).contains(&request.wait), "{request:?}");
+            let known = answers.iter().find(|(checkpoint, _)| *checkpoint == request.checkpoint);
+            match known.map(|(_, make)| make()) {
+                // Asked in vain: it asks again, as its own endpoints have changed.
+                Some(body) => drop(answer.send(body)),
+                None => {
+                    if hold.send((request, answer)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    });
+    (polls, held)
+}
+
 #[test]
 fn where_an_upgrade_is_taken_away_it_polls_and_comes_back_to_the_stream() {
     run(async {
         let folder = tempfile::tempdir().unwrap();
         let (controller, mut streams) = Controller::new(&[Answer::Accept]);
-        let (polls, mut asked_polls) = mpsc::channel(4);
+        let delta = || {
+            let delta = v1::Delta { checkpoint: at(12), upserts: vec![peer(2)], ..v1::Delta::default() };
+            json(200, &v1::PollResponse { checkpoint: at(12), delta: Some(delta), ..v1::PollResponse::default() })
+        };
+        let keepalive =
+            || json(200, &v1::PollResponse { checkpoint: at(15), keepalive: true, ..v1::PollResponse::default() });
+        let (polls, mut held) = polls_answered([(at(10), Box::new(delta)), (at(12), Box::new(keepalive))]);
         *controller.polls.lock().unwrap() = Some(polls);
         let (port, door) = controller.open(0).await;
         let mut requests = plane(folder.path().join("cvland.sock"));
         let mut agent = Agent::start(folder.path(), Some(&controller.token(port)));
-        let mut poll = async || timeout(SOON, asked_polls.recv()).await.expect("a poll").unwrap();
         assert!(matches!(asked(&mut requests).await, Request::Configure(_)));
-
-        // The machine's own endpoints may change meanwhile: then another poll takes the place of the first.
-        let mut next = async |checkpoint: String| loop {
-            let (request, answer) = poll().await;
-            assert_eq!((&request.checkpoint, (1..=55).contains(&request.wait)), (&checkpoint, true));
-            if !answer.is_closed() {
-                return answer;
-            }
-        };
-        let say = |answer: oneshot::Sender<Response>, body: v1::PollResponse| answer.send(json(200, &body)).is_ok();
-        let delta = v1::Delta { checkpoint: at(12), upserts: vec![peer(2)], ..v1::Delta::default() };
-        let body = v1::PollResponse { checkpoint: at(12), delta: Some(delta), ..v1::PollResponse::default() };
-        assert!(say(next(at(10)).await, body));
         let Request::Patch(patch) = asked(&mut requests).await else { panic!() };
         assert_eq!((patch.base, patch.checkpoint, patch.upserts.len()), (at(10), at(12), 1));
         // Nothing new: the checkpoint moves, the data daemon is left alone.
-        let keepalive = v1::PollResponse { checkpoint: at(15), keepalive: true, ..v1::PollResponse::default() };
-        assert!(say(next(at(12)).await, keepalive));
-        let answer = next(at(15)).await;
+        let (request, answer) = timeout(SOON, held.recv()).await.expect("a poll").unwrap();
+        assert_eq!(request.checkpoint, at(15));
         let shown = status(folder.path()).await;
         assert_eq!((shown.checkpoint.as_str(), shown.peers.len(), shown.connected), (at(15).as_str(), 2, true));
 
         // It breaks, and there is nothing in between any more: a stream.
         *controller.polls.lock().unwrap() = None;
-        drop(answer);
+        drop((answer, held));
         let mut stream = opened(&mut streams).await;
         assert_eq!(stream.hello().await.checkpoint, at(15));
 
-        // And back; deleted by a poll is deleted.
-        let (polls, mut asked_polls) = mpsc::channel(4);
+        // And back; what a poll says of a deleted node is what the stream says.
+        let deleted = || problem(401, "node_deleted");
+        let (polls, _held) = polls_answered([(at(15), Box::new(deleted))]);
         *controller.polls.lock().unwrap() = Some(polls);
         drop(stream);
-        let (_, answer) = timeout(SOON, asked_polls.recv()).await.expect("a poll").unwrap();
-        assert!(answer.send(problem(401, "node_deleted")).is_ok());
         assert_eq!(asked(&mut requests).await, Request::Down);
         assert_eq!(agent.ends().await, Some(4));
         door.abort();
