@@ -150,7 +150,7 @@ impl Torture {
     }
 
     /// The next fault: all of them, in an order of the seed, before any comes again.
-    pub fn next(&mut self) -> Fault {
+    pub fn draw(&mut self) -> Fault {
         if self.bag.is_empty() {
             let disks = self.members.disks;
             self.bag = ALL.iter().copied().filter(|fault| disks || !matches!(fault, Fault::Full(_))).collect();

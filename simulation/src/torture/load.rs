@@ -245,7 +245,7 @@ impl Load {
         lock(&self.violations).push(what);
     }
 
-    /// Writes acknowledged so far, and those through a door.
+    /// Writes acknowledged so far.
     pub fn acks(&self) -> u64 {
         self.acks.load(SeqCst)
     }
@@ -294,8 +294,17 @@ impl Load {
         caller.connection.is_some()
     }
 
-    /// A node in a tenant; its name is the caller's and its number.
-    pub async fn create(&self, caller: &mut Caller, tenant: &str) -> Write {
+    /// A node in a tenant, that stays; its name is the caller's and its number.
+    pub async fn create_to_stay(&self, caller: &mut Caller, tenant: &str) -> Write {
+        let write = self.create(caller, tenant).await;
+        if let Outcome::Acked(_) = write.outcome {
+            self.stays(tenant, name_of(write.caller, write.n));
+        }
+        write
+    }
+
+    /// A node in a tenant.
+    async fn create(&self, caller: &mut Caller, tenant: &str) -> Write {
         let (id, n) = (caller.id, caller.n + 1);
         let body = node(&name_of(id, n), id, n);
         self.write(caller, Wish { method: "POST", path: format!("/tenants/{tenant}/nodes"), body, rival: None }).await
@@ -376,19 +385,19 @@ impl Load {
                 self.pace(&mut rng, None).await;
                 continue;
             }
-            let write = if let Some(name) = doomed.take_if(|_| caller.n % 4 == 2) {
-                let path = format!("/tenants/{tenant}/nodes/{name}");
-                self.write(&mut caller, Wish { method: "DELETE", path, body: String::new(), rival: None }).await
-            } else {
-                let write = self.create(&mut caller, &tenant).await;
-                if let Outcome::Acked(_) = write.outcome {
-                    let name = name_of(caller.id, write.n);
-                    match write.n % 4 {
-                        0 => doomed = Some(name),
-                        _ => self.stays(&tenant, name),
+            let write = match (caller.n + 1) % 4 {
+                0 => {
+                    let write = self.create(&mut caller, &tenant).await;
+                    if let Outcome::Acked(_) = write.outcome {
+                        doomed = Some(name_of(caller.id, write.n));
                     }
+                    write
                 }
-                write
+                3 if doomed.is_some() => {
+                    let path = format!("/tenants/{tenant}/nodes/{}", doomed.take().unwrap_or_default());
+                    self.write(&mut caller, Wish { method: "DELETE", path, body: String::new(), rival: None }).await
+                }
+                _ => self.create_to_stay(&mut caller, &tenant).await,
             };
             self.pace(&mut rng, Some(&write)).await;
         }

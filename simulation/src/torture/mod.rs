@@ -163,7 +163,7 @@ async fn torture(options: &Options, net: Net, work: &Path) -> anyhow::Result<()>
             torture.calm().await?;
             let end = Instant::now() + Duration::from_secs(options.seconds);
             while Instant::now() < end {
-                let fault = torture.next();
+                let fault = torture.draw();
                 torture.play(fault).await?;
             }
         }
