@@ -72,7 +72,7 @@ async fn ask(load: Arc<Load>, idle: Arc<Mutex<Vec<Caller>>>, seen: Arc<Mutex<Vec
         let Some(mut caller) = lock(&idle).pop() else { continue };
         let (load, idle, seen) = (load.clone(), idle.clone(), seen.clone());
         open.push(tokio::spawn(async move {
-            let write = load.create(&mut caller, TENANT).await;
+            let write = load.create_to_stay(&mut caller, TENANT, false).await;
             lock(&seen).push(write);
             if load.connected(&mut caller).await {
                 lock(&idle).push(caller);

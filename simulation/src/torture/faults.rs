@@ -13,6 +13,8 @@ use tokio::time::sleep;
 
 /// A fault is held so long: from … to, ms.
 const HOLD_MS: (u64, u64) = (1500, 4500);
+/// On a full disk the log has room to the end of its segment; it is waited so long until it says no.
+const FULL: Duration = Duration::from_secs(15);
 /// Nothing is wrong for so long before the next.
 const CALM: Duration = Duration::from_millis(500);
 /// Fresh requests run so long before a leader is killed or stopped, and after.
@@ -265,9 +267,17 @@ impl Torture {
                 return Ok(String::new());
             }
             Fault::Full(_) => {
+                self.load.full(at);
                 self.members.fill(at)?;
+                let end = Instant::now() + FULL;
+                let mut felt = false;
+                while !felt && Instant::now() < end {
+                    sleep(Duration::from_millis(50)).await;
+                    felt = self.load.full(at);
+                }
                 self.hold().await;
                 self.members.room(at)?;
+                return Ok(format!("{name}, its log {}", if felt { "takes nothing" } else { "has room still" }));
             }
             Fault::Replace(_) => {
                 let through = (at + 1) % MEMBERS;

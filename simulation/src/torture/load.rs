@@ -32,6 +32,8 @@ const PACE_MS: (u64, u64) = (4, 20);
 const REST: Duration = Duration::from_millis(50);
 /// Sessions are renewed so often; an access token lives for 15 minutes.
 const RENEW: Duration = Duration::from_secs(300);
+/// Of a large node.
+const TAGS: usize = 32;
 /// The tenant in which names are fought for.
 const SHARED: &str = "shared";
 
@@ -153,6 +155,8 @@ pub struct Load {
     /// Names of nodes that stay, with their tenants.
     stays: Mutex<Vec<(String, String)>>,
     rival: AtomicU64,
+    /// A bit for each door that said `disk_full`.
+    full: AtomicU32,
     /// Linearizable reads that were answered.
     pub reads: AtomicU64,
     stop: AtomicBool,
@@ -162,12 +166,14 @@ fn name_of(caller: u32, n: u32) -> String {
     format!("n{caller}-{n}")
 }
 
-fn node(name: &str, caller: u32, n: u32) -> String {
+/// The body of a node; `large`: about 2 KiB more, so that the log comes to need room while the torture lasts.
+fn node(name: &str, caller: u32, n: u32, large: bool) -> String {
     let mut key = [0x5a; 32];
     let id = (u64::from(caller) << 32 | u64::from(n)).to_le_bytes();
     key.iter_mut().zip(id).for_each(|(to, from)| *to = from);
     let key = base64::engine::general_purpose::STANDARD.encode(key);
-    json!({"cvlan": "net", "name": name, "wgPublicKey": key}).to_string()
+    let tags: Vec<String> = (0..if large { TAGS } else { 0 }).map(|tag| format!("{tag:0>60}")).collect();
+    json!({"cvlan": "net", "name": name, "wgPublicKey": key, "tags": tags}).to_string()
 }
 
 impl Load {
@@ -186,6 +192,7 @@ impl Load {
             longest_us: AtomicU64::new(0),
             stays: Mutex::default(),
             rival: AtomicU64::new(1),
+            full: AtomicU32::new(0),
             reads: AtomicU64::new(0),
             stop: AtomicBool::new(false),
         })
@@ -245,7 +252,7 @@ impl Load {
         lock(&self.violations).push(what);
     }
 
-    /// Writes acknowledged so far, and those through a door.
+    /// Writes acknowledged so far.
     pub fn acks(&self) -> u64 {
         self.acks.load(SeqCst)
     }
@@ -253,6 +260,11 @@ impl Load {
     /// Those through one door.
     pub fn acks_by(&self, door: usize) -> u64 {
         self.acks_by.get(door).map_or(0, |acks| acks.load(SeqCst))
+    }
+
+    /// A door has said `disk_full` since this was asked before.
+    pub fn full(&self, door: usize) -> bool {
+        self.full.fetch_and(!(1 << door), SeqCst) & (1 << door) != 0
     }
 
     /// A pause is measured from now on.
@@ -294,10 +306,19 @@ impl Load {
         caller.connection.is_some()
     }
 
-    /// A node in a tenant; its name is the caller's and its number.
-    pub async fn create(&self, caller: &mut Caller, tenant: &str) -> Write {
+    /// A node in a tenant, that stays; its name is the caller's and its number.
+    pub async fn create_to_stay(&self, caller: &mut Caller, tenant: &str, large: bool) -> Write {
+        let write = self.create(caller, tenant, large).await;
+        if let Outcome::Acked(_) = write.outcome {
+            self.stays(tenant, name_of(write.caller, write.n));
+        }
+        write
+    }
+
+    /// A node in a tenant.
+    async fn create(&self, caller: &mut Caller, tenant: &str, large: bool) -> Write {
         let (id, n) = (caller.id, caller.n + 1);
-        let body = node(&name_of(id, n), id, n);
+        let body = node(&name_of(id, n), id, n, large);
         self.write(caller, Wish { method: "POST", path: format!("/tenants/{tenant}/nodes"), body, rival: None }).await
     }
 
@@ -318,7 +339,7 @@ impl Load {
         let path = format!("/api/v1{}", wish.path);
         let asked = timeout(ANSWER, connection.ask(wish.method, &path, &headers, &wish.body)).await;
         let write = note(match &asked {
-            Ok(Ok(answer)) => self.told(answer, &wish),
+            Ok(Ok(answer)) => self.told(caller.door, answer, &wish),
             Ok(Err(_)) | Err(_) => Outcome::Unknown,
         });
         if let Ok(Ok(answer)) = asked
@@ -333,7 +354,7 @@ impl Load {
         write
     }
 
-    fn told(&self, answer: &Answer, wish: &Wish) -> Outcome {
+    fn told(&self, door: usize, answer: &Answer, wish: &Wish) -> Outcome {
         let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
         let code = body.get("code").and_then(Value::as_str).unwrap_or_default();
         match (answer.status, code) {
@@ -347,10 +368,14 @@ impl Load {
             // It is done, says this answer, but not seen here yet.
             (503, "view_behind") => Outcome::Acked(None),
             (503, "outcome_unknown" | "stopping") => Outcome::Unknown,
-            (503, "no_leader" | "busy" | "disk_full" | "member_removed") => Outcome::Refused,
+            (503, "disk_full") => {
+                self.full.fetch_or(1 << door, SeqCst);
+                Outcome::Refused
+            }
+            (503, "no_leader" | "busy" | "member_removed") => Outcome::Refused,
             (409, _) if wish.rival.is_some() => Outcome::Taken,
-            // A door whose member is behind does not know the node yet.
-            (404, _) if wish.method == "DELETE" => Outcome::Refused,
+            // A door whose member is behind knows neither the node nor the tenant yet.
+            (404, _) => Outcome::Refused,
             (status, _) => {
                 self.violated(format!("{} {} {}: {status} {body}", wish.method, wish.path, wish.body));
                 Outcome::Unknown
@@ -376,19 +401,19 @@ impl Load {
                 self.pace(&mut rng, None).await;
                 continue;
             }
-            let write = if let Some(name) = doomed.take_if(|_| caller.n % 4 == 2) {
-                let path = format!("/tenants/{tenant}/nodes/{name}");
-                self.write(&mut caller, Wish { method: "DELETE", path, body: String::new(), rival: None }).await
-            } else {
-                let write = self.create(&mut caller, &tenant).await;
-                if let Outcome::Acked(_) = write.outcome {
-                    let name = name_of(caller.id, write.n);
-                    match write.n % 4 {
-                        0 => doomed = Some(name),
-                        _ => self.stays(&tenant, name),
+            let write = match (caller.n + 1) % 4 {
+                0 => {
+                    let write = self.create(&mut caller, &tenant, true).await;
+                    if let Outcome::Acked(_) = write.outcome {
+                        doomed = Some(name_of(caller.id, write.n));
                     }
+                    write
                 }
-                write
+                3 if doomed.is_some() => {
+                    let path = format!("/tenants/{tenant}/nodes/{}", doomed.take().unwrap_or_default());
+                    self.write(&mut caller, Wish { method: "DELETE", path, body: String::new(), rival: None }).await
+                }
+                _ => self.create_to_stay(&mut caller, &tenant, true).await,
             };
             self.pace(&mut rng, Some(&write)).await;
         }
@@ -412,7 +437,7 @@ impl Load {
                 continue;
             }
             let k = self.rival.load(SeqCst);
-            let body = node(&format!("rival-{k}"), caller.id, caller.n + 1);
+            let body = node(&format!("rival-{k}"), caller.id, caller.n + 1, false);
             let path = format!("/tenants/{SHARED}/nodes");
             let write = self.write(&mut caller, Wish { method: "POST", path, body, rival: Some(k) }).await;
             if let Outcome::Acked(_) | Outcome::Taken = write.outcome {
