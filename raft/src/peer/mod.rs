@@ -12,6 +12,7 @@
 //!
 //! Where to start reading: [`codec`] (the words), `link` (asking), `serve` (answering).
 
+pub(crate) mod appends;
 pub mod codec;
 pub(crate) mod link;
 pub(crate) mod network;

@@ -10,12 +10,13 @@ use crate::error::WriteError;
 use crate::forward::tell;
 use crate::member::Inner;
 use crate::membership;
+use crate::peer::appends::Appends;
 use crate::peer::codec::{self, Answer, FrameError, Hello, Message, PROTOCOL, Refusal, Request};
 use crate::peer::link::check;
 use crate::peer::{CLUSTER, DIAL_LIMIT, IDLE_LIMIT, OPEN_BYTES, OPEN_REQUESTS, parcel};
-use crate::store::codec::Id;
+use crate::store::codec::{Id, Voted};
 use crate::transport::Pipe;
-use crate::types::{Cfg, Entry, LogId, Vote};
+use crate::types::{Cfg, Entry, LogId, Tx, Vote};
 use bytes::Bytes;
 use cvlan_core::id::Epoch;
 use cvlan_core::machine::Machine;
@@ -23,7 +24,7 @@ use futures_util::StreamExt;
 use futures_util::future::{Either, pending};
 use futures_util::stream::FuturesUnordered;
 use openraft::AsyncRuntime;
-use openraft::async_runtime::{MpscReceiver, MpscSender, Select3, WatchReceiver};
+use openraft::async_runtime::{MpscReceiver, MpscSender, Select4, WatchReceiver};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
 use openraft::type_config::TypeConfigExt;
 use std::pin::Pin;
@@ -82,28 +83,32 @@ async fn answer<M: Machine, RT: AsyncRuntime>(
 ) -> Result<(), FrameError> {
     let Pipe { tx, mut rx } = pipe;
     let mut halt = member.shared.halt();
-    let mut open = FuturesUnordered::new();
+    let (mut open, mut appends) = (FuturesUnordered::new(), Appends::new(&member.raft));
     let mut bytes = 0;
     loop {
         if *halt.borrow_watched() {
             return Ok(());
         }
-        let frame = if open.len() < OPEN_REQUESTS && bytes < OPEN_BYTES {
+        let frame = if open.len() + appends.len() < OPEN_REQUESTS && bytes < OPEN_BYTES {
             Either::Left(rx.recv())
         } else {
             Either::Right(pending())
         };
         let done = if open.is_empty() { Either::Left(pending()) } else { Either::Right(open.next()) };
-        let next = Cfg::<RT>::timeout(IDLE_LIMIT, Cfg::<RT>::select3(halt.changed(), done, frame)).await;
-        let frame = match next {
+        let next = Cfg::<RT>::select4(halt.changed(), done, frame, appends.next());
+        let frame = match Cfg::<RT>::timeout(IDLE_LIMIT, next).await {
             Err(_) => return Err(FrameError::Unexpected("nothing came for too long")),
-            Ok(Select3::First(_) | Select3::Third(None) | Select3::Second(Some((_, false)))) => return Ok(()),
-            Ok(Select3::Second(None)) => continue,
-            Ok(Select3::Second(Some((length, true)))) => {
+            Ok(Select4::First(_) | Select4::Third(None) | Select4::Second(Some((_, false)))) => return Ok(()),
+            Ok(Select4::Second(None)) => continue,
+            Ok(Select4::Second(Some((length, true)))) => {
                 bytes -= length;
                 continue;
             }
-            Ok(Select3::Third(Some(frame))) => frame,
+            Ok(Select4::Fourth((due, answer))) => {
+                open.push(told::<RT>(tx.clone(), (due.id, due.length), now(answer)));
+                continue;
+            }
+            Ok(Select4::Third(Some(frame))) => frame,
         };
         if let Some(link) = member.peers.known(peer) {
             link.heard.note(&*member.shared.clock);
@@ -112,14 +117,26 @@ async fn answer<M: Machine, RT: AsyncRuntime>(
         let (message, body) = codec::read(&frame)?;
         drop(frame);
         let Message::Request(id, request) = message else { return Err(FrameError::Unexpected("no request")) };
-        let doing = start(member, peer, request, body)?;
-        let tx = tx.clone();
         bytes += length;
-        open.push(async move {
-            let (answer, body) = doing.await;
-            (length, tx.send(codec::frame(&Message::Answer(id, answer), &body)).await.is_ok())
-        });
+        let doing = match request {
+            Request::Append { vote, prev, commit } => {
+                let request = append(member, (vote, prev, commit), body)?;
+                if !member.shared.plant.wrong_quorum && !appends.beats(&request) {
+                    appends.push(&member.raft, (id, length), request).await;
+                    continue;
+                }
+                append_now(member, request)
+            }
+            request => start(member, peer, request, body)?,
+        };
+        open.push(told::<RT>(tx.clone(), (id, length), doing));
     }
+}
+
+/// Answers; returns the bytes of the question, and whether the connection still takes answers.
+async fn told<RT: AsyncRuntime>(tx: Tx<RT, Bytes>, (id, length): (u64, usize), doing: Doing<'_>) -> (usize, bool) {
+    let (answer, body) = doing.await;
+    (length, tx.send(codec::frame(&Message::Answer(id, answer), &body)).await.is_ok())
 }
 
 fn now<'m>(answer: Answer) -> Doing<'m> {
@@ -141,14 +158,7 @@ fn start<M: Machine, RT: AsyncRuntime>(
         return Err(FrameError::Unexpected("a body where none belongs"));
     }
     Ok(match request {
-        Request::Append { vote, prev, commit } => {
-            let (vote, prev) = (Vote::from(vote), prev.map(LogId::from));
-            let entries = codec::get_entries(body)?;
-            continues(&vote, prev, &entries)?;
-            member.shared.told(false);
-            let leader_commit = commit.map(Into::into);
-            append(member, AppendEntriesRequest { vote, prev_log_id: prev, entries, leader_commit })
-        }
+        Request::Append { .. } => return Err(FrameError::Unexpected("entries where none belong")),
         Request::Vote { pre, vote, last, transfer } => {
             let mut request = VoteRequest::new(vote.into(), last.map(Into::into));
             request.leadership_transfer = transfer;
@@ -200,7 +210,24 @@ fn continues(vote: &Vote, prev: Option<LogId>, entries: &[Entry]) -> Result<(), 
     }
 }
 
-fn append<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, request: AppendEntriesRequest<Cfg<RT>>) -> Doing<'_> {
+/// What is to be appended.
+fn append<M: Machine, RT: AsyncRuntime>(
+    member: &Inner<M, RT>,
+    (vote, prev, commit): (Voted, Option<Id>, Option<Id>),
+    body: Bytes,
+) -> Result<AppendEntriesRequest<Cfg<RT>>, FrameError> {
+    let (vote, prev) = (Vote::from(vote), prev.map(LogId::from));
+    let entries = codec::get_entries(body)?;
+    continues(&vote, prev, &entries)?;
+    member.shared.told(false);
+    Ok(AppendEntriesRequest { vote, prev_log_id: prev, entries, leader_commit: commit.map(Into::into) })
+}
+
+/// Beside whatever waits.
+fn append_now<M: Machine, RT: AsyncRuntime>(
+    member: &Inner<M, RT>,
+    request: AppendEntriesRequest<Cfg<RT>>,
+) -> Doing<'_> {
     if member.shared.plant.wrong_quorum {
         let raft = member.raft.clone();
         let _task = Cfg::<RT>::spawn(async move { raft.append_entries(request).await.is_ok() });

@@ -348,7 +348,8 @@ impl Wal {
             self.full.fetch_and(state.ready.is_none(), Relaxed);
             let more = !state.filling.block.is_empty();
             state.in_flight = more;
-            (more, state.wants_blank(self.full()))
+            // On a full disk the next tick tries again.
+            (more, !self.full() && state.wants_blank(false))
         };
         for done in done {
             done(Ok(()));
@@ -418,8 +419,11 @@ impl Wal {
                         wal.full.store(state.waiting.is_some(), Relaxed);
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "the next segment cannot be made");
-                        wal.full.fetch_or(error.kind() == io::ErrorKind::StorageFull, Relaxed);
+                        let full = error.kind() == io::ErrorKind::StorageFull;
+                        // Said once.
+                        if !wal.full.fetch_or(full, Relaxed) || !full {
+                            tracing::warn!(%error, "the next segment cannot be made");
+                        }
                     }
                 }
             }),
