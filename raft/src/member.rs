@@ -255,6 +255,11 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         Cfg::<RT>::timeout(limit, wait).await.is_ok()
     }
 
+    /// True where this member leads and its term is open for commands: what it has applied is the newest there is.
+    pub fn leads(&self) -> bool {
+        self.0.shared.desk.writable()
+    }
+
     /// Opens a checkpoint, digests the state there, and attests it in the log.
     pub async fn checkpoint(&self) -> Result<Attested, WriteError<M::Rejection>> {
         let opened = self.write(M::system(SystemFact::CheckpointOpened, self.id("opened"))).await?;

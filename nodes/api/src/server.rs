@@ -48,7 +48,7 @@ const NODE_CONNECTIONS: usize = 120_000;
 /// Open connections of the metrics door.
 const METRICS_CONNECTIONS: usize = 64;
 /// Requests for reads at the newest state that wait at once.
-const WAITERS: usize = 256;
+const WAITERS: usize = 4_096;
 /// Of the 10 s that a stop may take: to hand over leadership.
 const HAND_OVER: Duration = Duration::from_secs(2);
 /// And for the doors to finish.

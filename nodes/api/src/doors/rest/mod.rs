@@ -133,9 +133,14 @@ async fn run(
     let query = parts.uri.query().unwrap_or_default();
     let reads = parts.method == Method::GET;
     // Nobody waits for one who has no token of ours.
-    let (head, at_least) = match reads && asks_fresh(headers, query) && signed(app, headers) {
-        true => app.fresh(freshness_read(headers, query)?).await?,
-        false => (app.log.head(), None),
+    let (head, at_least) = match signed(app, headers) {
+        true if reads && asks_fresh(headers, query) => app.fresh(freshness_read(headers, query)?).await?,
+        true if !reads && !app.log.leads() => {
+            // Names and rights are looked up here: a member that is behind must not refuse what the leader knows.
+            app.linearize().await?;
+            (app.log.head(), None)
+        }
+        _ => (app.log.head(), None),
     };
     let key = if reads { None } else { key_read(headers)? };
     let (session, home) = match route.access {
