@@ -108,6 +108,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     };
     let settings = cli.settings.or(file);
     let options = settings.clone().options()?;
+    if cli.command.is_some() && options.force.is_some() {
+        anyhow::bail!(
+            "--force-new-cluster starts the controller: it goes with no command (hint: leave one of them out)"
+        );
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting threads")?;
     runtime.block_on(async {
         match cli.command {

@@ -207,9 +207,9 @@ async fn a_majority_is_lost_for_good_and_one_goes_on_alone() {
         cluster.members[at].kill();
     }
     let (dir, ports) = (cluster.members[1].dir.clone(), cluster.members[1].ports);
-    let refused = |flag: &str| {
+    let refused = |flags: &str| {
         let mut command = Member::command(&dir, ports, None);
-        let out = command.arg(flag).stderr(std::process::Stdio::piped()).output().unwrap();
+        let out = command.args(flags.split(' ')).stderr(std::process::Stdio::piped()).output().unwrap();
         assert!(!out.status.success());
         String::from_utf8_lossy(&out.stderr).into_owned()
     };
@@ -220,6 +220,7 @@ async fn a_majority_is_lost_for_good_and_one_goes_on_alone() {
     assert!(cluster.seen.starts_with(epoch));
     assert!(refused(&format!("--force-new-cluster={}", "0".repeat(32))).contains("of another log"));
     assert!(refused("--force-new-cluster=zz").contains("32 hex digits"));
+    assert!(refused(&format!("--force-new-cluster={epoch} views rebuild")).contains("goes with no command"));
 
     // It has everything, says that it is alone, and takes writes; the epoch is another one.
     let flag = format!("--force-new-cluster={epoch}");
