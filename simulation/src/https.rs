@@ -2,7 +2,7 @@
 
 use anyhow::{Context, anyhow, bail};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,6 +14,26 @@ use tokio_rustls::client::TlsStream;
 /// The longest answer that is read.
 const ANSWER_MAX: usize = 64 << 10;
 
+/// TLS to servers whose certificate is of the CA in file `ca`; `own` are certificate and key that this side shows (PEM).
+pub fn connector(ca: &Path, own: Option<(&Path, &Path)>, protocol: &[u8]) -> anyhow::Result<TlsConnector> {
+    let read = |path: &Path| CertificateDer::from_pem_file(path).map_err(|e| anyhow!("{}: {e}", path.display()));
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(read(ca)?)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    let mut config = match own {
+        None => config.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let key = PrivateKeyDer::from_pem_file(key).map_err(|e| anyhow!("{}: {e}", key.display()))?;
+            config.with_client_auth_cert(vec![read(certificate)?], key)?
+        }
+    };
+    config.alpn_protocols = vec![protocol.to_vec()];
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
 /// Where requests go.
 #[derive(Clone)]
 pub struct Target {
@@ -24,14 +44,7 @@ pub struct Target {
 impl Target {
     /// A door whose certificate is of the CA in file `ca` and for `localhost`, too.
     pub fn new(address: SocketAddr, ca: &Path) -> anyhow::Result<Self> {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(ca).map_err(|e| anyhow!("{}: {e}", ca.display()))?)?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self { address, tls: TlsConnector::from(Arc::new(config)) })
+        Ok(Self { address, tls: connector(ca, None, b"http/1.1")? })
     }
 
     /// A connection; nothing was asked where there is none.

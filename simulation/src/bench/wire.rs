@@ -1,11 +1,10 @@
 //! A connection to a server under load: TLS, and as little HTTP as it takes. Bytes are made and read by hand, so that the
 //! generator costs every server the same, and little.
 
-use anyhow::{Context, anyhow, bail, ensure};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use crate::https::connector;
+use anyhow::{Context, bail, ensure};
+use rustls::pki_types::ServerName;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -38,25 +37,12 @@ impl Target {
         ca: &Path,
         client: Option<(PathBuf, PathBuf)>,
     ) -> anyhow::Result<Self> {
-        let read = |path: &Path| CertificateDer::from_pem_file(path).map_err(|e| anyhow!("{}: {e}", path.display()));
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(read(ca)?)?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots);
-        let mut config = match client {
-            None => config.with_no_client_auth(),
-            Some((certificate, key)) => {
-                let key = PrivateKeyDer::from_pem_file(&key).map_err(|e| anyhow!("{}: {e}", key.display()))?;
-                config.with_client_auth_cert(vec![read(&certificate)?], key)?
-            }
+        let own = client.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
+        let name: &[u8] = match protocol {
+            Protocol::Http1 => b"http/1.1",
+            Protocol::Grpc => b"h2",
         };
-        config.alpn_protocols = match protocol {
-            Protocol::Http1 => vec![b"http/1.1".to_vec()],
-            Protocol::Grpc => vec![b"h2".to_vec()],
-        };
-        Ok(Self { port, tls: TlsConnector::from(Arc::new(config)), protocol })
+        Ok(Self { port, tls: connector(ca, own, name)?, protocol })
     }
 
     /// A connection on which every request has this method, path and headers.
