@@ -423,9 +423,10 @@ pub fn check_invariants(state: &State) -> Result<(), String> {
                 (Some(_), None) | (None, Some(_)) => false,
             };
             holds(good, || of("IPv6 address"))?;
-            holds(keys.insert(node.wg_key) && state.wg_keys.get(&node.wg_key) == Some(&node.id), || {
-                of("WireGuard key")
-            })?;
+            holds(
+                keys.insert(node.wg_key) && state.node_by_key(&node.wg_key).map(|(_, n)| n.id) == Some(node.id),
+                || of("WireGuard key"),
+            )?;
             holds(state.node_tenants.get(&node.id) == Some(id), || of("tenant"))?;
             holds(cvlan.names.get(&node.name) == Some(&node.id), || of("name"))?;
         }

@@ -37,6 +37,7 @@ pub mod system;
 pub mod tenant;
 pub mod token;
 pub mod user;
+pub mod wg_keys;
 mod wire;
 
 #[cfg(test)]

@@ -284,7 +284,7 @@ fn register(
     let place = home.cvlans.get(&token.cvlan).ok_or_else(|| {
         Rejection::conflict("token_cvlan_gone", "the CVLAN that this token leads to was deleted; ask for a new token")
     })?;
-    let known = state.wg_keys.get(&r.wg_key).copied();
+    let known = state.node_by_key(&r.wg_key).map(|(_, node)| node.id);
     let same = known
         .and_then(|id| home.nodes.get(&id))
         .filter(|n| n.enrolment.as_ref().is_some_and(|e| e.token == r.token && e.csr_key_hash == r.csr_key_hash));
@@ -352,7 +352,7 @@ fn created(
             "an all-zero WireGuard key is no key; run `wg genkey | wg pubkey`",
         ));
     }
-    if state.wg_keys.contains_key(wg_key) {
+    if state.node_by_key(wg_key).is_some() {
         return Err(key_taken());
     }
     let full = |cidr: String| {
@@ -476,7 +476,7 @@ fn apply_created(state: &mut State, stamp: Stamp, tenant: TenantId, e: &v1::Node
 
 /// Puts a node and what is derived from it into the state.
 pub(crate) fn insert(state: &mut State, node: Node, now_ms: u64) {
-    state.wg_keys.insert(node.wg_key, node.id);
+    state.wg_keys.insert(&node.wg_key, node.id);
     state.node_tenants.insert(node.id, node.tenant);
     let Some(home) = state.tenant_mut(node.tenant) else { return };
     if let Some(place) = home.cvlan_mut(node.cvlan) {
@@ -513,7 +513,7 @@ fn apply_deleted(state: &mut State, stamp: Stamp, tenant: TenantId, id: NodeId) 
         place.names.remove(&node.name);
         place.scope.remove(node.revision, stamp.seq, id);
     }
-    state.wg_keys.remove(&node.wg_key);
+    state.wg_keys.remove(&node.wg_key, id);
     state.node_tenants.remove(&id);
 }
 

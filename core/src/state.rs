@@ -20,6 +20,7 @@ use crate::system::SystemState;
 use crate::tenant::Tenant;
 use crate::token::Token;
 use crate::user::User;
+use crate::wg_keys::WgKeys;
 use crate::{cvlan::Cvlan, node::Node};
 use imbl::OrdMap;
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -47,7 +48,7 @@ pub struct State {
     /// (tenant or nil, login name) → user.
     pub user_names: OrdMap<(TenantId, Arc<str>), UserId>,
     /// WireGuard keys are unique in the whole cluster.
-    pub wg_keys: OrdMap<WgKey, NodeId>,
+    pub wg_keys: WgKeys,
     /// A certificate names only the node.
     pub node_tenants: OrdMap<NodeId, TenantId>,
 }
@@ -121,7 +122,7 @@ impl State {
 
     /// The tenant and node that have this WireGuard key.
     pub fn node_by_key(&self, key: &WgKey) -> Option<(&Arc<TenantState>, &Arc<Node>)> {
-        self.node_find(*self.wg_keys.get(key)?)
+        self.wg_keys.candidates(key).filter_map(|id| self.node_find(id)).find(|(_, node)| node.wg_key == *key)
     }
 
     /// The user that logs in under this name in this tenant (nil = global).

@@ -64,6 +64,11 @@ impl<RT: AsyncRuntime> Digests<RT> {
         self.compare(&inner, seq);
     }
 
+    /// The newest checkpoint that was attested since this member started.
+    pub(crate) fn newest(&self) -> Seq {
+        lock(&self.inner).attested.last_key_value().map_or(Seq(0), |(seq, _)| *seq)
+    }
+
     /// Waits for what this replica finds at `seq`.
     pub(crate) fn wait(&self, seq: Seq) -> OneshotReceiverOf<Cfg<RT>, Found> {
         let (tx, rx) = Cfg::<RT>::oneshot();

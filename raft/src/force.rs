@@ -14,9 +14,8 @@ use crate::options::Options;
 use crate::recovery::{From, recover};
 use crate::status::Stats;
 use crate::types::{Cfg, Entry, Frame, Leader, LeaderId, LogId, Vote};
-use bytes::Bytes;
 use cvlan_core::id::{Epoch, Seq};
-use cvlan_core::log::entry_encode;
+use cvlan_core::log::EntryWriter;
 use cvlan_core::machine::{Context, Machine, SystemFact};
 use openraft::async_runtime::OneshotSender;
 use openraft::type_config::TypeConfigExt;
@@ -82,12 +81,9 @@ pub async fn force_new_cluster<M: Machine, RT: AsyncRuntime>(
     let context = Context { epoch: to, next_seq: Seq(head.seq.0 + 1), time_ms };
     let refused = |error: M::Rejection| OpenError::Raft(format!("the machine does not begin an epoch: {error}"));
     let events = M::decide(&head.machine, &context, &M::system(fact, id)).map_err(refused)?;
-    let raw = events.iter().map(|event| {
-        let mut bytes = Vec::new();
-        M::encode(event, &mut bytes);
-        Bytes::from(bytes)
-    });
-    let frame = Frame(entry_encode(to, context.next_seq, head.root, raw.collect()).into());
+    let mut entry = EntryWriter::new(to, context.next_seq, head.root, events.len(), 0);
+    events.iter().for_each(|event| entry.push(|out| M::encode(event, out)));
+    let frame = Frame(entry.finish().0);
 
     let voted = marks.vote.map_or(0, |vote| vote.leader_id.term);
     let leader_id = LeaderId { term: voted.max(last.leader_id.term) + 1, node_id: options.member };

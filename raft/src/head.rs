@@ -12,7 +12,7 @@
 use crate::sessions::Sessions;
 use crate::types::Membership;
 use cvlan_core::id::{Checkpoint, Epoch, Seq};
-use cvlan_core::log::CompactRange;
+use cvlan_core::log::{CompactRange, Hash};
 use cvlan_core::machine::{Machine, Once, SystemFact, Unreadable};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -103,11 +103,11 @@ impl<S> Head<S> {
 }
 
 impl<S: Clone> Head<S> {
-    /// Folds the events of one entry that [`Head::fits`]; `raw` are their bytes.
+    /// Folds the events of one entry that [`Head::fits`], each with the hash of its leaf.
     pub(crate) fn fold_entry<'e, M>(
         &mut self,
         epoch: Epoch,
-        events: impl Iterator<Item = (&'e M::Event, &'e [u8])>,
+        events: impl Iterator<Item = (&'e M::Event, Hash)>,
     ) -> Vec<Noted<S>>
     where
         M: Machine<State = S>,
@@ -115,20 +115,20 @@ impl<S: Clone> Head<S> {
         self.epoch = epoch;
         let mut noted = Vec::new();
         let mut before: Option<(&M::Event, Option<Once>)> = None;
-        for (event, raw) in events {
-            let once = self.fold::<M>(event, raw, before, &mut noted);
+        for (event, leaf) in events {
+            let once = self.fold::<M>(event, leaf, before, &mut noted);
             before = Some((event, once));
         }
         self.root = self.tree.root();
         noted
     }
 
-    /// Folds one event; `before` is the one before it in the same entry and its command's number. Returns this one's
+    /// Folds one event with the hash of its leaf; `before` is the one before it in the same entry and its command's number. Returns this one's
     /// command's number.
     pub(crate) fn fold<M>(
         &mut self,
         event: &M::Event,
-        raw: &[u8],
+        leaf: Hash,
         before: Option<(&M::Event, Option<Once>)>,
         noted: &mut Vec<Noted<S>>,
     ) -> Option<Once>
@@ -137,7 +137,7 @@ impl<S: Clone> Head<S> {
     {
         self.seq.0 += 1;
         self.time_ms = self.time_ms.max(M::time_ms(event));
-        self.tree.push(raw);
+        self.tree.push_hash(leaf);
         let once = match (M::event_once(event), before) {
             (Some(once), _) => {
                 self.sessions.note(once, self.seq);

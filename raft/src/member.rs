@@ -1,7 +1,6 @@
 //! The handle of a member: opens a folder, takes commands, reads history, stops in order.
 
 use crate::desk::Done;
-use crate::digests::Found;
 use crate::disk::{Lane, on_disk};
 use crate::error::{HistoryError, MemberError, OpenError, SnapshotError, VerifyError, WriteError};
 use crate::head::Head;
@@ -22,14 +21,13 @@ use crate::sync::lock;
 use crate::transport::{Pipe, Transport};
 use crate::types::Cfg;
 use crate::verify::{self, VerifyReport};
-use crate::{house, reading};
+use crate::{attest, house, reading};
 use bytes::Bytes;
 use cvlan_core::id::{Checkpoint, Epoch, Seq};
-use cvlan_core::machine::{Machine, SystemFact};
+use cvlan_core::machine::Machine;
 use openraft::async_runtime::{OneshotSender, WatchReceiver};
 use openraft::type_config::TypeConfigExt;
 use openraft::{AsyncRuntime, BasicNode, Config, RaftMetrics, ServerState, SnapshotPolicy};
-use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -215,7 +213,12 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         let _ping = Cfg::<RT>::spawn(crate::peer::ping::run(shares.clone()));
         let _watch = Cfg::<RT>::spawn(house::watch(shares.clone()));
         let _housekeeping = Cfg::<RT>::spawn(house::keep(shares));
-        Ok(Self(Arc::new(Inner { shared, raft, peers, incoming: Incoming::default(), changing: false.into() })))
+        let every = Duration::from_millis(shared.limits.checkpoint_ms);
+        let inner = Arc::new(Inner { shared, raft, peers, incoming: Incoming::default(), changing: false.into() });
+        if !every.is_zero() {
+            let _attest = Cfg::<RT>::spawn(attest::keep(Arc::downgrade(&inner), every));
+        }
+        Ok(Self(inner))
     }
 
     /// Serves one connection from another member, until it is lost or this one stops. `from`: who it is, by its
@@ -262,25 +265,7 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
 
     /// Opens a checkpoint, digests the state there, and attests it in the log.
     pub async fn checkpoint(&self) -> Result<Attested, WriteError<M::Rejection>> {
-        let opened = self.write(M::system(SystemFact::CheckpointOpened, self.id("opened"))).await?;
-        let seq = opened.checkpoint.seq;
-        let Ok(Found { root, digest }) = self.0.shared.digests.wait(seq).await else { return Err(WriteError::Stopped) };
-        self.write(M::system(SystemFact::Checkpointed { seq, root, digest }, self.id("attested"))).await?;
-        Ok(Attested { checkpoint: opened.checkpoint, root, digest })
-    }
-
-    /// Id of a command of ours: unlike any other, and the same in a simulation that is run again.
-    fn id(&self, what: &str) -> [u8; 16] {
-        let head = self.head();
-        let hash = Sha256::new()
-            .chain_update(what)
-            .chain_update(head.epoch.0)
-            .chain_update(head.root)
-            .chain_update(self.0.shared.member.to_le_bytes())
-            .chain_update(self.0.shared.clock.monotonic_us().to_le_bytes())
-            .chain_update(self.0.shared.clock.wall_ms().to_le_bytes())
-            .finalize();
-        hash.first_chunk().copied().unwrap_or_default()
+        attest::checkpoint(&self.0).await
     }
 
     /// At most `limit` events from `from` on, with their bytes; fewer where a page's bytes are full.

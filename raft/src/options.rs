@@ -31,6 +31,8 @@ pub struct Limits {
     pub snapshot_bytes: u64,
     /// … or this many events, whichever is first: 200,000.
     pub snapshot_events: u64,
+    /// The leader attests a checkpoint this often, ms, where something else changed: 60,000; 0 = only on demand.
+    pub checkpoint_ms: u64,
     /// Snapshots kept, at least 2: 3.
     pub snapshots_kept: usize,
     /// Entries that the purge marker stays behind the snapshot, so that a short absence never costs one: 1,000,000.
@@ -50,6 +52,7 @@ impl Default for Limits {
             leader_wait_ms: 2_000,
             snapshot_bytes: 64 << 20,
             snapshot_events: 200_000,
+            checkpoint_ms: 60_000,
             snapshots_kept: 3,
             purge_behind: 1_000_000,
         }

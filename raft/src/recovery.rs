@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::disk::{Disk, Files};
 use crate::error::OpenError;
 use crate::options::{Limits, Plant};
-use crate::replay::{self, Done, Fault, Replay, probe};
+use crate::replay::{self, Done, Fault, Replay, probe, unpack};
 use crate::replica::Kept;
 use crate::status::Stats;
 use crate::store::wal::{Setup, Wal, index, size};
@@ -19,7 +19,9 @@ use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::log::entry_decode;
 use cvlan_core::machine::Machine;
 use openraft::EntryPayload;
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 
 /// What a folder came to.
 pub(crate) struct Recovered<M: Machine> {
@@ -86,30 +88,18 @@ pub(crate) fn recover<M: Machine>(files: &dyn Files, from: From) -> Result<Recov
     }
     // What is purged was applied, and so was committed.
     let end = if from.whole { u64::MAX } else { next(&marks.committed.max(marks.purged)) };
-    let mut grown = [0; 2];
-    let mut failed = None;
-    wal.visit(start..end, &mut |entry| {
-        let result = step(&mut replay, &entry, &mut grown);
-        failed = result.err();
-        failed.is_none()
-    })
-    .map_err(OpenError::io("reading history"))?;
-    match failed {
-        Some(error) => Err(error),
-        None => {
-            // openraft wants a snapshot of at least what is purged; where those on disk are older or damaged, the state
-            // that was just rebuilt is one.
-            let covers = |kept: &Kept<M::State>| kept.meta.last_log_id >= marks.purged;
-            let kept = kept.filter(covers).or_else(|| {
-                let (place, head) = (&replay.place, Arc::new(replay.head.clone()));
-                let meta = SnapshotMeta { last_log_id: place.last, last_membership: place.membership.clone() };
-                marks.purged.map(|_| Kept { meta, head, made_us: None, written: false })
-            });
-            let history_from = history_from(&wal, &replay)?;
-            wal.prepare();
-            Ok(Recovered { wal, replay, kept, grown, history_from })
-        }
-    }
+    let (replay, grown) = fold(replay, &wal, start..end)?;
+    // openraft wants a snapshot of at least what is purged; where those on disk are older or damaged, the state that was
+    // just rebuilt is one.
+    let covers = |kept: &Kept<M::State>| kept.meta.last_log_id >= marks.purged;
+    let kept = kept.filter(covers).or_else(|| {
+        let (place, head) = (&replay.place, Arc::new(replay.head.clone()));
+        let meta = SnapshotMeta { last_log_id: place.last, last_membership: place.membership.clone() };
+        marks.purged.map(|_| Kept { meta, head, made_us: None, written: false })
+    });
+    let history_from = history_from(&wal, &replay)?;
+    wal.prepare();
+    Ok(Recovered { wal, replay, kept, grown, history_from })
 }
 
 /// The first event of the oldest entry that can be read, up to what is applied.
@@ -149,20 +139,49 @@ fn epoch<M: Machine>(wal: &Wal, last: u64) -> Result<Option<Epoch>, OpenError> {
     Ok(found)
 }
 
-fn step<M: Machine>(replay: &mut Replay<M>, entry: &Entry, grown: &mut [u64; 2]) -> Result<(), OpenError> {
-    let record = || format!("entry {}", entry.log_id);
-    let done = replay.entry(entry).map_err(|fault| match fault {
-        Fault::Event { source, .. } => OpenError::Unreadable { record: record(), source },
+/// Entries that are read ahead of the fold.
+const AHEAD: usize = 64;
+
+type Grown = [u64; 2];
+
+/// Folds entries in a thread of its own, while this one reads and checks those after them.
+fn fold<M: Machine>(mut replay: Replay<M>, wal: &Wal, entries: Range<u64>) -> Result<(Replay<M>, Grown), OpenError> {
+    let (tx, rx) = sync_channel(AHEAD);
+    std::thread::scope(|scope| {
+        let folded = scope.spawn(move || {
+            let mut grown = [0; 2];
+            for (bytes, step) in rx {
+                if let Done::Folded { events, .. } = replay.step(step) {
+                    let [all_bytes, all_events] = &mut grown;
+                    *all_bytes += bytes as u64;
+                    *all_events += events as u64;
+                }
+            }
+            (replay, grown)
+        });
+        let mut failed = None;
+        let read = wal.visit(entries, &mut |entry| match unpack::<M>(&entry) {
+            Ok(step) => tx.send((size(&entry), step)).is_ok(),
+            Err(fault) => {
+                failed = Some(unreadable(&entry, fault));
+                false
+            }
+        });
+        drop(tx);
+        let folded = folded.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        read.map_err(OpenError::io("reading history"))?;
+        failed.map_or(Ok(folded), Err)
+    })
+}
+
+fn unreadable(entry: &Entry, fault: Fault) -> OpenError {
+    let record = format!("entry {}", entry.log_id);
+    match fault {
+        Fault::Event { source, .. } => OpenError::Unreadable { record, source },
         Fault::Frame(_) | Fault::Epoch | Fault::Number { .. } => {
-            OpenError::Damaged { record: record(), detail: fault.to_string() }
+            OpenError::Damaged { record, detail: fault.to_string() }
         }
-    })?;
-    if let Done::Folded { events, .. } = done {
-        let [bytes, count] = grown;
-        *bytes += size(entry) as u64;
-        *count += events as u64;
     }
-    Ok(())
 }
 
 fn next(id: &Option<crate::types::LogId>) -> u64 {

@@ -5,9 +5,9 @@ use crate::head::{Head, Members, Noted};
 use crate::types::{Entry, Frame, LogId, Membership};
 use bytes::Bytes;
 use cvlan_core::id::{Epoch, Seq};
-use cvlan_core::log::{EntryError, entry_decode};
+use cvlan_core::log::{EntryError, Hash, entry_decode, leaf_hash};
 use cvlan_core::machine::{Machine, SystemFact, Unreadable};
-use openraft::{EntryPayload, StoredMembership};
+use openraft::{BasicNode, EntryPayload, StoredMembership};
 use std::sync::Arc;
 
 /// Where a head is in the Raft log.
@@ -45,6 +45,7 @@ pub(crate) struct Read<E> {
     pub(crate) prev_root: Vec<u8>,
     pub(crate) events: Vec<E>,
     pub(crate) raw: Vec<Bytes>,
+    pub(crate) leaves: Vec<Hash>,
 }
 
 /// Reads an entry's frame.
@@ -60,12 +61,13 @@ pub(crate) fn read<M: Machine>(frame: &Frame) -> Result<Read<M::Event>, Fault> {
         }
         events.push(event);
     }
+    let leaves = raw.iter().map(|bytes| leaf_hash(bytes)).collect();
     let epoch = Epoch(epoch);
     let continues = match events.first().and_then(M::event_fact) {
         Some(SystemFact::EpochBegun { previous, .. }) => previous,
         Some(SystemFact::CheckpointOpened | SystemFact::Checkpointed { .. }) | None => epoch,
     };
-    Ok(Read { epoch, continues, first_seq: Seq(entry.first_seq), prev_root: entry.prev_root, events, raw })
+    Ok(Read { epoch, continues, first_seq: Seq(entry.first_seq), prev_root: entry.prev_root, events, raw, leaves })
 }
 
 /// Number and time of a frame's first event.
@@ -73,6 +75,23 @@ pub(crate) fn probe<M: Machine>(frame: &Frame) -> Option<(Seq, u64)> {
     let entry = entry_decode(&frame.0).ok()?;
     let event = M::decode(entry.events.first()?).ok()?;
     Some((Seq(entry.first_seq), M::time_ms(&event)))
+}
+
+/// An entry, read.
+pub(crate) enum Step<E> {
+    Blank,
+    Membership(openraft::Membership<u64, BasicNode>),
+    Read(Read<E>),
+}
+
+/// Reads an entry: what can be done before it is its turn.
+pub(crate) fn unpack<M: Machine>(entry: &Entry) -> Result<(LogId, Step<M::Event>), Fault> {
+    let step = match &entry.payload {
+        EntryPayload::Blank => Step::Blank,
+        EntryPayload::Membership(membership) => Step::Membership(membership.clone()),
+        EntryPayload::Normal(frame) => Step::Read(read::<M>(frame)?),
+    };
+    Ok((entry.log_id, step))
 }
 
 /// What an entry did to a head.
@@ -102,33 +121,36 @@ impl<M: Machine> Default for Replay<M> {
 impl<M: Machine> Replay<M> {
     /// Applies the next entry.
     pub(crate) fn entry(&mut self, entry: &Entry) -> Result<Done<M>, Fault> {
-        let done = match &entry.payload {
-            EntryPayload::Blank => Done::Nothing,
-            EntryPayload::Membership(membership) => {
-                self.place.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+        unpack::<M>(entry).map(|step| self.step(step))
+    }
+
+    /// Applies the next entry, which was read before.
+    pub(crate) fn step(&mut self, (id, step): (LogId, Step<M::Event>)) -> Done<M> {
+        let done = match step {
+            Step::Blank => Done::Nothing,
+            Step::Membership(membership) => {
+                self.place.membership = StoredMembership::new(Some(id), membership);
                 self.head.members = Arc::new(Members::from(&self.place.membership));
                 Done::Nothing
             }
-            EntryPayload::Normal(frame) => self.frame(frame)?,
+            Step::Read(read) => self.fold(read),
         };
         if let Done::Skipped = done {
-            tracing::warn!(entry = %entry.log_id, "skipped: it continues another history");
-            self.place.skipped.push(entry.log_id.index);
+            tracing::warn!(entry = %id, "skipped: it continues another history");
+            self.place.skipped.push(id.index);
         }
-        self.place.last = Some(entry.log_id);
-        Ok(done)
+        self.place.last = Some(id);
+        done
     }
 
-    fn frame(&mut self, frame: &Frame) -> Result<Done<M>, Fault> {
-        let mut read = read::<M>(frame)?;
+    fn fold(&mut self, mut read: Read<M::Event>) -> Done<M> {
         if !self.head.fits(read.continues, read.first_seq, &read.prev_root) {
-            return Ok(Done::Skipped);
+            return Done::Skipped;
         }
         if let Some(to) = self.to {
             read.events.truncate((to.0 + 1).saturating_sub(read.first_seq.0) as usize);
         }
-        let pairs = read.events.iter().zip(&read.raw).map(|(event, raw)| (event, raw.as_ref()));
-        let noted = self.head.fold_entry::<M>(read.epoch, pairs);
-        Ok(Done::Folded { events: read.events.len(), noted })
+        let noted = self.head.fold_entry::<M>(read.epoch, read.events.iter().zip(read.leaves));
+        Done::Folded { events: read.events.len(), noted }
     }
 }

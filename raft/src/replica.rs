@@ -271,8 +271,7 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
                 }
                 let mut head = Head::clone(&now);
                 drop(now);
-                let pairs = read.events.iter().zip(&read.raw).map(|(event, raw)| (event, raw.as_ref()));
-                let noted = head.fold_entry::<M>(read.epoch, pairs);
+                let noted = head.fold_entry::<M>(read.epoch, read.events.iter().zip(read.leaves));
                 self.applied(id, frame.0.len(), head, Events::of(read.events), read.raw, noted);
             }
         }

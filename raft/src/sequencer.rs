@@ -10,17 +10,16 @@ use crate::sessions::Seen;
 use crate::types::{Frame, Hook};
 use bytes::Bytes;
 use cvlan_core::id::{Epoch, Seq};
-use cvlan_core::log::entry_encode;
+use cvlan_core::log::{EntryWriter, leaf_hash};
 use cvlan_core::machine::{Context, Machine, SystemFact};
 use openraft::AsyncRuntime;
 use openraft::errors::{ClientWriteError, ForwardReason};
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Bytes that an event takes in its entry besides its own, at most.
-const EVENT_OVERHEAD: usize = 6;
+/// Bytes of an event in an entry, about: room that is made beforehand.
+const EVENT_BYTES: usize = 448;
 
 /// Stops the member if the sequencer ends for another reason than that.
 struct Watch<M: Machine, RT: AsyncRuntime>(Arc<Shared<M, RT>>);
@@ -37,16 +36,15 @@ pub(crate) async fn run<M: Machine, RT: AsyncRuntime>(shared: Arc<Shared<M, RT>>
     while let Some(turn) = std::future::poll_fn(|context| shared.desk.poll_turn(context)).await {
         let (term, leader) = (turn.term, turn.leader);
         let batch = decide(turn, &shared.limits);
-        if batch.events.is_empty() {
+        let Some(frame) = batch.frame else {
             if let Some(quiet) = shared.desk.quiet(term, batch.head, batch.rest, batch.decided) {
                 shared.confirm.quiet(quiet);
             }
             continue;
-        }
+        };
         shared.stats.entry_events.add(batch.events.len() as u64);
         shared.stats.entries.fetch_add(1, Relaxed);
         let (first_seq, prev_root) = (batch.first_seq, batch.prev_root);
-        let frame = Frame(entry_encode(batch.head.epoch, first_seq, prev_root, batch.raw.clone()).into());
         let flight = Flight {
             leader,
             serial: 0,
@@ -84,6 +82,8 @@ pub(crate) struct Batch<M: Machine, RT: AsyncRuntime> {
     pub(crate) head: Head<M::State>,
     pub(crate) first_seq: Seq,
     pub(crate) prev_root: [u8; 32],
+    /// The entry, if anything changes.
+    pub(crate) frame: Option<Frame>,
     pub(crate) events: Vec<M::Event>,
     pub(crate) raw: Vec<Bytes>,
     pub(crate) noted: Vec<Noted<M::State>>,
@@ -101,14 +101,14 @@ pub(crate) fn decide<M: Machine, RT: AsyncRuntime>(turn: Turn<M, RT>, limits: &L
         epoch: turn.head.epoch,
         head: turn.head,
         time_ms: turn.time_ms,
-        bytes: Vec::new(),
-        ranges: Vec::new(),
-        events: Vec::new(),
+        entry: None,
+        room: rest.len(),
+        events: Vec::with_capacity(rest.len()),
         noted: Vec::new(),
         last: None,
     };
     let mut decided = Vec::with_capacity(rest.len());
-    while work.bytes.len() < limits.entry_bytes
+    while work.entry.as_ref().is_none_or(|entry| entry.bytes() < limits.entry_bytes)
         && let Some(item) = rest.pop_front()
     {
         let verdict = work.command(&item.command, item.epoch, limits.command_bytes);
@@ -122,10 +122,10 @@ pub(crate) fn decide<M: Machine, RT: AsyncRuntime>(turn: Turn<M, RT>, limits: &L
         work.head.epoch = work.epoch;
         work.head.root = work.head.tree.root();
     }
-    let bytes = Bytes::from(work.bytes);
-    let raw = work.ranges.into_iter().map(|range| bytes.slice(range)).collect();
-    let Work { head, first_seq, prev_root, events, noted, .. } = work;
-    Batch { head, first_seq, prev_root, events, raw, noted, decided, rest }
+    let Work { head, first_seq, prev_root, events, noted, entry, .. } = work;
+    let entry = entry.filter(|entry| !entry.is_empty()).map(EntryWriter::finish);
+    let (frame, raw) = entry.map_or_else(Default::default, |(frame, raw)| (Some(Frame(frame)), raw));
+    Batch { head, first_seq, prev_root, frame, events, raw, noted, decided, rest }
 }
 
 struct Work<M: Machine> {
@@ -134,8 +134,10 @@ struct Work<M: Machine> {
     prev_root: [u8; 32],
     epoch: Epoch,
     time_ms: u64,
-    bytes: Vec<u8>,
-    ranges: Vec<Range<usize>>,
+    /// Begun with the first event: only then is the epoch certain.
+    entry: Option<EntryWriter>,
+    /// Commands that may come.
+    room: usize,
     events: Vec<M::Event>,
     noted: Vec<Noted<M::State>>,
     last: Option<cvlan_core::machine::Once>,
@@ -167,31 +169,27 @@ impl<M: Machine> Work<M> {
         if let Some(SystemFact::EpochBegun { .. }) = M::event_fact(first) {
             return Verdict::Refused(WriteError::AlreadyBootstrapped);
         }
+        let room = self.room;
+        let entry = self.entry.get_or_insert_with(|| {
+            let bytes = (room * EVENT_BYTES).min(command_bytes);
+            EntryWriter::new(self.epoch, self.first_seq, self.prev_root, room, bytes)
+        });
         // Sized before anything is folded: what is too large leaves no trace.
-        let (from, mut ranges) = (self.bytes.len(), Vec::with_capacity(events.len()));
+        let (first, from) = (entry.len(), entry.bytes());
         for event in &events {
-            let start = self.bytes.len();
-            M::encode(event, &mut self.bytes);
-            ranges.push(start..self.bytes.len());
+            entry.push(|out| M::encode(event, out));
         }
-        let bytes = self.bytes.len() - from + events.len() * EVENT_OVERHEAD;
+        let bytes = entry.bytes() - from;
         if bytes > command_bytes {
-            self.bytes.truncate(from);
+            entry.truncate(first, from);
             return Verdict::Refused(WriteError::TooLarge { bytes, limit: command_bytes });
         }
-        self.fold(events, ranges)
-    }
-
-    fn fold(&mut self, events: Vec<M::Event>, ranges: Vec<Range<usize>>) -> Verdict<M> {
-        let first = self.events.len();
-        for (event, range) in events.into_iter().zip(ranges) {
+        for (event, n) in events.into_iter().zip(first..) {
             let due = Seq(self.head.seq.0 + 1);
             assert_eq!(M::seq(&event), due, "decide numbers its events from next_seq on");
-            let raw = self.bytes.get(range.clone()).unwrap_or_default();
             let before = self.events.last().map(|event| (event, self.last));
-            self.last = self.head.fold::<M>(&event, raw, before, &mut self.noted);
+            self.last = self.head.fold::<M>(&event, leaf_hash(entry.event(n)), before, &mut self.noted);
             self.events.push(event);
-            self.ranges.push(range);
         }
         Verdict::Events(first..self.events.len())
     }
@@ -222,9 +220,8 @@ mod tests {
     }
 
     fn entry(index: u64, batch: &Batch<Counter, Rt>) -> Entry {
-        let frame = entry_encode(batch.head.epoch, batch.first_seq, batch.prev_root, batch.raw.clone());
         let log_id = LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index };
-        Entry { log_id, payload: EntryPayload::Normal(Frame(frame.into())) }
+        Entry { log_id, payload: EntryPayload::Normal(batch.frame.clone().unwrap()) }
     }
 
     fn command() -> impl Strategy<Value = Command> {
@@ -270,8 +267,8 @@ mod tests {
         let other = decide(turn(first.head.clone(), vec![Command::add(3)]), &limits);
         let third = decide(turn(second.head.clone(), vec![Command::add(4)]), &limits);
         let after_other = decide(turn(other.head.clone(), vec![Command::add(5)]), &limits);
-        let mut foreign = decide(turn(second.head.clone(), vec![Command::add(6)]), &limits);
-        foreign.head.epoch = Epoch([9; 16]);
+        let elsewhere = Head { epoch: Epoch([9; 16]), ..second.head.clone() };
+        let foreign = decide(turn(elsewhere, vec![Command::add(6)]), &limits);
         let mut replay = Replay::<Counter>::default();
         // Number already taken; a number that fits on another root; another epoch; the first entry again.
         let log = [&first, &second, &other, &after_other, &foreign, &first, &third];
@@ -292,7 +289,7 @@ mod tests {
         let large = Command::Add { by: 1, times: 9, note: Bytes::new(), once: None };
         let batch = decide(turn(first.head, vec![Command::add(1), large, Command::add(2)]), &limits);
         assert_eq!(batch.head.machine.sum, 4);
-        assert!(matches!(batch.decided[1].1, Verdict::Refused(WriteError::TooLarge { bytes: 495, limit: 200 })));
+        assert!(matches!(batch.decided[1].1, Verdict::Refused(WriteError::TooLarge { bytes: 459, limit: 200 })));
         assert_eq!(batch.events.len(), 2);
     }
 }

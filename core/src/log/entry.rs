@@ -1,8 +1,10 @@
 //! The frame and the entry in it.
 
 use crate::id::{Epoch, Seq};
-use cvlan_proto::Message;
+use bytes::Bytes;
 use cvlan_proto::v1::Entry;
+use cvlan_proto::{Message, encode_length_delimiter};
+use std::ops::Range;
 
 /// Version of the frame and of [`Entry`].
 pub const FORMAT: u8 = 1;
@@ -51,29 +53,88 @@ impl EntryError {
     }
 }
 
-/// Frames one entry.
-pub fn entry_encode(epoch: Epoch, first_seq: Seq, prev_root: [u8; 32], events: Vec<bytes::Bytes>) -> Vec<u8> {
-    let entry = Entry {
-        format: u32::from(FORMAT),
-        epoch: epoch.0.to_vec(),
-        first_seq: first_seq.0,
-        prev_root: prev_root.to_vec(),
-        events,
-    };
-    let mut out = Vec::with_capacity(FRAME_HEADER_BYTES + entry.encoded_len());
-    out.extend_from_slice(&[0; 8]);
-    out.push(FORMAT);
-    // A Vec grows as needed, so encoding into it cannot fail.
-    let _ = entry.encode(&mut out);
-    let (head, body) = out.split_at_mut(8);
-    let (length, checksum) = head.split_at_mut(4);
-    length.copy_from_slice(&(body.len() as u32).to_le_bytes());
-    checksum.copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
-    out
+/// Frames an entry while its events are made: each is written once, to where it stays.
+#[derive(Debug)]
+pub struct EntryWriter {
+    out: Vec<u8>,
+    /// Where each event lies in `out`.
+    events: Vec<Range<usize>>,
+    /// One event, before its length is known.
+    event: Vec<u8>,
+}
+
+/// Field 5 of [`Entry`], length-delimited.
+const EVENT_TAG: u8 = 5 << 3 | 2;
+
+impl EntryWriter {
+    /// An entry without events; `events` and `bytes` (of all events) are what is expected.
+    pub fn new(epoch: Epoch, first_seq: Seq, prev_root: [u8; 32], events: usize, bytes: usize) -> Self {
+        let entry = Entry {
+            format: u32::from(FORMAT),
+            epoch: epoch.0.to_vec(),
+            first_seq: first_seq.0,
+            prev_root: prev_root.to_vec(),
+            events: Vec::new(),
+        };
+        let mut out = Vec::with_capacity(FRAME_HEADER_BYTES + entry.encoded_len() + bytes);
+        out.extend_from_slice(&[0; 8]);
+        out.push(FORMAT);
+        // A Vec grows as needed, so encoding into it cannot fail.
+        let _ = entry.encode(&mut out);
+        Self { out, events: Vec::with_capacity(events), event: Vec::new() }
+    }
+
+    /// Appends the event that `encode` writes.
+    pub fn push(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
+        self.event.clear();
+        encode(&mut self.event);
+        self.out.push(EVENT_TAG);
+        let _ = encode_length_delimiter(self.event.len(), &mut self.out);
+        let start = self.out.len();
+        self.out.extend_from_slice(&self.event);
+        self.events.push(start..self.out.len());
+    }
+
+    /// Events so far.
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    /// True where it has no events.
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// Bytes so far.
+    pub fn bytes(&self) -> usize {
+        self.out.len()
+    }
+
+    /// The bytes of one event.
+    pub fn event(&self, n: usize) -> &[u8] {
+        self.events.get(n).and_then(|range| self.out.get(range.clone())).unwrap_or_default()
+    }
+
+    /// Takes back all but the first `events` events, which ended at `bytes`.
+    pub fn truncate(&mut self, events: usize, bytes: usize) {
+        self.events.truncate(events);
+        self.out.truncate(bytes);
+    }
+
+    /// The frame, and each event's bytes in it.
+    pub fn finish(mut self) -> (Bytes, Vec<Bytes>) {
+        let (head, body) = self.out.split_at_mut(8);
+        let (length, checksum) = head.split_at_mut(4);
+        length.copy_from_slice(&(body.len() as u32).to_le_bytes());
+        checksum.copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
+        let frame = Bytes::from(self.out);
+        let events = self.events.into_iter().map(|range| frame.slice(range)).collect();
+        (frame, events)
+    }
 }
 
 /// Reads one frame that fills `frame` exactly. Event bytes are slices of `frame`, not copies.
-pub fn entry_decode(frame: &bytes::Bytes) -> Result<Entry, EntryError> {
+pub fn entry_decode(frame: &Bytes) -> Result<Entry, EntryError> {
     let short = |need| EntryError::Short { have: frame.len(), need };
     let word = |at: usize| -> Option<u32> { Some(u32::from_le_bytes(frame.get(at..at + 4)?.try_into().ok()?)) };
     let length = word(0).ok_or(short(FRAME_HEADER_BYTES))? as usize;
@@ -97,12 +158,28 @@ mod tests {
     use super::*;
 
     fn frame() -> Vec<u8> {
-        entry_encode(
-            Epoch([7; 16]),
-            Seq(3),
-            [9; 32],
-            vec![bytes::Bytes::from_static(b"one"), bytes::Bytes::from_static(b"two")],
-        )
+        let mut writer = EntryWriter::new(Epoch([7; 16]), Seq(3), [9; 32], 0, 0);
+        writer.push(|out| out.extend_from_slice(b"one"));
+        let (events, bytes) = (writer.len(), writer.bytes());
+        writer.push(|out| out.extend_from_slice(&[1; 300]));
+        writer.truncate(events, bytes);
+        writer.push(|out| out.extend_from_slice(b"two"));
+        assert_eq!(writer.event(1), b"two");
+        let (frame, events) = writer.finish();
+        assert_eq!(events, ["one", "two"]);
+        frame.into()
+    }
+
+    #[test]
+    fn it_is_written_as_the_library_writes_it() {
+        let events: Vec<Bytes> = [0, 1, 127, 128, 300, 70_000].map(|n| vec![n as u8; n].into()).into();
+        let mut writer = EntryWriter::new(Epoch([7; 16]), Seq(300), [9; 32], 6, 1000);
+        events.iter().for_each(|event| writer.push(|out| out.extend_from_slice(event)));
+        let (frame, raw) = writer.finish();
+        assert_eq!(raw, events);
+        let entry = Entry { format: 1, epoch: vec![7; 16], first_seq: 300, prev_root: vec![9; 32], events };
+        assert_eq!(frame[FRAME_HEADER_BYTES..], entry.encode_to_vec());
+        assert_eq!(entry_decode(&frame), Ok(entry));
     }
 
     #[test]

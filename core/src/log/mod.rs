@@ -10,5 +10,5 @@
 pub mod entry;
 pub mod merkle;
 
-pub use entry::{EntryError, MAX_FRAME_BYTES, entry_decode, entry_encode};
-pub use merkle::{CompactRange, leaf_hash};
+pub use entry::{EntryError, EntryWriter, MAX_FRAME_BYTES, entry_decode};
+pub use merkle::{CompactRange, Hash, leaf_hash};

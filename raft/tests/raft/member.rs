@@ -308,3 +308,24 @@ async fn a_full_queue_is_busy_and_a_stopped_member_says_so() {
     member.shutdown().await;
     assert_eq!(member.write(Command::add(1)).await.err(), Some(WriteError::Stopped));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checkpoints_follow_changes_by_themselves() {
+    let folder = tempfile::tempdir().unwrap();
+    let member = open_with(folder.path(), |options| options.limits.checkpoint_ms = 20).await.unwrap();
+    member.bootstrap(EPOCH, Command::add(1)).await.unwrap();
+    let attested = async |seq: u64| {
+        while member.head().seq.0 < seq {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // Opened and attested once; then nothing changes, and nothing more comes.
+    attested(3).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(member.head().seq, Seq(3));
+    member.write(Command::add(1)).await.unwrap();
+    attested(6).await;
+    let report = member.log_verify(Some(Seq(6))).await.unwrap();
+    assert_eq!(report.checkpoints.iter().map(|c| c.seq).collect::<Vec<_>>(), [Seq(2), Seq(5)]);
+    member.shutdown().await;
+}
