@@ -27,6 +27,8 @@ pub const EXPIRY: Duration = Duration::from_secs(60);
 const GATHER: Duration = Duration::from_millis(250);
 /// And so long at most; also the longest rest after a failure.
 const GATHER_MAX: Duration = Duration::from_secs(10);
+/// Nodes that are looked at in one go.
+const ROUND: usize = 8 * TRANSITIONS_MAX;
 /// Every stream and every session of this member is looked at so often.
 const SWEEP: Duration = Duration::from_secs(30);
 /// Between two looks at the other members.
@@ -45,7 +47,7 @@ pub async fn report(app: Arc<App>) {
         // Its end is the next sweep.
         let _ = timeout(SWEEP, app.streams.unsettled.notified()).await;
         sleep(rest).await;
-        let nodes = app.streams.unsettled_take();
+        let nodes = app.streams.unsettled_take(ROUND);
         let started = Instant::now();
         rest = match settle(&app, &nodes).await {
             Ok(()) => started.elapsed().clamp(GATHER, GATHER_MAX),

@@ -195,9 +195,17 @@ impl Streams {
         }
     }
 
-    /// The unsettled nodes; they count as settled from now on.
-    pub fn unsettled_take(&self) -> Vec<NodeId> {
-        std::mem::take(&mut self.inner().unsettled).into_iter().collect()
+    /// Unsettled nodes, at most so many; they count as settled from now on.
+    pub fn unsettled_take(&self, most: usize) -> Vec<NodeId> {
+        let mut inner = self.inner();
+        let taken: Vec<NodeId> = inner.unsettled.iter().take(most).copied().collect();
+        for node in &taken {
+            inner.unsettled.remove(node);
+        }
+        if !inner.unsettled.is_empty() {
+            self.unsettled.notify_one();
+        }
+        taken
     }
 
     /// These are to be looked at (again).
@@ -245,15 +253,15 @@ mod tests {
         let session = streams.session(node).unwrap().session;
         streams.told(node, session);
         assert!(streams.session(node).unwrap().told);
-        assert_eq!(streams.unsettled_take(), [node]);
+        assert_eq!(streams.unsettled_take(9), [node]);
         let second = streams.open(tenant, cvlan, node);
         assert!(first.is_superseded() && !second.is_superseded());
         let stays = presence::Open { session, told: false };
-        assert_eq!((streams.session(node), streams.unsettled_take()), (Some(stays), vec![node]));
+        assert_eq!((streams.session(node), streams.unsettled_take(9)), (Some(stays), vec![node]));
         drop(first);
-        assert_eq!((streams.session(node), streams.unsettled_take()), (Some(stays), vec![]), "the second is there");
+        assert_eq!((streams.session(node), streams.unsettled_take(9)), (Some(stays), vec![]), "the second is there");
         drop(second);
-        assert_eq!((streams.session(node), streams.unsettled_take()), (None, vec![node]));
+        assert_eq!((streams.session(node), streams.unsettled_take(9)), (None, vec![node]));
         assert_eq!(streams.online_count(), 0);
         let third = streams.open(tenant, cvlan, node);
         assert_ne!(third.session, session, "it was away");
