@@ -6,6 +6,7 @@ use crate::idempotency::Idempotency;
 use crate::machine::Once;
 use crate::member::MemberCommand;
 use crate::node::NodeCommand;
+use crate::presence::PresenceCommand;
 use crate::system::SystemCommand;
 use crate::tenant::TenantCommand;
 use crate::token::TokenCommand;
@@ -98,4 +99,6 @@ pub enum Wish {
     User(UserCommand),
     /// Members.
     Member(MemberCommand),
+    /// Who is connected.
+    Presence(PresenceCommand),
 }

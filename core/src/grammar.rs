@@ -11,6 +11,7 @@ use crate::idempotency::{Idempotency, KEPT_MS};
 use crate::machine::{Machine as _, Once};
 use crate::member::{MEMBERS_MAX, MemberCommand, URLS_TOTAL_BYTES, URLS_TOTAL_MAX};
 use crate::node::{Machine, NodeCommand, Register};
+use crate::presence::{PresenceCommand, Transition};
 use crate::state::{State, TenantState};
 use crate::system::{Bootstrap, SystemCommand};
 use crate::tenant::{SigningKey, TenantCommand};
@@ -65,7 +66,7 @@ impl Rng {
 }
 
 /// Names of the generators below, one for every kind of command.
-pub const KINDS: [&str; 20] = [
+pub const KINDS: [&str; 22] = [
     "bootstrap",
     "advertise",
     "tenant_create",
@@ -86,6 +87,8 @@ pub const KINDS: [&str; 20] = [
     "member_announce",
     "member_remove",
     "user",
+    "presence_report",
+    "presence_expire",
 ];
 
 /// Draws commands.
@@ -102,13 +105,16 @@ pub struct Grammar {
     keys: Rng,
 }
 
+/// The first of the members that nobody is.
+const ABSENT: MemberId = MemberId(1 << 62);
+
 /// Commands with a key that are remembered.
 const KEYED_MAX: usize = 64;
 
 impl Grammar {
     /// The history of this seed.
     pub fn new(seed: u64) -> Self {
-        let weights = [1, 2, 3, 2, 1, 6, 2, 2, 25, 20, 10, 12, 14, 6, 2, 2, 3, 1, 1, 4];
+        let weights = [1, 2, 3, 2, 1, 6, 2, 2, 25, 20, 10, 12, 14, 6, 2, 2, 3, 1, 1, 4, 10, 1];
         let keys = Rng(seed.rotate_left(32) ^ 0x6b65_7973);
         Self { rng: Rng(seed), weights, registered: Vec::new(), keyed: Vec::new(), keys }
     }
@@ -234,6 +240,8 @@ impl Grammar {
                 version: format!("0.{}.0", self.rng.below(3)),
             }),
             "member_remove" => Wish::Member(MemberCommand::Remove { id: self.member(state) }),
+            "presence_report" => self.presence_report(state, id, tenant.as_deref()),
+            "presence_expire" => Wish::Presence(PresenceCommand::Expire { member: self.absent() }),
             _ => self.user(state, id),
         };
         self.wish(wish)
@@ -372,6 +380,27 @@ impl Grammar {
         command
     }
 
+    /// Few members, and none that anybody is: what real ones say is not contradicted for good.
+    fn absent(&mut self) -> MemberId {
+        MemberId(ABSENT.0 + self.rng.below(4))
+    }
+
+    /// Few sessions, so that old ones come again; most ends are of the session that the node has.
+    fn presence_report(&mut self, state: &State, tenant: TenantId, home: Option<&TenantState>) -> Wish {
+        let mut member = self.absent();
+        let transitions = (0..self.rng.below(5)).map(|_| {
+            let (node, online) = (self.node(home), self.rng.one_in(2));
+            let mut session = self.rng.below(16);
+            let known = state.presence(node).filter(|p| p.member >= ABSENT);
+            if let Some(has) = known.filter(|_| !online && !self.rng.one_in(4)) {
+                (member, session) = (has.member, has.session);
+            }
+            Transition { node, session, online }
+        });
+        let transitions = transitions.collect();
+        Wish::Presence(PresenceCommand::Report { tenant, member, transitions })
+    }
+
     fn token_create(&mut self, tenant: TenantId, home: Option<&TenantState>) -> Wish {
         let key = home.and_then(|t| t.record.signing_keys.first()).map(|k| k.id).unwrap_or_default();
         Wish::Token(TokenCommand::Create {
@@ -441,6 +470,7 @@ pub fn check_invariants(state: &State) -> Result<(), String> {
         holds(nets.iter().enumerate().all(apart), || format!("ranges of tenant {id}: {nets:?}"))?;
     }
     check_members(state)?;
+    check_presence(state)?;
     state.used_keys.check()?;
     holds(keys.len() == state.wg_keys.len(), || {
         format!("{} WireGuard keys, {} indexed", keys.len(), state.wg_keys.len())
@@ -479,6 +509,18 @@ fn check_members(state: &State) -> Result<(), String> {
         holds(urls.len() <= URLS_TOTAL_MAX && bytes <= URLS_TOTAL_BYTES, || format!("{urls:?} are advertised"))?;
     }
     Ok(())
+}
+
+fn check_presence(state: &State) -> Result<(), String> {
+    let mut online = BTreeSet::new();
+    for (id, tenant) in &state.tenants {
+        for (node, p) in &tenant.presence {
+            holds(tenant.nodes.contains_key(node), || format!("presence of no node {node} of tenant {id}: {p:?}"))?;
+            online.extend(p.online.then_some((p.member, *node)));
+        }
+    }
+    let indexed: BTreeSet<_> = state.online.iter().copied().collect();
+    holds(online == indexed, || format!("online are {online:?}, indexed {indexed:?}"))
 }
 
 fn holds(fact: bool, what: impl FnOnce() -> String) -> Result<(), String> {

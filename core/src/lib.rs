@@ -26,6 +26,7 @@ pub mod map;
 pub mod member;
 pub mod name;
 pub mod node;
+pub mod presence;
 pub mod rejection;
 pub mod rules;
 mod save;

@@ -149,7 +149,9 @@ pub fn scopes(state: &State, event: &v1::Event) -> Option<(TenantId, CvlanId)> {
             v1::cvlan_event::Kind::Updated(e) => CvlanId::of(&e.cvlan_id),
             v1::cvlan_event::Kind::Deleted(e) => CvlanId::of(&e.cvlan_id),
         },
-        Body::System(_) | Body::Tenant(_) | Body::Token(_) | Body::User(_) | Body::Member(_) => return None,
+        Body::System(_) | Body::Tenant(_) | Body::Token(_) | Body::User(_) | Body::Member(_) | Body::Presence(_) => {
+            return None;
+        }
     };
     Some((tenant, cvlan))
 }

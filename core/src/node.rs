@@ -10,7 +10,7 @@ use crate::rejection::Rejection;
 use crate::rules::{Fact, Key, Stamp, fresh, timestamp};
 use crate::scope::Thing;
 use crate::state::{CvlanState, State, TenantState, WgKey};
-use crate::token;
+use crate::{presence, token};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use cvlan_proto::v1::{self, event::Body, node_event::Kind};
@@ -198,7 +198,7 @@ impl NodeCommand {
 }
 
 impl Node {
-    /// As people and scripts see it; presence is the door's to add.
+    /// As people and scripts see it; presence, which is beside it, is the door's to add.
     pub fn to_proto(&self) -> v1::Node {
         v1::Node {
             id: self.id.text(),
@@ -503,6 +503,7 @@ fn change(state: &mut State, stamp: Stamp, tenant: TenantId, id: NodeId, f: impl
 }
 
 fn apply_deleted(state: &mut State, stamp: Stamp, tenant: TenantId, id: NodeId) {
+    presence::remove(state, tenant, id);
     let Some(home) = state.tenant_mut(tenant) else { return };
     let Some(node) = home.nodes.remove(&id) else { return };
     if let Some(place) = home.cvlan_mut(node.cvlan) {

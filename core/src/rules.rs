@@ -7,7 +7,7 @@ use crate::id::{CommandId, CvlanId, MemberId, NodeId, Seq, TenantId, TokenId, Us
 use crate::machine::{Context, Machine, Once, SystemFact, Unreadable};
 use crate::rejection::Rejection;
 use crate::state::State;
-use crate::{cvlan, idempotency, member, node, save, system, tenant, token, user};
+use crate::{cvlan, idempotency, member, node, presence, save, system, tenant, token, user};
 use cvlan_proto::v1::{Event, event::Body};
 use cvlan_proto::{Message, Timestamp};
 
@@ -67,6 +67,7 @@ impl Machine for Rules {
             Wish::Token(c) => token::decide(state, ctx, meta, c),
             Wish::User(c) => user::decide(state, ctx, meta, c),
             Wish::Member(c) => member::decide(state, ctx, meta, c),
+            Wish::Presence(c) => presence::decide(state, meta, c),
         }?;
         if let (Some(_), Some(first)) = (&meta.idempotency, facts.first()) {
             idempotency::room(state, first.tenant, ctx.time_ms)?;
@@ -86,6 +87,7 @@ impl Machine for Rules {
             Some(Body::Token(e)) => token::apply(state, stamp, id, e),
             Some(Body::User(e)) => user::apply(state, stamp, id, e),
             Some(Body::Member(e)) => member::apply(state, stamp, e),
+            Some(Body::Presence(e)) => presence::apply(state, stamp, id, e),
             None => {}
         }
         if let Some(home) = state.tenant_mut(id) {
@@ -156,7 +158,8 @@ impl Machine for Rules {
             Some(Body::Token(e)) => token::touched(id, e),
             Some(Body::User(e)) => user::touched(id, e),
             Some(Body::Member(e)) => member::touched(e),
-            None => Vec::new(),
+            // No view and no delta has it.
+            Some(Body::Presence(_)) | None => Vec::new(),
         }
     }
 
@@ -183,6 +186,7 @@ fn known(event: &Event) -> bool {
         Some(Body::Token(e)) => e.kind.is_some(),
         Some(Body::User(e)) => e.kind.is_some(),
         Some(Body::Member(e)) => e.kind.is_some(),
+        Some(Body::Presence(e)) => e.kind.is_some(),
         None => false,
     }
 }

@@ -10,6 +10,7 @@ use crate::idempotency::UsedKey;
 use crate::machine::Unreadable;
 use crate::member::{Admission, Joined, Member};
 use crate::node::{self, Enrolment, Node, Status};
+use crate::presence::{self, Presence};
 use crate::state::{CvlanState, State, TenantState};
 use crate::system::SystemState;
 use crate::tenant::{SigningKey, Tenant};
@@ -36,6 +37,7 @@ pub(crate) fn save(state: &State, into: &mut Vec<u8>) {
         for ((token, nonce), node) in &tenant.nonces {
             put(Row::Nonce(v1::SavedNonce { token_id: raw(token.0), nonce: nonce.to_vec(), node_id: raw(node.0) }));
         }
+        tenant.presence.iter().for_each(|(node, p)| put(Row::Presence(presence_row(*node, p))));
     }
     state.users.values().for_each(|u| put(Row::User(user_row(u))));
     state.members.values().filter(|m| !implied(m)).for_each(|m| put(Row::Member(member_row(m))));
@@ -63,6 +65,10 @@ pub(crate) fn load(mut bytes: &[u8]) -> Result<State, Unreadable> {
             Some(Row::Nonce(r)) => {
                 let key = (TokenId(id(&r.token_id)?), array(&r.nonce)?);
                 tenant(&mut state, home)?.nonces.insert(key, NodeId(id(&r.node_id)?));
+            }
+            Some(Row::Presence(r)) => {
+                let (node, presence) = presence_of(&r)?;
+                presence::insert(&mut state, home, node, presence);
             }
             Some(Row::User(r)) => user::insert(&mut state, user_of(r)?),
             Some(Row::Member(r)) => {
@@ -306,6 +312,21 @@ fn token_of(tenant: TenantId, r: v1::SavedToken) -> Result<Token, Unreadable> {
         created_ms: r.created_ms,
         revision: Seq(r.revision),
     })
+}
+
+fn presence_row(node: NodeId, p: &Presence) -> v1::SavedPresence {
+    v1::SavedPresence {
+        node_id: raw(node.0),
+        online: p.online,
+        member_id: p.member.0,
+        session: p.session,
+        since_ms: p.since_ms,
+    }
+}
+
+fn presence_of(r: &v1::SavedPresence) -> Result<(NodeId, Presence), Unreadable> {
+    let (online, member) = (r.online, MemberId(r.member_id));
+    Ok((NodeId(id(&r.node_id)?), Presence { online, member, session: r.session, since_ms: r.since_ms }))
 }
 
 fn user_row(u: &User) -> v1::SavedUser {

@@ -3,11 +3,12 @@
 //! ```text
 //! State ─ tenants ─► TenantState ─ cvlans ─► CvlanState (record, address pools, scope index)
 //!       │                        ├ nodes  ─► Node
-//!       │                        └ tokens ─► Token
+//!       │                        ├ tokens ─► Token
+//!       │                        └ presence
 //!       ├ users
 //!       ├ members
 //!       ├ used_keys
-//!       └ indexes: slugs, user names, WireGuard keys, node → tenant (derived, rebuilt on load)
+//!       └ indexes: slugs, user names, WireGuard keys, node → tenant, who is online where (derived, rebuilt on load)
 //! ```
 //! Only `apply` changes it. Maps are ordered: two replicas walk them alike.
 
@@ -15,6 +16,7 @@ use crate::address::Pool;
 use crate::id::{CvlanId, MemberId, NodeId, TenantId, TokenId, UserId};
 use crate::idempotency::UsedKeys;
 use crate::member::{Member, urls};
+use crate::presence::Presence;
 use crate::scope::Scope;
 use crate::system::SystemState;
 use crate::tenant::Tenant;
@@ -22,7 +24,7 @@ use crate::token::Token;
 use crate::user::User;
 use crate::wg_keys::WgKeys;
 use crate::{cvlan::Cvlan, node::Node};
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 use ipnet::{Ipv4Net, Ipv6Net};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -51,6 +53,8 @@ pub struct State {
     pub wg_keys: WgKeys,
     /// A certificate names only the node.
     pub node_tenants: OrdMap<NodeId, TenantId>,
+    /// Nodes that are connected, by the member that they are connected to.
+    pub online: OrdSet<(MemberId, NodeId)>,
 }
 
 /// One tenant and all it has.
@@ -74,6 +78,8 @@ pub struct TenantState {
     pub tokens: OrdMap<TokenId, Arc<Token>>,
     /// Nonces of registrations, while their token lives: a nonce belongs to one (token, key, CSR key).
     pub nonces: OrdMap<(TokenId, [u8; 16]), NodeId>,
+    /// The last session of each node that ever had one.
+    pub presence: OrdMap<NodeId, Presence>,
 }
 
 impl TenantState {
@@ -88,6 +94,7 @@ impl TenantState {
             nodes: OrdMap::new(),
             tokens: OrdMap::new(),
             nonces: OrdMap::new(),
+            presence: OrdMap::new(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Table `nodes`. Presence is not in it: that is in the doors' memory.
+//! Table `nodes`. Presence is not in it: no list is sorted or filtered by it, and the state has it by id.
 
 use crate::table::{Reader, Table, int, json, search};
 use cvlan_core::State;

@@ -4,10 +4,11 @@ use crate::db::Views;
 use crate::list::{Page, Query};
 use cvlan_core::command::{Actor, Meta};
 use cvlan_core::cvlan::CvlanCommand;
-use cvlan_core::id::{Checkpoint, CommandId, CvlanId, Epoch, KeyId, NodeId, Seq, TenantId, TokenId, UserId};
+use cvlan_core::id::{Checkpoint, CommandId, CvlanId, Epoch, KeyId, MemberId, NodeId, Seq, TenantId, TokenId, UserId};
 use cvlan_core::machine::{Context, Machine, SystemFact};
 use cvlan_core::member::MemberCommand;
 use cvlan_core::node::{Machine as Reported, NodeCommand, Register};
+use cvlan_core::presence::{PresenceCommand, Transition, transitions};
 use cvlan_core::system::SystemCommand;
 use cvlan_core::tenant::{SigningKey, TenantCommand};
 use cvlan_core::token::TokenCommand;
@@ -40,6 +41,11 @@ impl World {
 
     pub(crate) fn checkpoint(&self) -> Checkpoint {
         Checkpoint { epoch: self.epoch, seq: Seq(self.events.len() as u64) }
+    }
+
+    /// Events that the audit has.
+    pub(crate) fn audited(&self) -> usize {
+        self.events.iter().filter(|event| transitions(event).is_none()).count()
     }
 
     /// The state after event `seq`.
@@ -132,7 +138,7 @@ impl World {
                 Wish::User(UserCommand::Create { tenant: home, id, name, role, password_hash })
             }
             18 => Wish::User(UserCommand::Delete { tenant: user.0, id: user.1 }),
-            _ => self.member(),
+            _ => self.member(tenant, node),
         };
         self.run(wish);
     }
@@ -167,8 +173,8 @@ impl World {
         Wish::Node(NodeCommand::Create { tenant, cvlan, id, name, wg_key, tags, endpoints })
     }
 
-    /// One is admitted and comes; else the log's own.
-    fn member(&self) -> Wish {
+    /// One is admitted and comes; else a machine connects, or the log's own.
+    fn member(&self, tenant: TenantId, node: NodeId) -> Wish {
         let (n, secret_hash) = (self.events.len(), [3; 32]);
         match self.state.members.values().find(|m| !m.is_in()).map(|m| m.id) {
             Some(id) => {
@@ -178,6 +184,10 @@ impl World {
             }
             None if n % 3 == 0 => {
                 Wish::Member(MemberCommand::Admit { name: format!("m{n}"), secret_hash, life_ms: 3_600_000 })
+            }
+            None if n % 3 == 1 && !node.is_nil() => {
+                let transitions = vec![Transition { node, session: n as u64, online: true }];
+                Wish::Presence(PresenceCommand::Report { tenant, member: MemberId::FOUNDER, transitions })
             }
             None => Wish::System(SystemCommand::Fact(SystemFact::CheckpointOpened)),
         }

@@ -595,8 +595,7 @@ mod tests {
                     lists.0.is_ok() && lists.1.is_ok() && lists.2.is_ok() && views.users(*home, &query).is_ok()
                 });
                 let audit = views.audit(&crate::AuditQuery { limit: 1000, ..crate::AuditQuery::default() });
-                let whole =
-                    audit.is_ok_and(|page| page.complete_from == Seq(1) && page.seqs.len() == world.events.len());
+                let whole = audit.is_ok_and(|page| page.complete_from == Seq(1) && page.seqs.len() == world.audited());
                 if read && whole && !views.is_damaged() {
                     break;
                 }

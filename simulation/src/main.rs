@@ -213,7 +213,7 @@ fn failed(report: Report, setup: &Setup, as_it_is: bool) -> (Setup, Report) {
 
 /// A seed that failed is kept, where this is a checkout, so that it is run with all tests from now on.
 fn keep(report: &Report, setup: &Setup) {
-    let Some(violation) = report.violation.as_deref().filter(|_| setup.plant == cvlan_raft::Plant::default()) else {
+    let Some(violation) = report.violation.as_deref().filter(|_| setup.planted().is_empty()) else {
         return;
     };
     if let Ok(mut file) = std::fs::OpenOptions::new().append(true).open(CORPUS) {

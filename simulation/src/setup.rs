@@ -7,20 +7,21 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 /// A planted bug's name and its switch.
-pub type Planted = (&'static str, fn(&mut Plant) -> &mut bool);
+pub type Planted = (&'static str, fn(&mut Setup) -> &mut bool);
 
 /// Bugs that can be planted, by name: the checks have to find each.
-pub const PLANTS: [Planted; 10] = [
-    ("skip_fsync", |plant| &mut plant.skip_fsync),
-    ("early_ack", |plant| &mut plant.early_ack),
-    ("wrong_quorum", |plant| &mut plant.wrong_quorum),
-    ("wrong_root", |plant| &mut plant.wrong_root),
-    ("lost_head", |plant| &mut plant.lost_head),
-    ("out_of_order", |plant| &mut plant.out_of_order),
-    ("stale_read", |plant| &mut plant.stale_read),
-    ("kept_tail", |plant| &mut plant.kept_tail),
-    ("leader_restore", |plant| &mut plant.leader_restore),
-    ("forgotten_once", |plant| &mut plant.forgotten_once),
+pub const PLANTS: [Planted; 11] = [
+    ("skip_fsync", |setup| &mut setup.plant.skip_fsync),
+    ("early_ack", |setup| &mut setup.plant.early_ack),
+    ("wrong_quorum", |setup| &mut setup.plant.wrong_quorum),
+    ("wrong_root", |setup| &mut setup.plant.wrong_root),
+    ("lost_head", |setup| &mut setup.plant.lost_head),
+    ("out_of_order", |setup| &mut setup.plant.out_of_order),
+    ("stale_read", |setup| &mut setup.plant.stale_read),
+    ("kept_tail", |setup| &mut setup.plant.kept_tail),
+    ("leader_restore", |setup| &mut setup.plant.leader_restore),
+    ("forgotten_once", |setup| &mut setup.plant.forgotten_once),
+    ("two_sessions", |setup| &mut setup.two_sessions),
 ];
 
 /// What a seed is run with.
@@ -36,8 +37,10 @@ pub struct Setup {
     pub minutes: u64,
     /// A cluster: only these faults of the schedule, by their place in it.
     pub only: Option<BTreeSet<usize>>,
-    /// Planted bugs.
+    /// Bugs planted into raft/.
     pub plant: Plant,
+    /// A bug planted into a cluster's shell: a stream that ends takes the node's session with it, also one elsewhere.
+    pub two_sessions: bool,
     /// Keep the trace's text.
     pub text: bool,
     /// Let every decision of the scheduler go into the digest; slow.
@@ -59,6 +62,7 @@ impl Setup {
             minutes: 10,
             only: None,
             plant: Plant::default(),
+            two_sessions: false,
             text: false,
             schedule: false,
         }
@@ -67,8 +71,14 @@ impl Setup {
     /// The same with a bug planted; `None` where there is none of this name.
     pub fn with_plant(mut self, name: &str) -> Option<Self> {
         let (_, bug) = PLANTS.iter().find(|(known, _)| *known == name)?;
-        *bug(&mut self.plant) = true;
+        *bug(&mut self) = true;
         Some(self)
+    }
+
+    /// Names of the bugs that are planted.
+    pub fn planted(&self) -> Vec<&'static str> {
+        let mut copy = self.clone();
+        PLANTS.iter().filter(|(_, bug)| *bug(&mut copy)).map(|(name, _)| *name).collect()
     }
 
     /// The arguments of `cvlan-sim run` for one seed of it.
@@ -79,9 +89,7 @@ impl Setup {
             true => write!(line, " --alone --commands {} --crashes {}", self.commands, self.crashes),
             false => write!(line, " --minutes {} --commands {}", self.minutes, self.commands),
         };
-        let mut plant = self.plant;
-        for (name, bug) in PLANTS.iter().filter(|(_, bug)| *bug(&mut plant)) {
-            let _ = bug;
+        for name in self.planted() {
             let _ = write!(line, " --plant {name}");
         }
         if let Some(only) = &self.only {

@@ -135,6 +135,11 @@ impl Session {
         }
     }
 
+    /// Its endpoints became an event not long ago, by another stream: they may again after so many ms.
+    pub fn endpoints_wait(&mut self, wait_ms: u64) {
+        self.endpoints_after_ms = self.endpoints_after_ms.saturating_add(wait_ms);
+    }
+
     /// Takes one frame from the agent.
     pub fn handle(&mut self, now_ms: u64, frame: SyncFrame) -> Result<Upward, SyncError> {
         self.last_heard_ms = now_ms;

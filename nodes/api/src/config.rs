@@ -4,7 +4,9 @@ use crate::cluster::force::Force;
 use crate::server::Options;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// URLs of one kind that may be advertised.
 pub const URLS_MAX: usize = cvlan_core::system::URLS_MAX;
@@ -57,6 +59,10 @@ pub struct Settings {
     #[arg(long, env = "CVLAN_ADVERTISE_NODE", value_name = "URL", value_delimiter = ',', global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advertise_node: Option<Vec<String>>,
+    /// Machines of a member that is silent for so many seconds count as offline [default: 60]
+    #[arg(long, env = "CVLAN_PRESENCE_EXPIRY", value_name = "SECONDS", global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub presence_expiry: Option<NonZeroU64>,
 }
 
 /// Settings that do not go.
@@ -136,6 +142,7 @@ impl Settings {
             force_new_cluster: self.force_new_cluster,
             advertise_api: self.advertise_api.or(weaker.advertise_api),
             advertise_node: self.advertise_node.or(weaker.advertise_node),
+            presence_expiry: self.presence_expiry.or(weaker.presence_expiry),
         }
     }
 
@@ -172,6 +179,7 @@ impl Settings {
             force,
             advertise_api: urls("--advertise-api", self.advertise_api.unwrap_or_default())?,
             advertise_node: urls("--advertise-node", self.advertise_node.unwrap_or_default())?,
+            presence_expiry: self.presence_expiry.map_or(d.presence_expiry, |s| Duration::from_secs(s.get())),
             ..d
         })
     }

@@ -24,6 +24,7 @@ pub mod doors;
 pub mod engine;
 pub mod keys;
 pub mod metrics;
+pub mod presence;
 pub mod problem;
 mod random;
 pub mod server;

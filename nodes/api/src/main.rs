@@ -147,6 +147,7 @@ fn config_check(options: &Options) -> anyhow::Result<ExitCode> {
         force_new_cluster: None,
         advertise_api: (!options.advertise_api.is_empty()).then(|| options.advertise_api.clone()),
         advertise_node: (!options.advertise_node.is_empty()).then(|| options.advertise_node.clone()),
+        presence_expiry: std::num::NonZeroU64::new(options.presence_expiry.as_secs()),
     };
     print!("{}", serde_saphyr::to_string(&settings)?);
     Ok(ExitCode::SUCCESS)

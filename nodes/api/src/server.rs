@@ -23,6 +23,7 @@ use crate::doors::rest::events::FOLLOWERS_MAX;
 use crate::engine::{alone, close};
 use crate::keys::{KeysError, file_write};
 use crate::metrics::Metrics;
+use crate::presence;
 use crate::problem::Problem;
 use crate::random::RequestIds;
 use cvlan_core::id::MemberId;
@@ -87,6 +88,8 @@ pub struct Options {
     pub advertise_node: Vec<String>,
     /// Rate limits of the doors that need no proof; a benchmark from one address does without.
     pub rate_limits: bool,
+    /// A member from which nothing comes for so long has lost its machines.
+    pub presence_expiry: Duration,
 }
 
 impl Default for Options {
@@ -105,6 +108,7 @@ impl Default for Options {
             advertise_api: Vec::new(),
             advertise_node: Vec::new(),
             rate_limits: true,
+            presence_expiry: presence::EXPIRY,
         }
     }
 }
@@ -228,6 +232,8 @@ async fn serve_all(
         tokio::spawn(serve(door(probes, None, METRICS_CONNECTIONS), probes_router, draining())),
     ];
     chores.push(tokio::spawn(keeper::keep(app.log.clone())));
+    chores.push(tokio::spawn(presence::report(app.clone())));
+    chores.push(tokio::spawn(presence::expire(app.clone(), options.presence_expiry)));
     chores.push(tokio::spawn(renew(app.clone(), certificate, names, own)));
     let (rest, node, metrics, cluster) = (rest_at, node_at, probes_at, None);
     Ok(Running { app, rest, node, metrics, members, password, doors, cluster, chores })

@@ -1,36 +1,38 @@
-//! Who is connected: sync streams by scope, for wake-ups, and by node, for presence.
+//! Who is connected here: sync streams by scope, for wake-ups, and by node, for presence.
 //!
 //! ```text
 //!  applied entry ─► scopes it touched ─► the streams in them: wake            one lock, no task in between
-//!  stream opens ─► by node: an older one of the same node is superseded ─► presence online
+//!  stream opens ─► by node: an older one of the same node is superseded ─┐
+//!  stream ends, or the log says something of its node ───────────────────┴─► unsettled, for `presence`
 //! ```
-//! Presence is not configuration: it is in this member's memory, and its changes go to whoever follows live events.
+//! A newer stream goes on with the session of the one that it supersedes: the node stayed here.
 
 use cvlan_core::id::{CvlanId, NodeId, TenantId};
 use cvlan_core::machine::Machine;
 use cvlan_core::map::scopes;
+use cvlan_core::presence;
 use cvlan_core::rules::Key;
 use cvlan_core::sync::ENDPOINTS_MS;
 use cvlan_core::{Rules, State};
 use cvlan_proto::v1::Event;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{Notify, broadcast};
-
-/// Presence changes that a slow follower may be behind; beyond, it misses some and lists tell the truth.
-pub const PRESENCE_QUEUE: usize = 1024;
+use tokio::sync::Notify;
 
 type Scope = (TenantId, CvlanId);
 
 /// One open stream.
 pub struct Stream {
     n: u64,
+    session: u64,
     node: NodeId,
     scope: Scope,
     /// Something changed in its scope, or it is superseded.
     pub wake: Notify,
     superseded: AtomicBool,
+    /// The log took its session.
+    told: AtomicBool,
 }
 
 impl Stream {
@@ -40,26 +42,15 @@ impl Stream {
     }
 }
 
-/// A node came or went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PresenceChange {
-    /// Whose.
-    pub tenant: TenantId,
-    /// Who.
-    pub node: NodeId,
-    /// Which way.
-    pub online: bool,
-}
-
 #[derive(Default)]
 struct Inner {
     last: u64,
     by_scope: HashMap<Scope, HashMap<u64, Arc<Stream>>>,
     by_node: HashMap<NodeId, Arc<Stream>>,
-    /// When nodes that poll may say again where they are.
+    /// When nodes may say again where they are; of nodes in the log alone, so it is bounded by them.
     endpoints_after_ms: HashMap<NodeId, u64>,
-    /// When nodes that are offline now were last heard of; of nodes in the log alone, so it is bounded by them.
-    last_seen_ms: HashMap<NodeId, u64>,
+    /// Nodes of which the log may not say what is so here; bounded as those.
+    unsettled: HashSet<NodeId>,
 }
 
 /// The registry.
@@ -68,7 +59,10 @@ pub struct Streams {
     online: AtomicUsize,
     /// False until the first stream: nothing to look for.
     ever: AtomicBool,
-    presence: broadcast::Sender<PresenceChange>,
+    /// What sessions are counted from.
+    base: u64,
+    /// Something is unsettled.
+    pub unsettled: Notify,
 }
 
 impl Default for Streams {
@@ -77,7 +71,8 @@ impl Default for Streams {
             inner: Mutex::default(),
             online: AtomicUsize::new(0),
             ever: AtomicBool::new(false),
-            presence: broadcast::channel(PRESENCE_QUEUE).0,
+            base: u64::from_be_bytes(crate::random::bytes()),
+            unsettled: Notify::new(),
         }
     }
 }
@@ -94,19 +89,25 @@ impl Streams {
         let mut inner = self.inner();
         inner.last += 1;
         let n = inner.last;
-        let stream = Arc::new(Stream { n, node, scope, wake: Notify::new(), superseded: AtomicBool::new(false) });
+        let session = inner.by_node.get(&node).map_or(self.base.wrapping_add(n), |older| older.session);
+        let stream = Arc::new(Stream {
+            n,
+            session,
+            node,
+            scope,
+            wake: Notify::new(),
+            superseded: AtomicBool::new(false),
+            told: AtomicBool::new(false),
+        });
         inner.by_scope.entry(scope).or_default().insert(n, stream.clone());
-        let older = inner.by_node.insert(node, stream.clone());
-        inner.last_seen_ms.remove(&node);
+        if let Some(older) = inner.by_node.insert(node, stream.clone()) {
+            older.superseded.store(true, Relaxed);
+            older.wake.notify_one();
+        }
+        inner.unsettled.insert(node);
         self.online.store(inner.by_node.len(), Relaxed);
         drop(inner);
-        match older {
-            Some(older) => {
-                older.superseded.store(true, Relaxed);
-                older.wake.notify_one();
-            }
-            None => self.tell(tenant, node, true),
-        }
+        self.unsettled.notify_one();
         Open { streams: self.clone(), stream }
     }
 
@@ -118,21 +119,13 @@ impl Streams {
                 inner.by_scope.remove(&stream.scope);
             }
         }
-        let last = inner.by_node.get(&stream.node).is_some_and(|s| s.n == stream.n);
-        if last {
+        if inner.by_node.get(&stream.node).is_some_and(|s| s.n == stream.n) {
             inner.by_node.remove(&stream.node);
-            inner.last_seen_ms.insert(stream.node, crate::app::now_ms());
+            inner.unsettled.insert(stream.node);
         }
         self.online.store(inner.by_node.len(), Relaxed);
         drop(inner);
-        if last {
-            self.tell(stream.scope.0, stream.node, false);
-        }
-    }
-
-    fn tell(&self, tenant: TenantId, node: NodeId, online: bool) {
-        // Nobody follows: nobody is told.
-        let _ = self.presence.send(PresenceChange { tenant, node, online });
+        self.unsettled.notify_one();
     }
 
     /// Wakes the streams in the scopes that these events touched; `state` is the one after them.
@@ -141,36 +134,44 @@ impl Streams {
             return;
         }
         let touched: BTreeSet<Scope> = events.iter().filter_map(|e| scopes(state, e)).collect();
-        if touched.is_empty() {
+        let told = events.iter().filter_map(presence::transitions).flatten();
+        let told: Vec<NodeId> = told.map(|t| NodeId::of(&t.node_id)).collect();
+        if touched.is_empty() && told.is_empty() {
             return;
         }
         let mut inner = self.inner();
+        for node in told {
+            if inner.by_node.contains_key(&node) {
+                inner.unsettled.insert(node);
+                self.unsettled.notify_one();
+            }
+        }
         for scope in &touched {
             for stream in inner.by_scope.get(scope).into_iter().flat_map(HashMap::values) {
                 stream.wake.notify_one();
             }
         }
-        if !inner.last_seen_ms.is_empty() || !inner.endpoints_after_ms.is_empty() {
+        if !inner.endpoints_after_ms.is_empty() {
             for key in events.iter().flat_map(Rules::touched) {
                 if let Key::Node(_, node) = key
                     && state.node_find(node).is_none()
                 {
-                    inner.last_seen_ms.remove(&node);
                     inner.endpoints_after_ms.remove(&node);
                 }
             }
         }
     }
 
-    /// May endpoints of this node become an event now? A stream counts for itself; polls are counted here, of nodes in
-    /// the log alone, so it is bounded by them.
-    pub fn endpoints_turn(&self, node: NodeId, now_ms: u64) -> bool {
-        let mut inner = self.inner();
-        let due = inner.endpoints_after_ms.get(&node).is_none_or(|after| now_ms >= *after);
-        if due {
-            inner.endpoints_after_ms.insert(node, now_ms + ENDPOINTS_MS);
-        }
-        due
+    /// In how many ms endpoints of this node may become an event again, however often it connects; 0 = now.
+    pub fn endpoints_wait_ms(&self, node: NodeId, now_ms: u64) -> u64 {
+        let after = self.inner().endpoints_after_ms.get(&node).copied();
+        // A clock that went back does not silence a node.
+        after.unwrap_or_default().saturating_sub(now_ms).min(ENDPOINTS_MS)
+    }
+
+    /// Endpoints of this node become an event now.
+    pub fn endpoints_taken(&self, node: NodeId, now_ms: u64) {
+        self.inner().endpoints_after_ms.insert(node, now_ms + ENDPOINTS_MS);
     }
 
     /// Nodes with an open stream.
@@ -178,21 +179,44 @@ impl Streams {
         self.online.load(Relaxed)
     }
 
-    /// Is a stream of the node open, and when was it last heard of, if it was by this process?
-    pub fn presence(&self, node: NodeId) -> (bool, Option<u64>) {
-        if !self.ever.load(Relaxed) {
-            return (false, None);
+    /// The node's newest stream here, if one is open.
+    pub fn session(&self, node: NodeId) -> Option<presence::Open> {
+        if self.online_count() == 0 {
+            return None;
         }
-        let inner = self.inner();
-        if inner.by_node.contains_key(&node) {
-            return (true, Some(crate::app::now_ms()));
-        }
-        (false, inner.last_seen_ms.get(&node).copied())
+        let stream = self.inner().by_node.get(&node)?.clone();
+        Some(presence::Open { session: stream.session, told: stream.told.load(Relaxed) })
     }
 
-    /// Follows presence from now on.
-    pub fn follow(&self) -> broadcast::Receiver<PresenceChange> {
-        self.presence.subscribe()
+    /// The log took this session.
+    pub fn told(&self, node: NodeId, session: u64) {
+        if let Some(stream) = self.inner().by_node.get(&node).filter(|stream| stream.session == session) {
+            stream.told.store(true, Relaxed);
+        }
+    }
+
+    /// Unsettled nodes, at most so many; they count as settled from now on.
+    pub fn unsettled_take(&self, most: usize) -> Vec<NodeId> {
+        let mut inner = self.inner();
+        let taken: Vec<NodeId> = inner.unsettled.iter().take(most).copied().collect();
+        for node in &taken {
+            inner.unsettled.remove(node);
+        }
+        if !inner.unsettled.is_empty() {
+            self.unsettled.notify_one();
+        }
+        taken
+    }
+
+    /// These are to be looked at (again).
+    pub fn unsettled_put(&self, nodes: impl IntoIterator<Item = NodeId>) {
+        self.inner().unsettled.extend(nodes);
+        self.unsettled.notify_one();
+    }
+
+    /// Nodes with an open stream.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.inner().by_node.keys().copied().collect()
     }
 }
 
@@ -223,30 +247,38 @@ mod tests {
     #[test]
     fn a_second_stream_takes_the_place_of_the_first() {
         let streams = Arc::new(Streams::default());
-        let mut follow = streams.follow();
         let (tenant, cvlan) = (TenantId(Uuid::from_u128(1)), CvlanId(Uuid::from_u128(2)));
         let node = NodeId(Uuid::from_u128(3));
         let first = streams.open(tenant, cvlan, node);
+        let session = streams.session(node).unwrap().session;
+        streams.told(node, session);
+        assert!(streams.session(node).unwrap().told);
+        assert_eq!(streams.unsettled_take(9), [node]);
         let second = streams.open(tenant, cvlan, node);
         assert!(first.is_superseded() && !second.is_superseded());
+        let stays = presence::Open { session, told: false };
+        assert_eq!((streams.session(node), streams.unsettled_take(9)), (Some(stays), vec![node]));
         drop(first);
-        assert!(streams.presence(node).0, "the second is still there");
+        assert_eq!((streams.session(node), streams.unsettled_take(9)), (Some(stays), vec![]), "the second is there");
         drop(second);
-        let (online, seen) = streams.presence(node);
-        assert!(!online && seen.is_some());
+        assert_eq!((streams.session(node), streams.unsettled_take(9)), (None, vec![node]));
         assert_eq!(streams.online_count(), 0);
-        let change = |online| PresenceChange { tenant, node, online };
-        assert_eq!((follow.try_recv().unwrap(), follow.try_recv().unwrap()), (change(true), change(false)));
-        assert!(follow.try_recv().is_err());
+        let third = streams.open(tenant, cvlan, node);
+        assert_ne!(third.session, session, "it was away");
+        streams.told(node, session);
+        assert!(!streams.session(node).unwrap().told);
+        drop(third);
         assert!(streams.inner().by_scope.is_empty());
     }
 
     #[test]
-    fn who_polls_says_where_it_is_at_most_every_ten_seconds() {
+    fn a_node_says_where_it_is_at_most_every_ten_seconds() {
         let streams = Streams::default();
         let (one, two) = (NodeId(Uuid::from_u128(1)), NodeId(Uuid::from_u128(2)));
-        let turn = |node, ms| streams.endpoints_turn(node, ms);
-        assert_eq!((turn(one, 5), turn(one, 6), turn(two, 6)), (true, false, true));
-        assert_eq!((turn(one, 5 + ENDPOINTS_MS - 1), turn(one, 5 + ENDPOINTS_MS)), (false, true));
+        let wait = |node, ms| streams.endpoints_wait_ms(node, ms);
+        assert_eq!(wait(one, 5), 0);
+        streams.endpoints_taken(one, 5);
+        assert_eq!((wait(one, 6), wait(two, 6)), (ENDPOINTS_MS - 1, 0));
+        assert_eq!((wait(one, 5 + ENDPOINTS_MS - 1), wait(one, 5 + ENDPOINTS_MS)), (1, 0));
     }
 }

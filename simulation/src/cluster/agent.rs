@@ -6,8 +6,8 @@
 //!    └── moved on, in the middle of things, or once quiet ◄───┘ then: what it has = what a fresh full map gives
 //! ```
 
+use super::Cluster;
 use super::machine::Up;
-use super::{CALL_LIMIT, Cluster};
 use crate::runtime::{now_us, sleep_us};
 use cvlan_core::grammar::Grammar;
 use cvlan_core::id::{Checkpoint, CommandId, NodeId};
@@ -27,7 +27,7 @@ const LOOK_US: u64 = 40_000;
 /// What an agent keeps.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Local {
-    node: NodeId,
+    pub(super) node: NodeId,
     have: Option<Checkpoint>,
     own: Option<v1::Self_>,
     peers: BTreeMap<String, v1::Peer>,
@@ -101,6 +101,7 @@ impl Cluster {
     async fn stream(&self, agent: u64, up: &Up, local: &mut Local, patience_us: u64) -> End {
         let now_ms = || now_us() / 1000;
         let until = now_us() + patience_us;
+        let _open = self.arrive(up, local.node);
         let mut server = Session::new(local.node, now_ms());
         let mut client = Client::new(local.have);
         let endpoints = if self.one_in(3) { vec![format!("203.0.113.{agent}:51820")] } else { Vec::new() };
@@ -172,14 +173,8 @@ impl Cluster {
         let id = CommandId(cvlan_core::grammar::Rng(self.draw(u64::MAX)).uuid());
         let meta = Meta { id, actor: Actor::Node(node, "agent".to_owned()), ..Meta::default() };
         let wish = Wish::Node(NodeCommand::Endpoints { tenant: here.tenant.record.id, id: node, endpoints });
-        let highest = self.ledger.highest();
-        let command = Grammar::numbered(Command { meta, wish }, 500 + agent, now_us());
-        // It says so once more when it connects again; what became of this one is checked where it is known.
-        let (sent, told) = (command.clone(), up.clone());
-        if let super::machine::Called::Done(Ok(answer)) =
-            told.call(CALL_LIMIT, |member| async move { member.write(sent).await }).await
-        {
-            self.ledger.done(&command, &answer, highest);
+        // It says so once more when it connects again.
+        if self.tell(up, Grammar::numbered(Command { meta, wish }, 500 + agent, now_us())).await {
             self.count(|c| c.one("endpoints"));
         }
     }

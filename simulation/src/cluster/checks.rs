@@ -1,5 +1,6 @@
 //! What must hold once all is calm: every member has the same log and the same state, and that is what its events make;
-//! views are rows of the state; agents have what a fresh map gives; who was removed has stopped.
+//! views are rows of the state; agents have what a fresh map gives; who was removed has stopped; a node is online where it
+//! has a stream.
 
 use super::agent::Local;
 use super::machine::{Called, Up};
@@ -22,6 +23,7 @@ const FOLD: usize = 64;
 impl Cluster {
     /// The last checks.
     pub(super) async fn finish(&self, agents: Vec<Option<Local>>) -> Result<(), String> {
+        self.presence_settles().await?;
         let members = self.converged().await?;
         let Some(first) = members.first() else { return Err("no member is up".into()) };
         let head = first.member.head();
@@ -54,7 +56,10 @@ impl Cluster {
         self.ledger.check_all(&head)?;
         self.removed_stopped()?;
         views(&self.ledger.events(), &head)?;
-        self.agents_converge(agents.into_iter().flatten().collect()).await
+        let agents: Vec<Local> = agents.into_iter().flatten().collect();
+        let nodes = agents.iter().map(|agent| agent.node).collect();
+        self.agents_converge(agents).await?;
+        self.presence_follows(&nodes).await
     }
 
     /// Waits until every machine's member is open and has applied all there is.

@@ -7,6 +7,7 @@
 //! ```
 
 use super::Cluster;
+use super::presence::{Stays, ended_early};
 use crate::clock::SimClock;
 use crate::disk::{Faults, Platter, SimDisk};
 use crate::lock;
@@ -15,7 +16,7 @@ use crate::runtime::{NodeRt, Process, now_us, sleep_us};
 use crate::trace::Sign;
 use cvlan_core::Rules;
 use cvlan_core::grammar::Rng;
-use cvlan_core::id::{CvlanId, Seq, TenantId};
+use cvlan_core::id::{CvlanId, MemberId, Seq, TenantId};
 use cvlan_core::map::scopes;
 use cvlan_raft::types::Cfg;
 use cvlan_raft::{Applied, Member, Options, Role, Status, Timing};
@@ -64,6 +65,8 @@ pub struct Now {
     pub stopping: bool,
     /// Scopes with their last event, for the streams of agents.
     woken: BTreeMap<(TenantId, CvlanId), u64>,
+    /// The streams of agents.
+    pub(super) stays: Stays,
     /// The last event of a snapshot that was installed: it concerns all scopes.
     installed: u64,
 }
@@ -220,6 +223,7 @@ impl Cluster {
         let power = {
             let mut now = machine.now();
             (now.up, now.disk) = (None, None);
+            now.stays.end(&self.sessions);
             now.hurt = false;
             now.power.take().unwrap_or_default()
         };
@@ -237,7 +241,7 @@ impl Cluster {
     }
 
     async fn lives(
-        &self,
+        self: &Arc<Self>,
         machine: &Arc<Machine>,
         member: u64,
         process: &Arc<Process>,
@@ -264,7 +268,9 @@ impl Cluster {
         };
         self.trace.mark(Some(machine.at), Sign::Up, format_args!("m{member} is open at event {}", open.head().seq));
         self.net.listen(machine.at, Some(Door { member: open.clone(), process: process.clone() }));
-        machine.now().up = Some(Up { at: machine.at, member: open.clone(), process: process.clone() });
+        let up = Up { at: machine.at, member: open.clone(), process: process.clone() };
+        machine.now().up = Some(up.clone());
+        let _told = NodeRt::spawn(self.clone().presence(up, MemberId(member)));
         // What was committed when all went down at once is shown by nobody: it is read.
         while self.ledger.len() < open.head().seq.0 {
             match open.history(Seq(self.ledger.len() + 1), 200).await {
@@ -324,7 +330,7 @@ impl Cluster {
     }
 
     fn options(&self, machine: &Arc<Machine>, member: u64, disk: Arc<SimDisk>) -> Options<Rules> {
-        let (ledger, here) = (self.ledger.clone(), machine.clone());
+        let (ledger, here, sessions) = (self.ledger.clone(), machine.clone(), self.sessions.clone());
         Options {
             member,
             address: crate::net::address(machine.at),
@@ -334,6 +340,7 @@ impl Cluster {
             observers: vec![Arc::new(move |applied| {
                 ledger.observe(member, applied);
                 here.applied(applied);
+                applied.events.iter().filter_map(|e| ended_early(&sessions, e)).for_each(|early| ledger.broken(early));
             })],
             limits: self.limits.clone(),
             timing: Timing::default(),

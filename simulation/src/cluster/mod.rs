@@ -16,6 +16,7 @@ mod client;
 mod fault;
 mod machine;
 mod operator;
+mod presence;
 pub mod schedule;
 
 use crate::disk::SEATS;
@@ -102,6 +103,8 @@ pub(crate) struct Cluster {
     counts: Mutex<Tally>,
     tickets: Mutex<Tickets>,
     last_member: AtomicU64,
+    /// Sessions of agents that go on.
+    sessions: presence::Sessions,
     /// Members that were to be removed, and whether they are known to be out.
     gone: Mutex<BTreeMap<u64, bool>>,
     /// A disk was lost, and is not made good yet.
@@ -148,6 +151,7 @@ impl Cluster {
             counts: Mutex::default(),
             tickets: Mutex::default(),
             last_member: AtomicU64::new(FOUNDER),
+            sessions: Arc::default(),
             gone: Mutex::default(),
             loss: AtomicBool::new(false),
             calm: AtomicBool::new(false),

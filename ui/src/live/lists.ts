@@ -14,7 +14,7 @@ const PRESENCE_MAX = 20_000;
 
 export interface Lists {
   take(events: readonly LogEvent[], presence: ReadonlyMap<string, boolean>): void;
-  /** A new stream: presence, which is not in the log, may have changed meanwhile. */
+  /** A new stream: presence may have changed meanwhile, and comes again from the last event on. */
   reconnected(): void;
   stop(): void;
 }

@@ -5,8 +5,8 @@
  *   GET /log/events?follow=true&from=SEQ ──▶ event ────▶ timeline, directory of names, folds into cached lists
  *                                        └─▶ presence ─▶ cached node lists
  *
- * After a cut it goes on from the event after the last one: nothing is missed, nothing read twice. Presence is not in
- * the log, so node lists are read again after each reconnect.
+ * After a cut it goes on from the event after the last one: nothing is missed, no event read twice. Presence has no
+ * numbers of its own, so it may come twice, and node lists are read again after each reconnect.
  */
 import type { QueryClient } from "@tanstack/react-query";
 import { checkpointLog, checkpointNewest } from "../api/checkpoint";

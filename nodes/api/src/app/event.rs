@@ -6,6 +6,7 @@ use crate::problem::Problem;
 use cvlan_core::Rules;
 use cvlan_core::id::{Checkpoint, MemberId, Seq};
 use cvlan_core::machine::Machine;
+use cvlan_core::presence::transitions;
 use cvlan_core::rules::tenant_of;
 use cvlan_core::user::User;
 use cvlan_projections::AuditQuery;
@@ -17,6 +18,9 @@ use uuid::Uuid;
 
 /// Events looked at for one page: one who may see few of them does not make the controller read the whole log.
 pub const SCAN_MAX: usize = 10_000;
+/// Asks for everything, presence included.
+pub const ALL: &str = "all";
+const PRESENCE: &str = "presence";
 /// Events read at once.
 const BATCH: usize = 512;
 /// What stands where a secret's hash was.
@@ -31,7 +35,7 @@ pub struct EventQuery {
     pub to: Seq,
     /// Events on the page.
     pub limit: usize,
-    /// Only events about this noun; empty = all.
+    /// Only events about this noun; empty = all but presence, which would drown them; [`ALL`] = all.
     pub noun: String,
     /// Only events about this thing.
     pub id: Option<Uuid>,
@@ -53,7 +57,7 @@ pub struct EventPage {
 impl EventQuery {
     /// From a request's parameters.
     pub fn read(params: &Params, at_least: Option<Checkpoint>) -> Result<Self, Problem> {
-        const NOUNS: [&str; 7] = ["system", "tenant", "cvlan", "node", "token", "user", "member"];
+        const NOUNS: [&str; 9] = ["system", "tenant", "cvlan", "node", "token", "user", "member", PRESENCE, ALL];
         let noun = params.get("noun").unwrap_or_default().to_owned();
         if !noun.is_empty() && !NOUNS.contains(&noun.as_str()) {
             return Err(Problem::invalid("query_invalid", format!("noun is one of {}", NOUNS.join(", "))));
@@ -73,8 +77,18 @@ impl EventQuery {
         })
     }
 
+    /// By the audit view; it has no presence, which is looked for in the log itself.
     fn filtered(&self) -> bool {
-        !self.noun.is_empty() || self.id.is_some()
+        self.id.is_some() || !["", PRESENCE, ALL].contains(&self.noun.as_str())
+    }
+
+    fn wants(&self, event: &Event) -> bool {
+        let presence = transitions(event).is_some();
+        match self.noun.as_str() {
+            PRESENCE => presence,
+            ALL => true,
+            _ => !presence,
+        }
     }
 }
 
@@ -120,7 +134,7 @@ pub fn redact(event: &mut Event) {
             Some(member::Kind::Admitted(a)) => a.secret_hash.clear(),
             Some(member::Kind::Joined(_) | member::Kind::Removed(_)) | None => {}
         },
-        Some(Body::Cvlan(_) | Body::Node(_) | Body::Token(_)) | None => {}
+        Some(Body::Cvlan(_) | Body::Node(_) | Body::Token(_) | Body::Presence(_)) | None => {}
     }
 }
 
@@ -152,7 +166,7 @@ pub async fn scanned(app: &App, user: &User, query: &EventQuery, head: Seq) -> R
             at = seq.0 + 1;
             looked += 1;
             let event = Rules::decode(&bytes).map_err(Problem::internal)?;
-            if visible(user, &event) {
+            if visible(user, &event) && query.wants(&event) {
                 page.items.push(event);
             }
         }

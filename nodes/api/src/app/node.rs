@@ -19,21 +19,24 @@ use cvlan_raft::Head;
 pub async fn list(app: &App, home: &TenantState, wanted: &Wanted) -> Result<Output<v1::NodeList>, Problem> {
     let (tenant, query) = (home.record.id, wanted.query(Some(home))?);
     let mut page = app.page(wanted, move |v| v.nodes(tenant, &query)).await?;
-    page.body.items.iter_mut().for_each(|n| presence(app, n));
+    let head = app.log.head();
+    page.body.items.iter_mut().for_each(|n| presence(app, &head.machine, n));
     Ok(page.map(|p| v1::NodeList { items: p.items, next_cursor: p.next_cursor }))
 }
 
-/// Presence is in memory, not in the log.
-fn presence(app: &App, node: &mut v1::Node) {
-    let (online, seen) = app.streams.presence(NodeId::of(&node.id));
-    node.online = online;
+/// Presence is beside the node: as the newest state here has it.
+fn presence(app: &App, state: &State, node: &mut v1::Node) {
+    let id = NodeId::of(&node.id);
+    let last = state.presence(id);
+    let seen = app.streams.session(id).map(|_| now_ms()).or(last.map(|p| p.since_ms));
+    node.online = last.is_some_and(|p| p.online);
     node.last_seen_at = seen.map(timestamp);
 }
 
 /// With its presence.
 pub fn proto(app: &App, node: &Node) -> v1::Node {
     let mut proto = node.to_proto();
-    presence(app, &mut proto);
+    presence(app, &app.log.head().machine, &mut proto);
     proto
 }
 

@@ -4,7 +4,7 @@
 //!  key ─► state: its first event ─► the command's events ─► the thing they are about, as it was after the last of them:
 //!                                    unchanged since? the state │ else folded again from its own events, by the audit
 //! ```
-//! Counts of other things (nodes of a CVLAN) and what is no event (presence, roles in Raft) are those of now.
+//! Counts of other things (nodes of a CVLAN) and what is no change of it (presence, roles in Raft) are those of now.
 
 use super::{App, Output};
 use crate::problem::Problem;

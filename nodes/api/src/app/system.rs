@@ -27,7 +27,7 @@ pub fn status(app: &App, head: &Head<State>) -> Output<v1::ClusterStatus> {
         tenants: state.tenants.len() as u64,
         cvlans: cvlans as u64,
         nodes: state.node_count() as u64,
-        nodes_online: app.streams.online_count() as u64,
+        nodes_online: state.online.len() as u64,
         tokens: tokens as u64,
         users: state.users.len() as u64,
         ca_fingerprint: app.ca.fingerprint(),

@@ -2,30 +2,23 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::{Buf, BytesMut};
 use cvlan_api::server::{Options, Running, start};
+use cvlan_core::id::{NodeId, Seq};
+use cvlan_core::machine::Machine as _;
+use cvlan_core::presence::transitions;
 use cvlan_core::tenant::TenantCommand;
-use cvlan_core::token::{proof_make, token_parse};
-use cvlan_core::{Command, Meta, Wish};
-use cvlan_proto::Message;
-use cvlan_proto::v1::{self, SyncFrame, sync_frame::Frame};
+use cvlan_core::{Command, Meta, Rules, Wish};
 use cvlan_raft::{Clock, FileDisk, NoTransport, SystemClock};
-use rcgen::{CertificateParams, KeyPair};
 use reqwest::{Client, Method};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use x25519_dalek::{PublicKey, StaticSecret};
+
+pub use crate::machine::{Door, Machine, Sync, http_client, random, tls_connect};
 
 pub const PASSWORD: &str = "a password of some length";
 
@@ -104,10 +97,14 @@ impl Answer {
     }
 }
 
-pub fn http_client(ca_pem: &str) -> Client {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let ca = reqwest::Certificate::from_pem(ca_pem.as_bytes()).unwrap();
-    Client::builder().tls_certs_only([ca]).timeout(Duration::from_secs(30)).build().unwrap()
+impl Door for Controller {
+    fn node_address(&self) -> SocketAddr {
+        self.running.node_address()
+    }
+
+    fn ca_pem(&self) -> String {
+        self.running.ca_pem().to_owned()
+    }
 }
 
 impl Controller {
@@ -152,6 +149,24 @@ impl Controller {
 
     pub fn seq(&self) -> u64 {
         self.running.app().log.head().seq.0
+    }
+
+    /// Events but for presence, which comes and goes beside them.
+    pub async fn changes(&self) -> usize {
+        let (mut from, mut found) = (Seq(1), 0);
+        loop {
+            let page = self.running.app().log.history(from, 512).await.unwrap();
+            let Some((last, _)) = page.last() else { return found };
+            from = Seq(last.0 + 1);
+            let events = page.iter().map(|(_, bytes)| Rules::decode(bytes).unwrap());
+            found += events.filter(|event| transitions(event).is_none()).count();
+        }
+    }
+
+    /// Does the log say that this node is connected?
+    pub fn online(&self, node: &str) -> bool {
+        let head = self.running.app().log.head();
+        head.machine.presence(NodeId::of(node)).is_some_and(|p| p.online)
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -240,176 +255,6 @@ impl Session<'_> {
 
 pub fn wg_key() -> String {
     BASE64.encode(PublicKey::from(&StaticSecret::from(random::<32>())).as_bytes())
-}
-
-pub fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).unwrap();
-    bytes
-}
-
-/// A machine: its keys, and what it was given.
-pub struct Machine {
-    pub key: KeyPair,
-    pub wg: StaticSecret,
-    pub nonce: [u8; 16],
-    pub name: String,
-}
-
-impl Machine {
-    pub fn new(name: &str) -> Self {
-        Self {
-            key: KeyPair::generate().unwrap(),
-            wg: StaticSecret::from(random::<32>()),
-            nonce: random(),
-            name: name.to_owned(),
-        }
-    }
-
-    /// A sound registration.
-    pub async fn request(&self, controller: &Controller, token: &str) -> Value {
-        let parsed = token_parse(token).unwrap();
-        let path = format!("/client/discover?tenant={}", parsed.claims.tenant_slug);
-        let discovered = controller.node_door(Method::GET, &path, "").await.expect(200).json();
-        let challenge = BASE64.decode(discovered["challengeKey"].as_str().unwrap()).unwrap();
-        let challenge = PublicKey::from(<[u8; 32]>::try_from(challenge).unwrap());
-        let csr = CertificateParams::default().serialize_request(&self.key).unwrap();
-        let public = PublicKey::from(&self.wg);
-        let proof = proof_make(
-            self.wg.diffie_hellman(&challenge).as_bytes(),
-            parsed.tenant(),
-            parsed.token(),
-            public.as_bytes(),
-            &Sha256::digest(csr.der()).into(),
-            &self.nonce,
-        );
-        json!({
-            "token": token,
-            "csr": csr.pem().unwrap(),
-            "wgPublicKey": BASE64.encode(public.as_bytes()),
-            "proof": BASE64.encode(proof),
-            "mac": "02:00:5e:10:00:01",
-            "nonce": BASE64.encode(self.nonce),
-            "hostname": self.name,
-            "os": "test",
-            "agentVersion": "0",
-            "endpoints": ["192.0.2.1:51820"],
-        })
-    }
-
-    pub async fn register(&self, controller: &Controller, token: &str) -> v1::RegisterResponse {
-        let body = self.request(controller, token).await;
-        serde_json::from_str(&controller.register(&body).await.expect(200).text).unwrap()
-    }
-
-    /// Opens a sync stream with its certificate.
-    pub async fn sync(&self, controller: &Controller, certificate: &str) -> Result<Sync, String> {
-        let tls = tls_connect(controller, Some((certificate, &self.key))).await?;
-        Sync::upgrade(tls).await
-    }
-}
-
-pub async fn tls_connect(
-    controller: &Controller,
-    identity: Option<(&str, &KeyPair)>,
-) -> Result<TlsStream<TcpStream>, String> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(controller.running.ca_pem().as_bytes()).unwrap()).unwrap();
-    let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
-    let config = match identity {
-        None => builder.with_no_client_auth(),
-        Some((pem, key)) => {
-            let chain = vec![CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()];
-            let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-            builder.with_client_auth_cert(chain, key).unwrap()
-        }
-    };
-    let tcp = TcpStream::connect(controller.running.node_address()).await.unwrap();
-    let name = ServerName::try_from("localhost").unwrap();
-    TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(|e| e.to_string())
-}
-
-/// An agent's half of a stream.
-pub struct Sync {
-    io: TlsStream<TcpStream>,
-    buffer: BytesMut,
-}
-
-impl Sync {
-    /// `Err` = the answer's status line and body, or the TLS error.
-    pub async fn upgrade(mut io: TlsStream<TcpStream>) -> Result<Self, String> {
-        let ask =
-            "GET /client/sync HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: cvlan-sync/1\r\n\r\n";
-        io.write_all(ask.as_bytes()).await.map_err(|e| e.to_string())?;
-        let mut buffer = BytesMut::new();
-        let head = loop {
-            let read = io.read_buf(&mut buffer).await.map_err(|e| e.to_string())?;
-            let text = String::from_utf8_lossy(&buffer).into_owned();
-            match text.find("\r\n\r\n") {
-                Some(end) if text.starts_with("HTTP/1.1 101 ") => break end + 4,
-                Some(_) if text.ends_with('}') => return Err(text),
-                Some(_) | None => {}
-            }
-            if read == 0 {
-                return Err(format!("closed: {text}"));
-            }
-        };
-        buffer.advance(head);
-        Ok(Self { io, buffer })
-    }
-
-    pub async fn say(&mut self, frame: Frame) {
-        let bytes = SyncFrame { frame: Some(frame) }.encode_length_delimited_to_vec();
-        self.io.write_all(&bytes).await.unwrap();
-    }
-
-    pub async fn hello(&mut self, checkpoint: &str) {
-        let hello = v1::Hello { checkpoint: checkpoint.into(), agent_version: "0".into(), endpoints: vec![] };
-        self.say(Frame::Hello(hello)).await;
-    }
-
-    /// The next frame; `None` = the stream ended.
-    pub async fn next(&mut self) -> Option<Frame> {
-        let read = async {
-            loop {
-                let mut peek = self.buffer.as_ref();
-                if let Ok(length) = prost::encoding::decode_varint(&mut peek) {
-                    let start = self.buffer.len() - peek.len();
-                    if peek.len() >= length as usize {
-                        self.buffer.advance(start);
-                        let frame = SyncFrame::decode(self.buffer.split_to(length as usize)).unwrap();
-                        return frame.frame;
-                    }
-                }
-                match self.io.read_buf(&mut self.buffer).await {
-                    Ok(0) | Err(_) => return None,
-                    Ok(_) => {}
-                }
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(10), read).await.expect("a frame within 10 s")
-    }
-
-    pub async fn map(&mut self) -> v1::Map {
-        match self.next().await {
-            Some(Frame::Map(map)) => map,
-            other => panic!("a map, not {other:?}"),
-        }
-    }
-
-    pub async fn delta(&mut self) -> v1::Delta {
-        match self.next().await {
-            Some(Frame::Delta(delta)) => delta,
-            other => panic!("a delta, not {other:?}"),
-        }
-    }
-
-    pub async fn bye(&mut self) -> v1::Bye {
-        match self.next().await {
-            Some(Frame::Bye(bye)) => bye,
-            other => panic!("a bye, not {other:?}"),
-        }
-    }
 }
 
 /// Waits until something holds.

@@ -6,6 +6,8 @@ mod bad_input;
 mod cluster;
 mod common;
 mod idempotency;
+#[path = "../machine/mod.rs"]
+mod machine;
 mod process;
 mod rest;
 mod sync;

@@ -88,9 +88,9 @@ async fn a_stream_goes_on_by_delta_after_a_restart() {
     let given = a.register(&controller, &token).await;
     let mut stream = a.sync(&controller, &given.certificate).await.unwrap();
     stream.hello(&given.checkpoint).await;
-    eventually("a is online", || controller.running.app().streams.online_count() == 1).await;
+    eventually("a is online", || controller.online(&given.node_id)).await;
 
-    let seq = controller.seq();
+    let changes = controller.changes().await;
     drop(admin);
     let stopping = Instant::now();
     let redirect = tokio::spawn(async move { stream.next().await });
@@ -100,14 +100,15 @@ async fn a_stream_goes_on_by_delta_after_a_restart() {
         Some(Frame::Redirect(r)) => assert_eq!((r.urls.len(), (500..=1000).contains(&r.after_ms)), (1, true)),
         other => panic!("a redirect, not {other:?}"),
     }
-    assert_eq!(controller.seq(), seq, "all is there, nothing was added");
-    assert!(!controller.running.app().streams.presence(NodeId::of(&given.node_id)).0);
+    assert_eq!(controller.changes().await, changes, "all is there, nothing was added");
+    eventually("the session of before has ended", || !controller.online(&given.node_id)).await;
 
     // The same password, the same token; b comes while a is away.
     b.register(&controller, &token).await;
     let mut stream = a.sync(&controller, &given.certificate).await.unwrap();
     stream.hello(&given.checkpoint).await;
     assert_eq!(names(&stream.delta().await.upserts), ["b"]);
+    eventually("a is back", || controller.online(&given.node_id)).await;
     let metrics = &controller.running.app().metrics;
     assert_eq!((metrics.sent_count(Sent::Map), metrics.sent_count(Sent::Delta)), (0, 1));
     // A checkpoint of another log: the full map.
@@ -153,30 +154,89 @@ async fn a_registration_that_was_cut_off_is_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn presence_is_seen_and_is_not_in_the_log() {
+async fn presence_is_in_the_log_and_is_no_configuration() {
     let controller = Controller::new().await;
     let admin = controller.admin().await;
     admin.acme().await;
     let token = admin.token(1).await;
     let a = Machine::new("a");
     let given = a.register(&controller, &token).await;
-    let seq = controller.seq();
-    let mut follow = controller.running.app().streams.follow();
+    let (changes, seq) = (controller.changes().await, controller.seq());
 
-    let node = admin.get("/tenants/acme/nodes/a").await.expect(200).json();
-    assert_eq!((node["online"].as_bool(), node.get("lastSeenAt")), (Some(false), None));
+    let node = admin.get("/tenants/acme/nodes/a").await.expect(200);
+    assert_eq!((node.json()["online"].as_bool(), node.json().get("lastSeenAt")), (Some(false), None));
     let stream = a.sync(&controller, &given.certificate).await.unwrap();
-    let change = follow.recv().await.unwrap();
-    assert_eq!((change.node.to_string(), change.online), (given.node_id.clone(), true));
+    eventually("a is online", || controller.online(&given.node_id)).await;
     let listed = admin.get("/tenants/acme/nodes").await.expect(200).json();
     assert_eq!(listed["items"][0]["online"], true);
+    assert_eq!(admin.get("/cluster").await.expect(200).json()["nodesOnline"], "1");
+    // A newer stream takes over: the node stays, and nothing is written.
+    let newer = a.sync(&controller, &given.certificate).await.unwrap();
     drop(stream);
-    assert!(!follow.recv().await.unwrap().online);
-    let node = admin.get("/tenants/acme/nodes/a").await.expect(200).json();
-    assert_eq!(node["online"], false);
-    assert!(node["lastSeenAt"].as_str().is_some());
-    assert_eq!(controller.seq(), seq);
-    assert_ne!(TenantId::of(node["tenantId"].as_str().unwrap()), TenantId::default());
+    drop(newer);
+    eventually("a is offline", || !controller.online(&given.node_id)).await;
+    let gone = admin.get("/tenants/acme/nodes/a").await.expect(200);
+    assert_eq!(gone.json()["online"], false);
+    assert!(gone.json()["lastSeenAt"].as_str().is_some());
+    assert_eq!((gone.header("etag"), &gone.json()["updatedAt"]), (node.header("etag"), &node.json()["updatedAt"]));
+    assert_eq!((controller.changes().await, controller.seq()), (changes, seq + 2));
+
+    // In the log, and left out unless it is asked for.
+    let events = async |query: &str| {
+        let path = format!("/log/events?from={seq}{query}");
+        let text = admin.get(&path).await.expect(200).text;
+        text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()).collect::<Vec<_>>()
+    };
+    let (plain, all, of_it) = (events("").await, events("&noun=all").await, events("&noun=presence").await);
+    assert_eq!((plain.len(), all.len(), of_it.len()), (1, 3, 2));
+    let changed = |event: &Value| event["presence"]["changed"]["transitions"][0].clone();
+    let (came, went) = (changed(&of_it[0]), changed(&of_it[1]));
+    assert_eq!(
+        (&came["nodeId"], &came["online"], &went["online"]),
+        (&json!(given.node_id), &json!(true), &json!(false))
+    );
+    assert_eq!(came["session"], went["session"]);
+    assert_eq!(events(&format!("&id={}", given.node_id)).await.len(), 1);
+    assert_ne!(TenantId::of(gone.json()["tenantId"].as_str().unwrap()), TenantId::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_says_where_it_is_at_most_every_ten_seconds_however_often_it_connects() {
+    let controller = Controller::new().await;
+    let admin = controller.admin().await;
+    admin.acme().await;
+    let token = admin.token(1).await;
+    let a = Machine::new("a");
+    let given = a.register(&controller, &token).await;
+    let endpoints = || {
+        let head = controller.running.app().log.head();
+        head.machine.node_find(NodeId::of(&given.node_id)).unwrap().1.endpoints.to_vec()
+    };
+    let say = async |endpoint: &str| {
+        let mut stream = a.sync(&controller, &given.certificate).await.unwrap();
+        let (checkpoint, endpoints) = (given.checkpoint.clone(), vec![endpoint.to_owned()]);
+        stream.say(Frame::Hello(v1::Hello { checkpoint, endpoints, ..v1::Hello::default() })).await;
+        stream
+    };
+    let first = say("198.51.100.1:1").await;
+    eventually("the first is taken", || endpoints() == ["198.51.100.1:1"]).await;
+    let taken = controller.changes().await;
+    drop(first);
+    // Two more streams, one after the other: the newest wins, in its time.
+    for endpoint in ["198.51.100.2:1", "198.51.100.3:1"] {
+        drop(say(endpoint).await);
+    }
+    let _last = say("198.51.100.4:1").await;
+    let asked = Instant::now();
+    while endpoints() == ["198.51.100.1:1"] {
+        assert!(asked.elapsed() < Duration::from_secs(20), "they are not taken");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!((endpoints(), controller.changes().await), (vec!["198.51.100.4:1".to_owned()], taken + 1));
+}
+
+fn seq_of(checkpoint: &str) -> u64 {
+    checkpoint.split_once('.').unwrap().1.parse().unwrap()
 }
 
 /// One poll: status and body.
@@ -216,14 +276,17 @@ async fn a_poll_gives_what_the_stream_gives() {
         assert_eq!((status, &all["map"]["self"]["name"], &all["map"]["more"]), (200, &json!("a"), &json!(false)));
         assert_eq!((&all["checkpoint"], &all["keepalive"]), (&all["map"]["checkpoint"], &json!(false)));
     }
-    assert!(controller.running.app().streams.presence(NodeId::of(&first.node_id)).0, "between two polls it is online");
+    assert!(
+        controller.running.app().streams.session(NodeId::of(&first.node_id)).is_some(),
+        "between two polls it is there"
+    );
 
     // Nothing new until the wait is over: as far as this member is.
     admin.post("/tenants", json!({"slug": "other"})).await.expect(201);
     let (status, still) = ask(&first.checkpoint, 0).await;
     assert_eq!((status, &still["keepalive"]), (200, &json!(true)));
     let now = still["checkpoint"].as_str().unwrap().to_owned();
-    assert_eq!(now, controller.running.app().log.head().checkpoint().to_string());
+    assert!(seq_of(&now) > seq_of(&first.checkpoint) && seq_of(&now) <= controller.seq(), "{now}");
     // An agent that is ahead of this member is not led back.
     let (epoch, seq) = now.split_once('.').unwrap();
     let ahead = format!("{epoch}.{}", seq.parse::<u64>().unwrap() + 100);

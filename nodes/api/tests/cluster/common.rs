@@ -1,9 +1,10 @@
 //! Members as processes, each with a folder and ports of its own.
 
+use crate::machine::Door;
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -23,13 +24,25 @@ pub struct Member {
     pub dir: PathBuf,
     pub ports: [u16; 4],
     pub lines: Vec<String>,
+    flags: Vec<String>,
+}
+
+impl Door for Member {
+    fn node_address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.ports[1]))
+    }
+
+    fn ca_pem(&self) -> String {
+        std::fs::read_to_string(self.dir.join("ca.pem")).unwrap()
+    }
 }
 
 impl Member {
     pub fn command(dir: &Path, ports: [u16; 4], token: Option<&str>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cvlan-api"));
         command.env_clear().env("RUST_LOG", "warn").stdin(Stdio::null()).stdout(Stdio::piped());
-        command.arg("--data-dir").arg(dir);
+        // No test waits for it, but for the one that says so.
+        command.env("CVLAN_PRESENCE_EXPIRY", "3600").arg("--data-dir").arg(dir);
         let flags = ["--listen", "--node-listen", "--metrics-listen", "--cluster-listen"];
         for (flag, port) in flags.iter().zip(ports) {
             command.arg(flag).arg(format!("127.0.0.1:{port}"));
@@ -47,19 +60,21 @@ impl Member {
 
     /// The same, with further flags.
     pub fn start_with(dir: PathBuf, ports: [u16; 4], token: Option<&str>, flags: &[&str]) -> Self {
-        let mut child = Self::command(&dir, ports, token).args(flags).spawn().unwrap();
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let mut child = Self::command(&dir, ports, token).args(&flags).spawn().unwrap();
         let mut lines = Vec::new();
         for line in BufReader::new(child.stdout.take().unwrap()).lines() {
             lines.push(line.unwrap());
             if lines.last().is_some_and(|l| l.contains("  metrics ")) {
-                return Self { child: Some(child), dir, ports, lines };
+                return Self { child: Some(child), dir, ports, lines, flags };
             }
         }
         panic!("it ended with {:?}: {lines:?}", child.wait());
     }
 
     pub fn again(&mut self) {
-        *self = Self::start(self.dir.clone(), self.ports, None);
+        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        *self = Self::start_with(self.dir.clone(), self.ports, None, &flags);
     }
 
     pub fn kill(&mut self) {
@@ -134,10 +149,10 @@ impl Answer {
 
 impl Cluster {
     /// One member, and its superadmin's session.
-    pub async fn founded() -> Self {
+    pub async fn founded(flags: &[&str]) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
-        let founder = Member::start(dir.path().join("founder"), free_ports(), None);
+        let founder = Member::start_with(dir.path().join("founder"), free_ports(), None, flags);
         let line = founder.lines.iter().find(|l| l.contains("superadmin")).unwrap();
         let password = line.split_whitespace().last().unwrap().to_owned();
         let pem = std::fs::read(founder.dir.join("ca.pem")).unwrap();
@@ -162,10 +177,15 @@ impl Cluster {
 
     /// Three that vote.
     pub async fn three() -> Self {
-        let mut cluster = Self::founded().await;
+        Self::three_with(&[]).await
+    }
+
+    /// The same, each with further flags.
+    pub async fn three_with(flags: &[&str]) -> Self {
+        let mut cluster = Self::founded(flags).await;
         for name in ["m2", "m3"] {
             let token = cluster.admit(0, name).await;
-            let member = Member::start(cluster.folder(name), free_ports(), Some(&token));
+            let member = Member::start_with(cluster.folder(name), free_ports(), Some(&token), flags);
             cluster.members.push(member);
         }
         cluster.until("three vote", |c| voters(c) == 3).await;
@@ -194,6 +214,24 @@ impl Cluster {
         panic!("not within {PATIENCE:?}: {what}: {last}");
     }
 
+    /// Waits until every member that runs says that these nodes are online, and these are not.
+    pub async fn until_online(&self, online: &[&str], offline: &[&str]) {
+        let end = Instant::now() + PATIENCE;
+        for at in (0..self.members.len()).filter(|at| self.members[*at].runs()) {
+            for (name, wanted) in online.iter().map(|n| (n, true)).chain(offline.iter().map(|n| (n, false))) {
+                loop {
+                    let path = format!("/tenants/acme/nodes/{name}");
+                    let answer = self.ask(at, Method::GET, &path, None).await.unwrap().expect(200);
+                    if answer.body["online"] == wanted {
+                        break;
+                    }
+                    assert!(Instant::now() < end, "member {at} does not say {wanted}: {}", answer.body);
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
     /// The place of the one that leads.
     pub async fn leader(&self) -> usize {
         let found = self.until("one leads", |c| roles(c).iter().any(|(_, r)| r == "leader")).await;
@@ -215,7 +253,7 @@ impl Cluster {
         checkpoint: &str,
     ) -> reqwest::Result<Answer> {
         let url = format!("https://127.0.0.1:{}/api/v1{path}", self.members[at].ports[0]);
-        let mut request = self.http.request(method, url).bearer_auth(&self.token);
+        let mut request = self.http.request(method, url).bearer_auth(&self.token).header("accept", "application/json");
         if !checkpoint.is_empty() {
             request = request.header("cvlan-checkpoint", checkpoint);
         }

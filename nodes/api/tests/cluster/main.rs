@@ -3,3 +3,7 @@
 
 mod common;
 mod life;
+#[allow(dead_code)] // Other tests read what comes, too.
+#[path = "../machine/mod.rs"]
+mod machine;
+mod presence;

@@ -89,13 +89,13 @@ pub async fn poll(
         checkpoint: asked.checkpoint.clone(),
         answer: None,
     };
-    let hello = v1::Hello { checkpoint: asked.checkpoint, agent_version: String::new(), endpoints: asked.endpoints };
+    // What is not taken yet comes again with the next poll.
+    let turn = app.streams.endpoints_wait_ms(node, now_ms()) == 0;
+    let endpoints = if turn { asked.endpoints } else { Vec::new() };
+    let hello = v1::Hello { checkpoint: asked.checkpoint, agent_version: String::new(), endpoints };
     match poll.session.handle(0, SyncFrame { frame: Some(Frame::Hello(hello)) }) {
-        Ok(Upward::Endpoints(endpoints)) if app.streams.endpoints_turn(node, now_ms()) => {
-            endpoints_told(&app, node, client.address, endpoints);
-        }
-        // What was not taken comes again with the next poll.
-        Ok(Upward::Endpoints(_) | Upward::Nothing | Upward::Acked(_)) => {}
+        Ok(Upward::Endpoints(endpoints)) => endpoints_told(&app, node, client.address, endpoints),
+        Ok(Upward::Nothing | Upward::Acked(_)) => {}
         Err(error) => return Err(invalid(error.to_string())),
     }
     let answer = poll.run(&app, &open).await?;

@@ -124,6 +124,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
         let started = Instant::now();
         let now = || started.elapsed().as_millis() as u64;
         let mut session = Session::new(self.node, now());
+        session.endpoints_wait(self.app.streams.endpoints_wait_ms(self.node, now_ms()));
         let mut draining = self.app.draining.subscribe();
         self.read.reserve(READ_BUFFER);
         loop {
@@ -216,6 +217,7 @@ pub(super) fn endpoints_told(app: &Arc<App>, node: NodeId, source: IpAddr, endpo
         if *here.endpoints == *endpoints {
             return;
         }
+        app.streams.endpoints_taken(node, now_ms());
         let meta =
             Meta { actor: Actor::Node(node, here.name.to_string()), source: source.to_string(), ..Meta::default() };
         let wish = NodeCommand::Endpoints { tenant: home.record.id, id: node, endpoints };

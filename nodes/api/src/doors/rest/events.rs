@@ -3,24 +3,25 @@
 //! ```text
 //!  id: SEQ
 //!  event: event        data: JSON                      from the log, in order, none left out that the caller may see
-//!  event: presence     data: {"nodeId","online"}       from memory
+//!  event: presence     data: {"nodeId","online"}       from the log too, one a node, without a number of its own
 //!  :                   every 15 s, so that silence means a dead connection
 //! ```
 //! A follower has no queue of its own in the log: it is woken by the last applied number and reads on from where it is.
 
 use super::call::Call;
 use super::reply;
-use crate::app::event::{EventQuery, page, redact, scanned};
+use crate::app::event::{ALL, EventQuery, page, redact, scanned};
 use crate::app::{App, Output};
 use crate::auth::Session;
 use crate::doors::{body, drained};
 use crate::problem::Problem;
-use crate::streams::PresenceChange;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use cvlan_core::access::{Permission, allowed};
 use cvlan_core::id::Seq;
+use cvlan_core::presence::transitions;
+use cvlan_proto::v1::Event;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use std::fmt::Write;
 use std::sync::Arc;
@@ -109,7 +110,6 @@ impl Follower {
     /// Until the reader goes, its session ends, the last wanted event was sent, or the controller stops.
     async fn run(mut self) {
         let mut applied = self.app.applied.subscribe();
-        let mut presence = self.app.streams.follow();
         let mut draining = self.app.draining.subscribe();
         let left = self.session.expires_s.saturating_sub(crate::app::now_ms() / 1000);
         let end = Instant::now() + Duration::from_secs(left);
@@ -133,12 +133,6 @@ impl Follower {
             }
             tokio::select! {
                 changed = applied.changed() => if changed.is_err() { return },
-                change = presence.recv() => match change {
-                    Ok(change) => self.presence(&change, &mut piece),
-                    // It missed some: lists tell the truth.
-                    Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
-                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
-                },
                 () = tokio::time::sleep(KEEP_ALIVE) => piece.push_str(":\n\n"),
                 () = tokio::time::sleep_until(end) => return,
                 () = drained(&mut draining) => return,
@@ -157,13 +151,16 @@ impl Follower {
     /// The next events that the caller may see, as one piece; empty where it may see none of them.
     async fn events(&mut self) -> Result<String, Problem> {
         let (from, to) = (self.next, self.to);
-        let query = EventQuery { from, to, limit: BATCH, noun: String::new(), id: None, at_least: None };
+        let query = EventQuery { from, to, limit: BATCH, noun: ALL.to_owned(), id: None, at_least: None };
         let head = self.app.log.head().seq;
         let page = scanned(&self.app, &self.session.user, &query, head).await?;
         let next = if page.next > 0 { page.next } else { to.min(head).0 + 1 };
         self.next = Seq(next.max(from.0));
         let mut piece = String::with_capacity(page.items.len() * 512);
         for mut event in page.items {
+            if presence(&event, &mut piece) {
+                continue;
+            }
             redact(&mut event);
             let data = serde_json::to_string(&event).map_err(Problem::internal)?;
             // Writing into a String cannot fail.
@@ -171,12 +168,14 @@ impl Follower {
         }
         Ok(piece)
     }
+}
 
-    fn presence(&self, change: &PresenceChange, piece: &mut String) {
-        let home = self.session.user.tenant;
-        if home.is_nil() || home == change.tenant {
-            let (node, online) = (change.node, change.online);
-            let _ = write!(piece, "event: presence\ndata: {{\"nodeId\":\"{node}\",\"online\":{online}}}\n\n");
-        }
+/// Presence goes out by node; false where the event is of something else.
+fn presence(event: &Event, piece: &mut String) -> bool {
+    let Some(transitions) = transitions(event) else { return false };
+    for t in transitions {
+        let (node, online) = (&t.node_id, t.online);
+        let _ = write!(piece, "event: presence\ndata: {{\"nodeId\":\"{node}\",\"online\":{online}}}\n\n");
     }
+    true
 }

@@ -5,6 +5,7 @@
 import type { CvlanEvent } from "./cvlan";
 import type { MemberEvent } from "./member";
 import type { NodeEvent } from "./node";
+import type { PresenceEvent } from "./presence";
 import type { SystemEvent } from "./system";
 import type { TenantEvent } from "./tenant";
 import type { TokenEvent } from "./token";
@@ -81,6 +82,7 @@ export interface Event {
   token?: TokenEvent | undefined;
   user?: UserEvent | undefined;
   member?: MemberEvent | undefined;
+  presence?: PresenceEvent | undefined;
 }
 
 /** EventList is a page of events in the API, oldest first. */

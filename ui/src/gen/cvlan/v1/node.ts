@@ -34,8 +34,9 @@ export interface Node {
   createdAt?: string | undefined;
   updatedAt?: string | undefined;
   revision: string;
-  /** Presence, from memory, not from the log: is a sync stream open on this member? */
+  /** It is connected to a member: the same on every member, a moment after it came or went. */
   online: boolean;
+  /** Now, on the member that it is connected to; elsewhere when it last came or went. Absent where it never came. */
   lastSeenAt?:
     | string
     | undefined;

@@ -14,8 +14,8 @@ export const protobufFileName = "cvlan/v1/snapshot.proto";
  */
 
 /**
- * SavedRow is one row. Order: system, then for each tenant by id: tenant, its CVLANs, nodes, tokens, nonces; then users;
- * then members; then used keys by seq.
+ * SavedRow is one row. Order: system, then for each tenant by id: tenant, its CVLANs, nodes, tokens, nonces, presence; then
+ * users; then members; then used keys by seq.
  */
 export interface SavedRow {
   system?: SavedSystem | undefined;
@@ -27,6 +27,7 @@ export interface SavedRow {
   user?: SavedUser | undefined;
   member?: SavedMember | undefined;
   usedKey?: SavedUsedKey | undefined;
+  presence?: SavedPresence | undefined;
 }
 
 export interface SavedSystem {
@@ -168,4 +169,14 @@ export interface SavedUsedKey {
   /** Empty = the cluster's own. */
   tenantId: Uint8Array;
   timeMs: string;
+}
+
+/** SavedPresence is a node's last session; one that never had any has no row. */
+export interface SavedPresence {
+  nodeId: Uint8Array;
+  online: boolean;
+  memberId: string;
+  session: string;
+  /** When it began, or ended. */
+  sinceMs: string;
 }
