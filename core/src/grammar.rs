@@ -65,7 +65,7 @@ impl Rng {
 }
 
 /// Names of the generators below, one for every kind of command.
-pub const KINDS: [&str; 20] = [
+pub const KINDS: [&str; 21] = [
     "bootstrap",
     "advertise",
     "tenant_create",
@@ -85,6 +85,7 @@ pub const KINDS: [&str; 20] = [
     "member_join",
     "member_announce",
     "member_remove",
+    "member_rebuild",
     "user",
 ];
 
@@ -108,7 +109,7 @@ const KEYED_MAX: usize = 64;
 impl Grammar {
     /// The history of this seed.
     pub fn new(seed: u64) -> Self {
-        let weights = [1, 2, 3, 2, 1, 6, 2, 2, 25, 20, 10, 12, 14, 6, 2, 2, 3, 1, 1, 4];
+        let weights = [1, 2, 3, 2, 1, 6, 2, 2, 25, 20, 10, 12, 14, 6, 2, 2, 3, 1, 1, 1, 4];
         let keys = Rng(seed.rotate_left(32) ^ 0x6b65_7973);
         Self { rng: Rng(seed), weights, registered: Vec::new(), keyed: Vec::new(), keys }
     }
@@ -234,6 +235,7 @@ impl Grammar {
                 version: format!("0.{}.0", self.rng.below(3)),
             }),
             "member_remove" => Wish::Member(MemberCommand::Remove { id: self.member(state) }),
+            "member_rebuild" => self.member_rebuild(state),
             _ => self.user(state, id),
         };
         self.wish(wish)
@@ -289,6 +291,19 @@ impl Grammar {
             // Few keys, so that some are another member's, and some are the member's own again.
             key_sha256: [self.rng.below(8) as u8; 32],
             address: self.address(),
+            version: "0.1.0".to_owned(),
+        })
+    }
+
+    fn member_rebuild(&mut self, state: &State) -> Wish {
+        let id = self.member(state);
+        let known = state.members.get(&id).and_then(|m| Some(m.joined.as_ref()?.key_sha256));
+        Wish::Member(MemberCommand::Rebuild {
+            id,
+            key_sha256: known.filter(|_| !self.rng.one_in(8)).unwrap_or([9; 32]),
+            // Few, so that some were used before.
+            secret_hash: [self.rng.below(4) as u8; 32],
+            address: if self.rng.one_in(2) { String::new() } else { self.address() },
             version: "0.1.0".to_owned(),
         })
     }

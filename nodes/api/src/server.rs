@@ -227,7 +227,7 @@ async fn serve_all(
         tokio::spawn(serve(door(node, Some(node_tls), NODE_CONNECTIONS), node_router, draining())),
         tokio::spawn(serve(door(probes, None, METRICS_CONNECTIONS), probes_router, draining())),
     ];
-    chores.push(tokio::spawn(keeper::keep(app.log.clone())));
+    chores.push(tokio::spawn(keeper::keep(app.log.clone(), app.keys.clone())));
     chores.push(tokio::spawn(renew(app.clone(), certificate, names, own)));
     let (rest, node, metrics, cluster) = (rest_at, node_at, probes_at, None);
     Ok(Running { app, rest, node, metrics, members, password, doors, cluster, chores })

@@ -16,12 +16,12 @@ fn wg_key(n: u64) -> String {
     base64::engine::general_purpose::STANDARD.encode(key)
 }
 
-async fn prod(cluster: &mut Cluster) {
+pub async fn prod(cluster: &mut Cluster) {
     cluster.post(0, "/tenants", json!({"slug": "acme"})).await.expect(201);
     cluster.post(1, "/tenants/acme/cvlans", json!({"name": "prod", "ipv4Cidr": "10.0.0.0/12"})).await.expect(201);
 }
 
-fn node(n: u64) -> serde_json::Value {
+pub fn node(n: u64) -> serde_json::Value {
     json!({"cvlan": "prod", "name": format!("n{n}"), "wgPublicKey": wg_key(n)})
 }
 
