@@ -167,7 +167,12 @@ pub async fn rebuild(asked: Asked<'_>, say: impl Fn(&str)) -> Result<(), StartEr
         return done(&keys, identity.member, &say);
     }
     let begun = keys.json_read::<Begun>(FILE)?.filter(|begun| begun.from == identity.member);
-    let mut begun = begun.unwrap_or_else(|| fresh(identity.member));
+    let mut begun = match begun {
+        // Something may be there already.
+        Some(begun) if begun.to.is_some() => begun,
+        Some(begun) => Begun { aside: fresh(identity.member).aside, ..begun },
+        None => fresh(identity.member),
+    };
     let addresses = addresses(&asked, &keys, identity.member)?;
     let key = own_key(&keys)?;
     let csr = CertificateParams::default().serialize_request(&key).map_err(CaError::from)?;
@@ -341,6 +346,12 @@ async fn anew(
     }
     let head = log.head();
     match state_of(&head.machine, id, &peer.key_sha256, &secret_hash)? {
+        // It has started since, and has promised things: whoever asks knows none of them.
+        Rebuild::Done(now) if head.members.voters.iter().any(|set| set.contains(&now.0)) => {
+            let detail =
+                format!("member {now}, which this one became, votes already: this folder is an old copy of it");
+            Err(Problem::new(StatusCode::CONFLICT, "member_rebuilt", detail))
+        }
         Rebuild::Done(now) => {
             let name = head.machine.members.get(&now).map(|m| m.name.to_string()).unwrap_or_default();
             Ok(JoinResponse { name, ..gives(log, secrets, now, &csr)? })

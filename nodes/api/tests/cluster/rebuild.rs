@@ -5,7 +5,7 @@ use crate::life::{node, prod};
 use reqwest::Method;
 use serde_json::json;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -23,7 +23,7 @@ fn text(out: &Output) -> String {
 }
 
 #[track_caller]
-fn refused(dir: &Path, args: &[&str], says: &[&str]) -> String {
+pub fn refused(dir: &Path, args: &[&str], says: &[&str]) -> String {
     let out = command(dir, args).output().unwrap();
     let said = text(&out);
     assert!(!out.status.success(), "{said}");
@@ -60,6 +60,15 @@ fn flip(dir: &Path, what: &[u8]) {
         }
     }
     panic!("nothing in the log has {what:?}");
+}
+
+/// A folder with the same keys/, and nothing else.
+fn keys_copied(cluster: &Cluster, dir: &Path) -> PathBuf {
+    let copy = cluster.folder("copy");
+    std::fs::create_dir(&copy).unwrap();
+    let copied = Command::new("cp").arg("-r").arg(dir.join("keys")).arg(&copy).status().unwrap();
+    assert!(copied.success());
+    copy
 }
 
 /// Writes through two members, without a pause; none may fail.
@@ -108,6 +117,9 @@ async fn a_damaged_member_is_rebuilt_and_writes_go_on() {
     let before = cluster.get(0, "/cluster/members").await.body;
     let (dir, ports) = (cluster.members[2].dir.clone(), cluster.members[2].ports);
     refused(&dir, &["rebuild", "--yes"], &["locked by another process"]);
+    // A copy of the folder of one that runs takes its place from nobody.
+    let copy = keys_copied(&cluster, &dir);
+    refused(&copy, &["rebuild", "--yes"], &["member_alive", "stop it first"]);
     cluster.members[2].kill();
     let stop = Arc::new(AtomicBool::new(false));
     let writing = writer(&cluster, &stop, 1_000);
@@ -122,10 +134,6 @@ async fn a_damaged_member_is_rebuilt_and_writes_go_on() {
     assert!(meant.contains(&format!("member {} is removed", id_of(&before, "m3"))), "{meant}");
     assert!(dir.join("log").is_dir());
 
-    let copy = cluster.folder("copy");
-    std::fs::create_dir(&copy).unwrap();
-    let copied = Command::new("cp").arg("-r").arg(dir.join("keys")).arg(&copy).status().unwrap();
-    assert!(copied.success());
     let said = done(&dir, &["rebuild", "--yes"]);
     assert!(said.contains("4/4"), "{said}");
     assert!(!dir.join("log").exists());
@@ -176,13 +184,15 @@ async fn a_rebuild_that_is_killed_is_finished_by_the_next() {
     std::fs::remove_dir_all(dir.join("log")).unwrap();
     let out = Member::command(&dir, ports, None).stderr(Stdio::piped()).output().unwrap();
     assert!(!out.status.success() && text(&out).contains("`cvlan-api rebuild`"), "{}", text(&out));
-    for step in ["1/4", "2/4", "3/4"] {
-        killed_at(&dir, step);
-    }
+    killed_at(&dir, "1/4");
+    let copy = keys_copied(&cluster, &dir);
+    killed_at(&dir, "2/4");
+    killed_at(&dir, "3/4");
     done(&dir, &["rebuild", "--yes"]);
     cluster.members[0].again();
     let after = cluster.until("three vote", |c| voters(c) == 3 && roles(c).len() == 3).await;
     assert!(id_of(&after, "founder") > 1, "{after}");
+    refused(&copy, &["rebuild", "--yes"], &["member_rebuilt", "votes already"]);
     stop.store(true, SeqCst);
     writing.await.unwrap();
     cluster.seen.clear();
