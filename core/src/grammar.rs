@@ -66,7 +66,7 @@ impl Rng {
 }
 
 /// Names of the generators below, one for every kind of command.
-pub const KINDS: [&str; 22] = [
+pub const KINDS: [&str; 23] = [
     "bootstrap",
     "advertise",
     "tenant_create",
@@ -86,6 +86,7 @@ pub const KINDS: [&str; 22] = [
     "member_join",
     "member_announce",
     "member_remove",
+    "member_rebuild",
     "user",
     "presence_report",
     "presence_expire",
@@ -114,7 +115,7 @@ const KEYED_MAX: usize = 64;
 impl Grammar {
     /// The history of this seed.
     pub fn new(seed: u64) -> Self {
-        let weights = [1, 2, 3, 2, 1, 6, 2, 2, 25, 20, 10, 12, 14, 6, 2, 2, 3, 1, 1, 4, 10, 1];
+        let weights = [1, 2, 3, 2, 1, 6, 2, 2, 25, 20, 10, 12, 14, 6, 2, 2, 3, 1, 1, 1, 4, 10, 1];
         let keys = Rng(seed.rotate_left(32) ^ 0x6b65_7973);
         Self { rng: Rng(seed), weights, registered: Vec::new(), keyed: Vec::new(), keys }
     }
@@ -240,6 +241,7 @@ impl Grammar {
                 version: format!("0.{}.0", self.rng.below(3)),
             }),
             "member_remove" => Wish::Member(MemberCommand::Remove { id: self.member(state) }),
+            "member_rebuild" => self.member_rebuild(state),
             "presence_report" => self.presence_report(state, id, tenant.as_deref()),
             "presence_expire" => Wish::Presence(PresenceCommand::Expire { member: self.absent() }),
             _ => self.user(state, id),
@@ -297,6 +299,19 @@ impl Grammar {
             // Few keys, so that some are another member's, and some are the member's own again.
             key_sha256: [self.rng.below(8) as u8; 32],
             address: self.address(),
+            version: "0.1.0".to_owned(),
+        })
+    }
+
+    fn member_rebuild(&mut self, state: &State) -> Wish {
+        let id = self.member(state);
+        let known = state.members.get(&id).and_then(|m| Some(m.joined.as_ref()?.key_sha256));
+        Wish::Member(MemberCommand::Rebuild {
+            id,
+            key_sha256: known.filter(|_| !self.rng.one_in(8)).unwrap_or([9; 32]),
+            // Few, so that some were used before.
+            secret_hash: [self.rng.below(4) as u8; 32],
+            address: if self.rng.one_in(2) { String::new() } else { self.address() },
             version: "0.1.0".to_owned(),
         })
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! Admit ─► MemberAdmitted (id = its seq) ─► join token ─► Join (secret) ─► MemberJoined ─► Remove ─► MemberRemoved
 //! Bootstrapped ─► the founder, member 1, is in ─► Announce ─► MemberJoined
+//! Rebuild ─► MemberRemoved (the old id), MemberAdmitted and MemberJoined (the same name and key, a new id)
 //! ```
 //! A join token is `cvm_` + base64url(protobuf `JoinTokenClaims`): it says where to go, whom to trust there and what to
 //! prove oneself by. It needs no signature: the secret is checked against the log, once.
@@ -131,6 +132,30 @@ pub enum MemberCommand {
         /// Which.
         id: MemberId,
     },
+    /// A member that lost its log comes anew, with its key: its id goes, because whoever forgot how it voted must not vote
+    /// again, and its name gets another one. The same secret again changes nothing. As with [`Self::Announce`], the door
+    /// proves who it is.
+    Rebuild {
+        /// Its id, of which it lost the log.
+        id: MemberId,
+        /// SHA-256 of its SubjectPublicKeyInfo.
+        key_sha256: [u8; 32],
+        /// [`secret_hash`] of what it drew for this rebuild.
+        secret_hash: [u8; 32],
+        /// HOST:PORT for other members; empty = as before.
+        address: String,
+        /// What it runs.
+        version: String,
+    },
+}
+
+/// How far a rebuild has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rebuild {
+    /// This member is to go, and to come anew.
+    Due(Arc<str>),
+    /// It is this member now.
+    Done(MemberId),
 }
 
 impl Member {
@@ -239,28 +264,35 @@ pub(crate) fn decide(
     meta: &Meta,
     command: &MemberCommand,
 ) -> Result<Vec<Fact>, Rejection> {
-    let kind = match command {
+    let kinds = match command {
         MemberCommand::Admit { name, secret_hash, life_ms } => {
             permit(state, &meta.actor, Permission::ClusterWrite, TenantId::default())?;
-            Some(Kind::Admitted(admit(state, ctx, name, secret_hash, *life_ms)?))
+            vec![Kind::Admitted(admit(state, ctx, name, secret_hash, *life_ms)?)]
         }
         MemberCommand::Join { id, secret_hash, key_sha256, address, version } => {
             itself(meta)?;
             let member = proven(state, ctx, *id, secret_hash)?;
-            arrive(state, member, key_sha256, address, version)?.map(Kind::Joined)
+            arrive(state, member, key_sha256, address, version)?.map(Kind::Joined).into_iter().collect()
         }
         MemberCommand::Announce { id, key_sha256, address, version } => {
             itself(meta)?;
             let member = inside(state, *id)?;
-            arrive(state, member, key_sha256, address, version)?.map(Kind::Joined)
+            arrive(state, member, key_sha256, address, version)?.map(Kind::Joined).into_iter().collect()
         }
         MemberCommand::Remove { id } => {
             permit(state, &meta.actor, Permission::ClusterWrite, TenantId::default())?;
-            Some(Kind::Removed(remove(state, meta, *id)?))
+            vec![Kind::Removed(remove(state, meta, *id)?)]
+        }
+        MemberCommand::Rebuild { id, key_sha256, secret_hash, address, version } => {
+            itself(meta)?;
+            match rebuild(state, *id, key_sha256, secret_hash)? {
+                Rebuild::Done(_) => Vec::new(),
+                Rebuild::Due(_) => anew(state, ctx, inside(state, *id)?, (secret_hash, address, version))?,
+            }
         }
     };
     let fact = |kind| Fact { tenant: TenantId::default(), body: Body::Member(v1::MemberEvent { kind: Some(kind) }) };
-    Ok(kind.map(fact).into_iter().collect())
+    Ok(kinds.into_iter().map(fact).collect())
 }
 
 /// What members do of themselves is not for people, whatever their role.
@@ -372,13 +404,81 @@ fn arrive(
 fn remove(state: &State, meta: &Meta, id: MemberId) -> Result<v1::MemberRemoved, Rejection> {
     let member = state.members.get(&id).ok_or_else(member_unknown)?;
     fresh(meta, member.revision)?;
-    if member.is_in() && !state.members.values().any(|m| m.id != id && m.is_in()) {
+    if member.is_in() && is_last(state, id) {
         return Err(Rejection::conflict(
             "last_member",
             "this is the last member that is in; add another one first, or just stop it",
         ));
     }
     Ok(v1::MemberRemoved { member_id: id.0 })
+}
+
+fn is_last(state: &State, id: MemberId) -> bool {
+    !state.members.values().any(|m| m.id != id && m.is_in())
+}
+
+/// Whether the member that proved this key, and says that it was `id`, may be rebuilt, or was already, with this secret.
+pub fn rebuild(
+    state: &State,
+    id: MemberId,
+    key_sha256: &[u8; 32],
+    secret_hash: &[u8; 32],
+) -> Result<Rebuild, Rejection> {
+    let owner = |m: &&Arc<Member>| m.joined.as_ref().is_some_and(|j| j.key_sha256 == *key_sha256);
+    let Some(member) = state.members.values().find(owner) else {
+        return Err(Rejection::conflict(
+            "member_gone",
+            format!(
+                "member {id} was removed from the cluster; `cvlanctl cluster add` and an empty --data-dir make a new one"
+            ),
+        ));
+    };
+    if member.admission.as_ref().is_some_and(|a| a.secret_hash == *secret_hash) {
+        return Ok(Rebuild::Done(member.id));
+    }
+    if member.id != id {
+        let (now, name) = (member.id, &member.name);
+        return Err(Rejection::conflict(
+            "member_rebuilt",
+            format!(
+                "{name} is member {now} now, not {id}: this folder is an old copy of it. If there is no newer one, \
+                 `cvlanctl cluster remove {name}`, then `cvlanctl cluster add {name}`, and an empty --data-dir"
+            ),
+        ));
+    }
+    if is_last(state, id) {
+        return Err(Rejection::conflict(
+            "last_member",
+            "this is the last member that is in: nobody has what it lost; restore a backup",
+        ));
+    }
+    Ok(Rebuild::Due(member.name.clone()))
+}
+
+/// The same name and key under a new id: that of the second event.
+fn anew(
+    state: &State,
+    ctx: &Context,
+    member: &Member,
+    (secret_hash, address, version): (&[u8; 32], &str, &str),
+) -> Result<Vec<Kind>, Rejection> {
+    let address = if address.is_empty() { member.address() } else { address };
+    address_check(address)?;
+    text_check("version", version)?;
+    let key_sha256 = member.joined.as_ref().map(|j| j.key_sha256.to_vec()).unwrap_or_default();
+    let new = ctx.next_seq.0 + 1;
+    debug_assert!(!state.members.contains_key(&MemberId(new)), "an id is used again");
+    let admitted = v1::MemberAdmitted {
+        member_id: new,
+        name: member.name.to_string(),
+        secret_hash: secret_hash.to_vec(),
+        // Nothing joins with it.
+        expires_at: Some(timestamp(ctx.time_ms)),
+    };
+    let (address, version) = (address.to_owned(), version.to_owned());
+    let joined = v1::MemberJoined { member_id: new, address, key_sha256, version };
+    let removed = v1::MemberRemoved { member_id: member.id.0 };
+    Ok(vec![Kind::Removed(removed), Kind::Admitted(admitted), Kind::Joined(joined)])
 }
 
 /// What a member advertises, if that is new.
@@ -596,6 +696,50 @@ mod tests {
         }
         assert_eq!(w.seq, before);
         assert!(w.joined("m2", 2) > id, "its name and its key are free, its id is not");
+    }
+
+    #[test]
+    fn a_member_that_lost_its_log_comes_anew_once() {
+        let rebuild = |id: MemberId, key: u8, secret: u8, address: &str| {
+            let (address, version) = (address.to_owned(), "0.2.0".to_owned());
+            MemberCommand::Rebuild { id, key_sha256: [key; 32], secret_hash: [secret; 32], address, version }
+        };
+        let mut w = given();
+        w.ok(announce(MemberId::FOUNDER, 1, "a.example:8445"));
+        assert_eq!(w.try_join(rebuild(MemberId::FOUNDER, 1, 7, "")), Err("last_member"));
+        let id = w.joined("m2", 2);
+        w.ok(advertise(id, &["https://b"], &[]));
+        let before = w.seq;
+        assert_eq!(w.try_join(rebuild(id, 2, 7, "")), Ok(3));
+        let member = w.state.member_find("m2").unwrap().clone();
+        assert_eq!((member.id, w.ids()), (MemberId(before + 2), vec![1, before + 2]), "its id is its event's number");
+        let joined = member.joined.as_ref().unwrap();
+        assert_eq!((joined.key_sha256, member.address(), &*joined.version), ([2; 32], "192.0.2.2:8445", "0.2.0"));
+        assert_eq!((member.is_in(), w.state.node_urls()), (true, Vec::new()));
+        assert_eq!(w.try_join(rebuild(id, 2, 7, "")), Ok(0), "the same rebuild again");
+        assert_eq!(w.try_join(rebuild(member.id, 2, 7, "")), Ok(0), "and once it knows its new id");
+        for (wish, code) in [
+            (rebuild(id, 2, 8, ""), "member_rebuilt"),
+            (rebuild(member.id, 3, 8, ""), "member_gone"),
+            (rebuild(member.id, 2, 8, "nowhere"), "address_invalid"),
+            (join(member.id, "x", 2), "join_token_invalid"),
+        ] {
+            assert_eq!(w.try_join(wish.clone()), Err(code), "{wish:?}");
+        }
+        assert_eq!(w.try_join(rebuild(member.id, 2, 8, "c.example:1")), Ok(3), "another time");
+        assert_eq!(w.state.member_find("m2").unwrap().address(), "c.example:1");
+        // The founder too; it is implied no more.
+        assert_eq!(w.try_join(rebuild(MemberId::FOUNDER, 1, 9, "")), Ok(3));
+        let mut bytes = Vec::new();
+        crate::save::save(&w.state, &mut bytes);
+        let loaded = crate::save::load(&bytes).unwrap();
+        assert_eq!(loaded.members, w.state.members);
+        assert!(!loaded.members.contains_key(&MemberId::FOUNDER));
+        w.ok(user_create(None, 1, "root2", "superadmin"));
+        let root = Actor::User(user(1), "root2".into());
+        let last = w.state.member_find("founder").unwrap().id;
+        let asked = Wish::Member(rebuild(last, 1, 10, ""));
+        assert_eq!(w.when(root, asked).unwrap_err().code, "forbidden", "people do not");
     }
 
     #[test]

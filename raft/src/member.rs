@@ -422,6 +422,7 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
                 address: node.addr.clone(),
                 voter: voters.contains(id),
                 heard_ms: heard.as_ref().and_then(|heard| heard.ago_ms(&*shared.clock)),
+                answered_ms: heard.as_ref().and_then(|heard| heard.answered_ms(&*shared.clock)),
                 skew_ms: heard.and_then(|heard| heard.skew_ms()),
                 matched: matched.flatten(),
                 behind: matched.map(|matched| last.saturating_sub(matched.map_or(0, |at| at + 1))),

@@ -10,6 +10,7 @@ use crate::forward::PAUSE;
 use crate::member::Inner;
 use crate::peer::codec::{Answer, Change, Request};
 use crate::peer::link::CallError;
+use crate::peer::ping;
 use crate::replica::Raft;
 use crate::types::{Cfg, Membership};
 use cvlan_core::machine::Machine;
@@ -241,6 +242,10 @@ async fn commit<M: Machine, RT: AsyncRuntime>(
 }
 
 /// Hands the leadership to a voter, or to the most caught-up one that can be reached; returns who leads then.
+///
+/// From the moment at which Raft is told, this leader takes no writes and sends no heartbeats, and its followers may vote
+/// for others: where the one that was meant dies, another one that has the whole log is elected within about one election
+/// timeout. So it is asked first whether it is there.
 pub(crate) async fn hand_over<M: Machine, RT: AsyncRuntime>(
     member: &Inner<M, RT>,
     to: Option<u64>,
@@ -260,7 +265,7 @@ pub(crate) async fn hand_over<M: Machine, RT: AsyncRuntime>(
         return Ok(me);
     }
     let behind = behind(member, to);
-    if behind > CAUGHT_UP || !member.peers.alive(to) {
+    if behind > CAUGHT_UP || !member.peers.alive(to) || !ping::answers(&member.peers, to).await {
         return Err(MemberError::Behind { id: to, behind });
     }
     let mut metrics = member.raft.server_metrics();

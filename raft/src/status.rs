@@ -130,6 +130,8 @@ pub struct PeerStatus {
     pub voter: bool,
     /// How long ago something came from it, ms; `None` where nothing did since the start.
     pub heard_ms: Option<u64>,
+    /// How long ago it answered, ms; one that asks and does not answer does not count as alive.
+    pub answered_ms: Option<u64>,
     /// Its wall clock less this one's, ms.
     pub skew_ms: Option<i64>,
     /// The last entry that it is known to have; known to the leader alone.

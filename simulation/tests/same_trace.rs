@@ -25,7 +25,7 @@ fn a_seed_twice_in_one_process_is_the_same_to_the_last_step() {
             one.text.iter().flat_map(|t| t.lines()).zip(two.text.iter().flat_map(|t| t.lines())).find(|(a, b)| a != b);
         assert_eq!(differ, None, "seed {seed}");
         assert_eq!((one.digest, one.lines), (two.digest, two.lines), "seed {seed}");
-        assert!(one.lines > 10_000, "seed {seed}: {} lines", one.lines);
+        assert!(one.lines > 5_000, "seed {seed}: {} lines", one.lines);
         digests.insert(one.digest);
     }
     assert_eq!(digests.len(), SEEDS.count(), "seeds differ from each other");

@@ -47,7 +47,7 @@ pub async fn run(global: &Global) -> Result<(), Failure> {
 fn diverged(cluster: &Value) -> String {
     match number(cluster, "divergedSeq") {
         0 => "as the leader's".to_owned(),
-        seq => format!("DIFFERS from the leader's at event {seq}: this member serves no writes"),
+        seq => format!("DIFFERS from the leader's at event {seq}: stop this member, then `cvlan-api rebuild` there"),
     }
 }
 

@@ -13,6 +13,7 @@ use crate::ca::{Ca, Live};
 use crate::cluster::force::force;
 use crate::cluster::identity::{IdentityError, certified};
 use crate::cluster::join::{Secrets, join};
+use crate::cluster::rebuild;
 use crate::cluster::tls::TlsTransport;
 use crate::cluster::{self, Door};
 use crate::keys::{FOUNDER, Identity, Keys};
@@ -72,6 +73,9 @@ impl Core {
     pub async fn open(options: &Options, disk: Arc<FileDisk>, place: Place) -> Result<Self, StartError> {
         let Place { address, listener } = place;
         let keys = Keys::open(&options.data_dir)?;
+        if rebuild::half_done(&keys)? {
+            return Err(StartError::Rebuilding);
+        }
         let identity = match &options.join_token {
             Some(token) => Some(join(&keys, token, &options.join, &address).await?),
             None if keys.joining()? => return Err(StartError::Joining),
@@ -97,7 +101,8 @@ impl Core {
         let mut raft = cvlan_raft::Options::single(disk);
         raft.member = member;
         raft.address.clone_from(&address);
-        raft.initialize = member == FOUNDER;
+        // One whose log is gone begins no other one.
+        raft.initialize = member == FOUNDER && !identity.is_some_and(|i| i.settled);
         raft.observers.push(Arc::new(observer));
         if let Some(asked) = options.force {
             let settled = identity.filter(|identity| identity.settled).ok_or(StartError::NothingToForce)?;
@@ -166,7 +171,7 @@ impl Gate {
 }
 
 /// The keys of a member, as they lie in keys/; `None` before the first start of a version that knows members.
-fn secrets(keys: &Keys) -> Result<Option<Secrets>, StartError> {
+pub(crate) fn secrets(keys: &Keys) -> Result<Option<Secrets>, StartError> {
     let (Some(cluster), Some(key), Some(pem)) = (keys.cluster()?, keys.ca_key()?, keys.ca_pem()?) else {
         return Ok(None);
     };
@@ -200,14 +205,14 @@ async fn ready(
     transport: &TlsTransport,
 ) -> Result<Ready, StartError> {
     let member = identity.map_or(FOUNDER, |i| i.member);
+    if identity.is_some_and(|i| i.settled) && log.status().last_index == 0 && !log.is_bootstrapped() {
+        return Err(StartError::Lost);
+    }
     if alone(log, member) && (member == FOUNDER || log.is_bootstrapped()) {
         if !log.writable(WRITABLE).await {
             return Err(StartError::NotWritable);
         }
     } else {
-        if identity.is_some_and(|i| i.settled) && log.status().last_index == 0 && !log.is_bootstrapped() {
-            return Err(StartError::Lost);
-        }
         let end = Instant::now() + FIRST_STATE;
         // The log may begin with an epoch that the cluster has left.
         let joined = identity.filter(|identity| !identity.settled).map(|identity| identity.epoch);

@@ -4,12 +4,14 @@
 //! cluster    the key that seals secrets in the log          ca.key, ca.pem          the CA
 //! bootstrap  what the first entry is made of (see bootstrap) member.key, member.pem  what it proves itself with
 //! identity   which member of which log this is; written last by a join
+//! members    where the others were last                     rebuild    a rebuild that was begun (see cluster::rebuild)
 //! ```
 
 use cvlan_core::id::Epoch;
 use cvlan_core::seal::ClusterKey;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -21,6 +23,7 @@ const CA_PEM: &str = "ca.pem";
 const IDENTITY: &str = "identity";
 const MEMBER_KEY: &str = "member.key";
 const MEMBER_PEM: &str = "member.pem";
+const MEMBERS: &str = "members";
 /// The member that bootstraps a log.
 pub const FOUNDER: u64 = 1;
 /// What a log's first entry is made of.
@@ -216,6 +219,16 @@ impl Keys {
         let Identity { epoch, member, settled, left } = *identity;
         let left = left.map(|epoch| epoch.to_string());
         self.json_write(IDENTITY, &IdentityFile { epoch: epoch.to_string(), member, settled, left })
+    }
+
+    /// Where members were last, by id: what a member asks that has no log.
+    pub fn members(&self) -> Result<BTreeMap<u64, String>, KeysError> {
+        Ok(self.json_read(MEMBERS)?.unwrap_or_default())
+    }
+
+    /// Keeps where members are.
+    pub fn members_write(&self, members: &BTreeMap<u64, String>) -> Result<(), KeysError> {
+        self.json_write(MEMBERS, members)
     }
 
     /// The member's key is not what it should be.

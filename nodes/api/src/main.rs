@@ -42,6 +42,16 @@ enum Sub {
         #[command(subcommand)]
         what: LogSub,
     },
+    /// A member whose log is damaged or lost, or whose state differs, is taken anew from the others. Without --yes it says
+    /// what that means
+    Rebuild {
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+        /// Members to ask [default: where they were last]
+        #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+        from: Vec<String>,
+    },
     /// The SQL views while the controller does not run
     Views {
         #[command(subcommand)]
@@ -118,6 +128,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         match cli.command {
             None => controller(options).await.map_err(with_hint),
             Some(Sub::Config { what: ConfigSub::Check }) => config_check(&options),
+            Some(Sub::Rebuild { yes, from }) => offline::rebuild(&options, &from, yes).await,
             Some(Sub::Log { what: LogSub::Verify }) => offline::log_verify(&options).await,
             Some(Sub::Log { what: LogSub::Stats }) => offline::log_stats(&options).await,
             Some(Sub::Views { what: ViewsSub::Rebuild }) => offline::views_rebuild(&options).await,

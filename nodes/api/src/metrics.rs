@@ -259,7 +259,7 @@ fn peers(out: &mut String, peers: &[PeerStatus]) {
     each("cvlan_peer_behind_entries", "Entries that it lacks; known where this member leads.", |p| {
         p.behind.map(|n| i64::try_from(n).unwrap_or(i64::MAX))
     });
-    each("cvlan_peer_heard_ms", "Since it was heard of.", |p| p.heard_ms.map(|n| i64::try_from(n).unwrap_or(i64::MAX)));
+    each("cvlan_peer_heard_ms", "Since it answered.", |p| p.answered_ms.map(|n| i64::try_from(n).unwrap_or(i64::MAX)));
     each("cvlan_peer_skew_ms", "Its clock minus ours.", |p| p.skew_ms);
 }
 

@@ -3,6 +3,7 @@
 use anyhow::{Context, bail};
 use cvlan_api::auth::password;
 use cvlan_api::bootstrap::forget_changed;
+use cvlan_api::cluster::rebuild;
 use cvlan_api::keys::BOOTSTRAP;
 use cvlan_api::server::{Core, Options, Place, StartError};
 use cvlan_core::id::TenantId;
@@ -33,7 +34,10 @@ async fn open(options: &Options) -> anyhow::Result<Core> {
 async fn replay(options: &Options) -> anyhow::Result<VerifyReport> {
     verify_dir::<Rules, TokioRuntime>(lock(options)?).await.map_err(|e| match e {
         VerifyError::Open(e) => super::with_hint(StartError::Open(e)),
-        VerifyError::History(_) | VerifyError::Entry { .. } => anyhow::anyhow!("{e} (hint: restore a backup)"),
+        VerifyError::History(_) => anyhow::anyhow!("{e} (hint: restore a backup)"),
+        VerifyError::Entry { .. } => anyhow::anyhow!(
+            "{e} (hint: `cvlan-api rebuild` takes this member anew from the others; where there are none, restore a backup)"
+        ),
     })
 }
 
@@ -73,6 +77,12 @@ fn size(folder: &Path) -> anyhow::Result<(u64, usize)> {
         files += 1;
     }
     Ok((bytes, files))
+}
+
+pub async fn rebuild(options: &Options, from: &[String], yes: bool) -> anyhow::Result<ExitCode> {
+    let asked = rebuild::Asked { data: &options.data_dir, address: options.advertise_cluster.as_deref(), from, yes };
+    rebuild::rebuild(asked, |step| println!("{step}")).await.map_err(super::with_hint)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 pub async fn views_rebuild(options: &Options) -> anyhow::Result<ExitCode> {

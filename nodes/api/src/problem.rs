@@ -120,9 +120,10 @@ impl From<WriteError<Rejection>> for Problem {
             WriteError::DiskFull => {
                 unavailable("disk_full", "the controller's disk is full; nothing was written, make room and try again")
             }
-            WriteError::Diverged => {
-                unavailable("diverged", "this member's state differs from the leader's; ask another member")
-            }
+            WriteError::Diverged => unavailable(
+                "diverged",
+                "this member's state differs from the leader's; ask another member, and rebuild this one (`cvlan-api rebuild`)",
+            ),
             WriteError::Removed => {
                 unavailable("member_removed", "this member was removed from the cluster; ask another member")
             }

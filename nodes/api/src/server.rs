@@ -231,7 +231,7 @@ async fn serve_all(
         tokio::spawn(serve(door(node, Some(node_tls), NODE_CONNECTIONS), node_router, draining())),
         tokio::spawn(serve(door(probes, None, METRICS_CONNECTIONS), probes_router, draining())),
     ];
-    chores.push(tokio::spawn(keeper::keep(app.log.clone())));
+    chores.push(tokio::spawn(keeper::keep(app.log.clone(), app.keys.clone())));
     chores.push(tokio::spawn(presence::report(app.clone())));
     chores.push(tokio::spawn(presence::expire(app.clone(), options.presence_expiry)));
     chores.push(tokio::spawn(renew(app.clone(), certificate, names, own)));

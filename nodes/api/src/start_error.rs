@@ -4,6 +4,7 @@ use crate::bootstrap::BootstrapError;
 use crate::ca::CaError;
 use crate::cluster::identity::IdentityError;
 use crate::cluster::join::JoinError;
+use crate::cluster::rebuild::RebuildError;
 use crate::engine::{FIRST_STATE, WRITABLE};
 use crate::keys::KeysError;
 use crate::problem::Problem;
@@ -25,6 +26,12 @@ pub enum StartError {
     /// A join was begun in this folder and did not finish.
     #[error("this folder has begun to join a cluster, and has not finished")]
     Joining,
+    /// A rebuild was begun in this folder and did not finish.
+    #[error("a rebuild of this folder was begun, and has not finished")]
+    Rebuilding,
+    /// It is not taken anew.
+    #[error(transparent)]
+    Rebuild(#[from] RebuildError),
     /// What it proves itself with.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -96,8 +103,13 @@ impl StartError {
                 OpenError::WrongEpoch { .. } => {
                     "log/ and snapshots/ were taken from different controllers; put back what belongs together"
                 }
-                OpenError::Damaged { .. } | OpenError::Incomplete(_) | OpenError::Unreadable { .. } => {
-                    "nothing was changed; restore a backup, or copy the folder and look with `cvlan-api log verify`"
+                OpenError::Damaged { .. } | OpenError::Incomplete(_) => {
+                    "nothing was changed; `cvlan-api rebuild` with this --data-dir takes this member anew from the \
+                     others; where there are none, restore a backup"
+                }
+                OpenError::Unreadable { .. } => {
+                    "nothing was changed; start the version that wrote it, or, where that is the one, `cvlan-api rebuild` \
+                     takes this member anew from the others"
                 }
                 OpenError::Io { .. } => "check the disk and who may write there",
                 OpenError::Raft(_) => "run with RUST_LOG=debug and look at the log",
@@ -122,7 +134,12 @@ impl StartError {
             Self::Joining => "start it again with the same --join-token, or use an empty --data-dir",
             Self::Identity(_) => "put the file back from the backup of keys/, or check who may read it",
             Self::NoState => "are the other members up, and does --advertise-cluster reach this one from there?",
-            Self::Lost => "`cvlanctl cluster remove` it, then `cvlanctl cluster add`, and join in an empty --data-dir",
+            Self::Lost => {
+                "`cvlan-api rebuild` with this --data-dir takes it anew from the others; where there are none, restore a \
+                 backup"
+            }
+            Self::Rebuilding => "`cvlan-api rebuild --yes` with this --data-dir finishes it",
+            Self::Rebuild(e) => e.hint(),
             Self::Removed => {
                 "its --data-dir can be deleted; `cvlanctl cluster add` and an empty one make it a new member"
             }

@@ -126,8 +126,10 @@ impl<RT: AsyncRuntime> Pending<RT> {
 /// When something last came, and how clocks differ.
 #[derive(Default)]
 pub(crate) struct Heard {
-    /// Own monotonic time; 0 for never.
+    /// Own monotonic time, over either connection; 0 for never.
     heard_us: AtomicU64,
+    /// The same, over the connection that was made from here.
+    answered_us: AtomicU64,
     skew_ms: Mutex<Option<i64>>,
 }
 
@@ -137,10 +139,20 @@ impl Heard {
         self.heard_us.store(clock.monotonic_us().max(1), Relaxed);
     }
 
-    /// How long ago, ms.
+    /// It answered.
+    pub(crate) fn answered(&self, clock: &dyn Clock) {
+        self.note(clock);
+        self.answered_us.store(clock.monotonic_us().max(1), Relaxed);
+    }
+
+    /// How long ago something came, ms.
     pub(crate) fn ago_ms(&self, clock: &dyn Clock) -> Option<u64> {
-        let heard_us = Some(self.heard_us.load(Relaxed)).filter(|us| *us > 0)?;
-        Some(clock.monotonic_us().saturating_sub(heard_us) / 1000)
+        ago_ms(&self.heard_us, clock)
+    }
+
+    /// How long ago it answered, ms: a member that asks and cannot be asked is of no use to who leads.
+    pub(crate) fn answered_ms(&self, clock: &dyn Clock) -> Option<u64> {
+        ago_ms(&self.answered_us, clock)
     }
 
     pub(crate) fn skewed(&self, ms: i64) {
@@ -151,6 +163,11 @@ impl Heard {
     pub(crate) fn skew_ms(&self) -> Option<i64> {
         *lock(&self.skew_ms)
     }
+}
+
+fn ago_ms(us: &AtomicU64, clock: &dyn Clock) -> Option<u64> {
+    let us = Some(us.load(Relaxed)).filter(|us| *us > 0)?;
+    Some(clock.monotonic_us().saturating_sub(us) / 1000)
 }
 
 enum State<RT: AsyncRuntime> {
@@ -333,7 +350,7 @@ impl<RT: AsyncRuntime> Link<RT> {
         let Pipe { tx, mut rx } = pipe;
         let waiting = Arc::new(Mutex::new(Waiting { open: true, next: 0, callers: BTreeMap::new(), asked_us: None }));
         let (end, mut ended) = Cfg::<RT>::oneshot::<()>();
-        self.heard.note(&*self.clock);
+        self.heard.answered(&*self.clock);
         let (theirs, heard, clock, to) = (waiting.clone(), self.heard.clone(), self.clock.clone(), self.to);
         let _task = Cfg::<RT>::spawn(async move {
             loop {
@@ -341,7 +358,7 @@ impl<RT: AsyncRuntime> Link<RT> {
                     Select2::First(_) | Select2::Second(None) => break,
                     Select2::Second(Some(frame)) => frame,
                 };
-                heard.note(&*clock);
+                heard.answered(&*clock);
                 if let Err(error) = answered(&theirs, &frame) {
                     tracing::warn!(member = to, %error, "closing the connection");
                     break;

@@ -76,7 +76,7 @@ pub(crate) const SILENT_LIMIT: Duration = Duration::from_secs(1);
 /// A connection over which nothing comes for this long is closed by who was connected to: pings come each second.
 pub(crate) const IDLE_LIMIT: Duration = Duration::from_secs(10);
 
-/// A member that was not heard for longer counts as lost.
+/// A member that has not answered for longer counts as lost.
 pub(crate) const LOST_MS: u64 = 2_500;
 
 /// [`Transport`] without its type.
@@ -136,9 +136,12 @@ impl<RT: AsyncRuntime> Peers<RT> {
         }
     }
 
-    /// Whether something came from a member lately.
+    /// Whether a member answered lately: pings go each second. That it asks proves nothing, see [`Heard::answered_ms`].
+    ///
+    /// [`Heard::answered_ms`]: link::Heard::answered_ms
     pub(crate) fn alive(&self, id: u64) -> bool {
-        id == self.me || self.known(id).and_then(|link| link.heard.ago_ms(&*self.clock)).is_some_and(|ms| ms <= LOST_MS)
+        let answered = || self.known(id).and_then(|link| link.heard.answered_ms(&*self.clock));
+        id == self.me || answered().is_some_and(|ms| ms <= LOST_MS)
     }
 
     /// Closes every connection.

@@ -47,6 +47,11 @@ pub(crate) async fn run<M: Machine, RT: AsyncRuntime>(shares: Shares<M, RT>) {
     }
 }
 
+/// True where a member answers now.
+pub(crate) async fn answers<RT: AsyncRuntime>(peers: &Peers<RT>, id: u64) -> bool {
+    ping(peers, id).await.is_some()
+}
+
 /// Returns whether the other one knows this member, whether it leads, and its term.
 async fn ping<RT: AsyncRuntime>(peers: &Peers<RT>, id: u64) -> Option<(bool, bool, u64)> {
     let link = peers.link(id);

@@ -290,6 +290,58 @@ async fn the_leadership_is_handed_over_on_request_and_at_a_stop() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_that_asks_but_cannot_be_asked_is_not_believed_in() {
+    let cluster = Cluster::of(3).await;
+    let leader = cluster.leader().await;
+    let others: Vec<u64> = cluster.ids().into_iter().filter(|id| *id != leader).collect();
+    let (deaf, other) = (others[0], others[1]);
+    cluster.block(leader, deaf);
+    let lead = cluster.member(leader);
+    eventually("it asks and does not answer", || {
+        let peers = lead.status().peers;
+        let peer = peers.iter().find(|peer| peer.id == deaf).unwrap();
+        peer.answered_ms.is_none_or(|ms| ms > 2_500) && peer.heard_ms.is_some_and(|ms| ms <= 2_500)
+    })
+    .await;
+    assert_eq!(cluster.leader().await, leader);
+    assert!(matches!(lead.transfer(Some(deaf)).await, Err(MemberError::Behind { id, .. }) if id == deaf));
+    assert_eq!(lead.member_remove(other).await, Err(MemberError::Quorum(other)));
+    // The leader leads on.
+    cluster.write(leader, 1).await;
+    assert_eq!(lead.transfer(None).await, Ok(other));
+    cluster.heal();
+    cluster.same().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_one_that_is_to_lead_dies_of_it_another_one_leads() {
+    let cluster = Cluster::of(3).await;
+    let leader = cluster.leader().await;
+    let to = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
+    cluster.write(leader, 1).await;
+    // One that is gone already is not asked, and nothing changes.
+    cluster.cut(to);
+    let term = cluster.member(leader).status().term;
+    assert!(matches!(cluster.member(leader).transfer(Some(to)).await, Err(MemberError::Behind { .. })));
+    assert_eq!(cluster.member(leader).status().term, term);
+    cluster.write(leader, 1).await;
+    cluster.heal();
+    eventually("it answers again", || {
+        let peers = cluster.member(leader).status().peers;
+        peers.iter().any(|peer| peer.id == to && peer.answered_ms.is_some_and(|ms| ms < 1_000))
+    })
+    .await;
+    assert_eq!(cluster.leader().await, leader);
+    let third = cluster.ids().into_iter().find(|id| *id != leader && *id != to).unwrap();
+    cluster.dies_of_transfer(to);
+    assert_eq!(cluster.member(leader).transfer(Some(to)).await, Ok(third), "within the time of a transfer");
+    cluster.write(leader, 1).await;
+    assert!(cluster.cut_off(to), "it was asked");
+    cluster.heal();
+    cluster.same().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_address_is_mended_and_a_member_that_moved_is_found_again() {
     let cluster = Cluster::with(1, |options| options.address = String::new()).await;
     let first = cluster.member(1);

@@ -31,6 +31,10 @@ pub fn pipes() -> (Pipe<Rt>, Pipe<Rt>) {
 struct Wires {
     members: BTreeMap<u64, Up>,
     cut: BTreeSet<u64>,
+    /// Who cannot connect to whom; the other way goes.
+    blocked: BTreeSet<(u64, u64)>,
+    /// It is cut off by the request to take the leadership, which is lost.
+    dies_of_transfer: Option<u64>,
 }
 
 /// Connects members by their addresses.
@@ -43,17 +47,32 @@ pub struct Net {
 impl Net {
     fn through(&self, to: u64) -> bool {
         let wires = self.wires.lock().unwrap();
-        !wires.cut.contains(&self.me) && !wires.cut.contains(&to)
+        !wires.cut.contains(&self.me) && !wires.cut.contains(&to) && !wires.blocked.contains(&(self.me, to))
+    }
+
+    fn dies_of(&self, frame: &Bytes, to: u64) {
+        let mut wires = self.wires.lock().unwrap();
+        if wires.dies_of_transfer == Some(to) && is_transfer(frame) {
+            wires.dies_of_transfer = None;
+            wires.cut.insert(to);
+        }
     }
 
     /// Moves frames while nobody is cut off; then they are lost without a word, as on a real network.
     async fn carry(self, to: u64, mut from: Rx<Rt, Bytes>, into: Tx<Rt, Bytes>) {
         while let Some(frame) = from.recv().await {
+            self.dies_of(&frame, to);
             if self.through(to) && into.send(frame).await.is_err() {
                 return;
             }
         }
     }
+}
+
+/// A frame is the protocol's version, then bincode: Message::Request (2) with its id, of Request::Transfer (2).
+fn is_transfer(frame: &Bytes) -> bool {
+    let head = bincode::serde::decode_from_slice::<(u32, u64, u32), _>(&frame[1..], bincode::config::standard());
+    head.is_ok_and(|((message, _, request), _)| (message, request) == (2, 2))
 }
 
 impl Transport<Rt> for Net {
@@ -115,7 +134,7 @@ impl Cluster {
             cluster.join(id).await;
             eventually("it may be promoted", || {
                 let peers = cluster.member(1).status().peers;
-                peers.iter().any(|peer| peer.id == id && peer.heard_ms.is_some() && peer.behind == Some(0))
+                peers.iter().any(|peer| peer.id == id && peer.answered_ms.is_some() && peer.behind == Some(0))
             })
             .await;
             cluster.member(id).promote(id).await.unwrap();
@@ -208,7 +227,23 @@ impl Cluster {
     }
 
     pub fn heal(&self) {
-        self.wires.lock().unwrap().cut.clear();
+        let mut wires = self.wires.lock().unwrap();
+        wires.cut.clear();
+        wires.blocked.clear();
+    }
+
+    /// One cannot connect to the other any more, and what it had is lost; the other one still can.
+    pub fn block(&self, from: u64, to: u64) {
+        self.wires.lock().unwrap().blocked.insert((from, to));
+    }
+
+    /// As soon as this one is asked to lead, nothing gets to or from it.
+    pub fn dies_of_transfer(&self, id: u64) {
+        self.wires.lock().unwrap().dies_of_transfer = Some(id);
+    }
+
+    pub fn cut_off(&self, id: u64) -> bool {
+        self.wires.lock().unwrap().cut.contains(&id)
     }
 
     /// Who leads, as somebody who is not cut off knows.

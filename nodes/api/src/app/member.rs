@@ -58,7 +58,7 @@ pub fn seen(app: &App, head: &Head<State>, status: &Status, member: &Member) -> 
     v1::Member {
         role: role.to_owned(),
         voter: votes,
-        heard_ms: if own { Some(0) } else { peer.and_then(|p| p.heard_ms) },
+        heard_ms: if own { Some(0) } else { peer.and_then(|p| p.answered_ms) },
         skew_ms: if own { Some(0) } else { peer.and_then(|p| p.skew_ms) },
         behind: if own && leads { Some(0) } else { peer.and_then(|p| p.behind) },
         ..member.to_proto()

@@ -23,10 +23,11 @@ use cvlan_core::rejection::Rejection;
 use cvlan_core::seal::ClusterKey;
 use cvlan_core::{Command, Meta, Wish};
 use cvlan_proto::Message;
-use cvlan_proto::v1::{JoinPeer, JoinRequest, JoinResponse, JoinTokenClaims};
+use cvlan_proto::v1::{JoinPeer, JoinRequest, JoinResponse};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -39,15 +40,25 @@ use tokio_rustls::TlsConnector;
 /// The longest question or answer, bytes.
 pub const MESSAGE_MAX: usize = 64 << 10;
 /// The question must be there within this.
-const QUESTION_TIME: Duration = Duration::from_secs(5);
+pub(super) const QUESTION_TIME: Duration = Duration::from_secs(5);
 /// The answer takes a write, which may wait for a leader.
-const ANSWER_TIME: Duration = Duration::from_secs(30);
+pub(super) const ANSWER_TIME: Duration = Duration::from_secs(30);
 /// How long a joiner tries.
 const JOIN_TIME: Duration = Duration::from_secs(60);
 /// Between two rounds through the addresses.
 const REST: Duration = Duration::from_millis(500);
 /// Refusals that pass.
-const LATER: [&str; 6] = ["no_leader", "busy", "disk_full", "stopping", "diverged", "outcome_unknown"];
+const LATER: [&str; 9] = [
+    "no_leader",
+    "busy",
+    "disk_full",
+    "stopping",
+    "diverged",
+    "outcome_unknown",
+    "change_in_progress",
+    "member_removed",
+    "member_alive",
+];
 
 /// What a voter keeps in keys/ besides its own identity.
 #[derive(Clone)]
@@ -79,7 +90,7 @@ pub enum JoinError {
         detail: String,
     },
     /// No member could be reached, or none could serve it.
-    #[error("no member could be joined through: {0}")]
+    #[error("no member could serve it: {0}")]
     Unreachable(String),
     /// Own keys.
     #[error(transparent)]
@@ -151,16 +162,21 @@ pub async fn join(keys: &Keys, token: &str, through: &[String], address: &str) -
         address: address.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let response = ask(&claims, addresses, &request).await?;
-    keep(keys, &claims, &key, &response)
-}
-
-/// Asks one address after the other until one answers for good.
-async fn ask(claims: &JoinTokenClaims, addresses: &[String], request: &JoinRequest) -> Result<JoinResponse, JoinError> {
     let pin = claims.ca_spki_sha256.as_slice().try_into();
     let pin = pin.map_err(|_| JoinError::Unreachable("the token pins no CA".to_owned()))?;
     let tls = joiner_config(pin).map_err(crate::ca::CaError::from)?;
-    let (end, mut last) = (Instant::now() + JOIN_TIME, String::new());
+    let response = ask(tls, addresses, &request, JOIN_TIME).await?;
+    given(claims.member_id, &pin, &key, &response)?.keep(keys)
+}
+
+/// Asks one address after the other until one answers for good; where none does, says what each of them said last.
+pub(super) async fn ask(
+    tls: Arc<ClientConfig>,
+    addresses: &[String],
+    request: &impl Message,
+    time: Duration,
+) -> Result<JoinResponse, JoinError> {
+    let (end, mut said) = (Instant::now() + time, BTreeMap::new());
     while Instant::now() < end {
         for address in addresses {
             match ask_one(tls.clone(), address, request).await {
@@ -169,18 +185,25 @@ async fn ask(claims: &JoinTokenClaims, addresses: &[String], request: &JoinReque
                     if !LATER.contains(&code.as_str()) {
                         return Err(JoinError::Refused { code, detail });
                     }
-                    last = format!("{address}: {detail} ({code})");
+                    note(&mut said, address, format!("{detail} ({code})"));
                 }
-                Err(error) => last = format!("{address}: {error}"),
+                Err(error) => note(&mut said, address, error.to_string()),
             }
-            tracing::warn!("join: {last}");
         }
         sleep(REST).await;
     }
-    Err(JoinError::Unreachable(last))
+    let said: Vec<String> = said.into_iter().map(|(address, why)| format!("{address}: {why}")).collect();
+    Err(JoinError::Unreachable(said.join("; ")))
 }
 
-async fn ask_one(tls: Arc<ClientConfig>, address: &str, request: &JoinRequest) -> io::Result<JoinResponse> {
+fn note<'a>(said: &mut BTreeMap<&'a str, String>, address: &'a str, why: String) {
+    if said.get(address) != Some(&why) {
+        tracing::warn!("{address}: {why}");
+        said.insert(address, why);
+    }
+}
+
+async fn ask_one(tls: Arc<ClientConfig>, address: &str, request: &impl Message) -> io::Result<JoinResponse> {
     let connect = async {
         let tcp = TcpStream::connect(address).await?;
         tune(&tcp)?;
@@ -195,26 +218,49 @@ async fn ask_one(tls: Arc<ClientConfig>, address: &str, request: &JoinRequest) -
     timeout(ANSWER_TIME + QUESTION_TIME, exchange).await?
 }
 
-/// Checks what the cluster answered and keeps it; which member this is comes last.
-fn keep(keys: &Keys, claims: &JoinTokenClaims, key: &KeyPair, response: &JoinResponse) -> Result<Identity, JoinError> {
+/// An answer that is what it should be.
+pub(super) struct Given<'a> {
+    response: &'a JoinResponse,
+    identity: Identity,
+    ca: Ca,
+    cluster: ClusterKey,
+}
+
+/// Checks what the cluster answered to member `id` with this key. `pin`: SHA-256 of the SubjectPublicKeyInfo of the CA.
+pub(super) fn given<'a>(
+    id: u64,
+    pin: &[u8; 32],
+    key: &KeyPair,
+    response: &'a JoinResponse,
+) -> Result<Given<'a>, JoinError> {
     let wrong = |what: &str| JoinError::Unreachable(format!("the answer has {what}"));
     let mut epoch = [0; 16];
     hex::decode_to_slice(&response.epoch, &mut epoch).map_err(|_| wrong("no epoch"))?;
-    let pinned = spki_sha256(&response.ca_certificate).is_some_and(|pin| pin == *claims.ca_spki_sha256);
+    let pinned = spki_sha256(&response.ca_certificate).is_some_and(|ca| ca == *pin);
     let ca = Ca::open(&response.ca_key, &response.ca_certificate)?;
     let own = member_read(&response.certificate);
-    let fits = own.is_some_and(|o| o.member == claims.member_id && o.key_sha256 == key_sha256(key));
+    let fits = own.is_some_and(|o| o.member == id && o.key_sha256 == key_sha256(key));
     if !pinned || !fits {
         return Err(wrong("another CA or another member's certificate"));
     }
     let cluster = response.cluster_key.as_slice().try_into().map_err(|_| wrong("no cluster key"))?;
-    keys.ca_pem_write(ca.pem())?;
-    keys.cluster_write(&ClusterKey { id: response.cluster_key_id.clone(), key: cluster })?;
-    keys.ca_key_write(&response.ca_key)?;
-    certificate_write(keys, &response.certificate)?;
-    let identity = Identity { epoch: Epoch(epoch), member: claims.member_id, settled: false, left: None };
-    keys.identity_write(&identity)?;
-    Ok(identity)
+    let cluster = ClusterKey { id: response.cluster_key_id.clone(), key: cluster };
+    let identity = Identity { epoch: Epoch(epoch), member: id, settled: false, left: None };
+    Ok(Given { response, identity, ca, cluster })
+}
+
+impl Given<'_> {
+    /// Keeps it, each file durable; which member this is comes last.
+    pub(super) fn keep(self, keys: &Keys) -> Result<Identity, JoinError> {
+        let members = self.response.members.iter().map(|peer| (peer.id, peer.address.clone()));
+        keys.members_write(&members.collect())?;
+        keys.ca_pem_write(self.ca.pem())?;
+        keys.cluster_write(&self.cluster)?;
+        keys.ca_key_write(&self.response.ca_key)?;
+        certificate_write(keys, &self.response.certificate)?;
+        keys.identity_write(&self.identity)?;
+        Ok(self.identity)
+    }
 }
 
 /// Serves one joiner.
@@ -241,7 +287,7 @@ pub async fn serve(
     stream.shutdown().await
 }
 
-fn refused(code: &str, detail: &str) -> JoinResponse {
+pub(super) fn refused(code: &str, detail: &str) -> JoinResponse {
     JoinResponse { refused: code.to_owned(), detail: detail.to_owned(), ..JoinResponse::default() }
 }
 
@@ -257,22 +303,31 @@ async fn admit(log: &Log, secrets: &Secrets, request: JoinRequest, source: IpAdd
     };
     let meta = Meta { id: CommandId(uuid()), source: source.to_string(), ..Meta::default() };
     let answer = log.write(Command { meta, wish: Wish::Member(wish) }).await?;
+    Ok(JoinResponse { epoch: answer.checkpoint.epoch.to_string(), ..gives(log, secrets, id, &csr)? })
+}
+
+/// All that member `id` needs.
+pub(super) fn gives(log: &Log, secrets: &Secrets, id: MemberId, csr: &Csr) -> Result<JoinResponse, Problem> {
     let certificate = secrets.ca.member(id.0, csr.key(), now_ms()).map_err(Problem::internal)?;
-    let key = secrets.ca.key_pem();
-    let peers = &log.head().members.addresses;
+    let head = log.head();
     Ok(JoinResponse {
-        epoch: answer.checkpoint.epoch.to_string(),
+        epoch: head.epoch.to_string(),
         ca_certificate: secrets.ca.der().to_vec(),
         certificate: certificate.to_vec(),
         cluster_key_id: secrets.cluster.id.clone(),
         cluster_key: secrets.cluster.key.to_vec(),
-        ca_key: key,
-        members: peers.iter().map(|(id, address)| JoinPeer { id: *id, address: address.clone() }).collect(),
+        ca_key: secrets.ca.key_pem(),
+        members: peers(&head.members.addresses),
+        member_id: id.0,
         ..JoinResponse::default()
     })
 }
 
-async fn message_read<T: Message + Default>(io: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
+fn peers(members: &BTreeMap<u64, String>) -> Vec<JoinPeer> {
+    members.iter().map(|(id, address)| JoinPeer { id: *id, address: address.clone() }).collect()
+}
+
+pub(super) async fn message_read<T: Message + Default>(io: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
     let length = io.read_u32_le().await? as usize;
     if length > MESSAGE_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a message of {length} bytes")));
@@ -282,7 +337,7 @@ async fn message_read<T: Message + Default>(io: &mut (impl AsyncRead + Unpin)) -
     T::decode(bytes.as_slice()).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
-async fn message_write(io: &mut (impl AsyncWrite + Unpin), message: &impl Message) -> io::Result<()> {
+pub(super) async fn message_write(io: &mut (impl AsyncWrite + Unpin), message: &impl Message) -> io::Result<()> {
     let bytes = message.encode_to_vec();
     io.write_u32_le(u32::try_from(bytes.len()).map_err(io::Error::other)?).await?;
     io.write_all(&bytes).await?;

@@ -5,10 +5,12 @@
 //!  learners that have caught up ─► voters, while their number stays odd: 1 ─► 3 ─► 5
 //!  in Raft, not in the log ─► removed
 //! ```
-//! Each step is safe to repeat; what fails is tried again. An even rest stays learner: it would cost a vote for every
+//! Beside that it keeps in keys/ where the members are, for a member that loses its log, and says once what is to be done
+//! about a state that differs. Each step is safe to repeat; what fails is tried again. An even rest stays learner: it would cost a vote for every
 //! decision and survive nothing more.
 
 use crate::Log;
+use crate::keys::Keys;
 use cvlan_raft::Status;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,14 +20,18 @@ use tokio::time::{sleep, timeout};
 pub const VOTERS_MAX: usize = 5;
 /// A learner so close to the leader, in entries, has caught up.
 pub const CAUGHT_UP: u64 = 1_000;
-/// A learner that was not heard of so long is not made a voter, milliseconds.
-const HEARD_MS: u64 = 2_000;
+/// A learner that did not answer for so long is not made a voter, milliseconds.
+const ANSWERED_MS: u64 = 2_000;
 /// Between two looks.
 const TICK: Duration = Duration::from_millis(500);
 /// After a step that failed.
 const REST: Duration = Duration::from_secs(3);
 /// A step is given up after this.
 const STEP_TIME: Duration = Duration::from_secs(10);
+
+/// What is to be done about a member whose state differs.
+pub const DIVERGED: &str =
+    "this member's state differs from the leader's: stop it, then `cvlan-api rebuild` takes it anew from the others";
 
 /// One change of Raft's members.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,9 +74,21 @@ pub fn steps(log: &BTreeMap<u64, String>, raft: &BTreeMap<u64, InRaft>) -> Vec<S
 }
 
 /// Until it is dropped.
-pub async fn keep(log: Log) {
+pub async fn keep(log: Log, keys: Keys) {
+    let (mut kept, mut told) = (keys.members().unwrap_or_default(), false);
     loop {
         sleep(TICK).await;
+        let now = &log.head().members.addresses;
+        if *now != kept && !now.is_empty() {
+            kept.clone_from(now);
+            if let Err(error) = keys.members_write(now) {
+                tracing::warn!(%error, "where the members are was not kept");
+            }
+        }
+        if let Some(seq) = log.status().diverged.filter(|_| !told) {
+            told = true;
+            tracing::error!(seq, "{DIVERGED}");
+        }
         for step in due(&log) {
             let done = match &step {
                 Step::Learner(id, address) => timeout(STEP_TIME, log.learner_add(*id, address.clone())).await,
@@ -110,7 +128,7 @@ fn due(log: &Log) -> Vec<Step> {
 
 fn caught_up(status: &Status, id: u64) -> bool {
     let peer = status.peers.iter().find(|p| p.id == id);
-    peer.is_some_and(|p| p.behind.is_some_and(|b| b <= CAUGHT_UP) && p.heard_ms.is_some_and(|ms| ms <= HEARD_MS))
+    peer.is_some_and(|p| p.behind.is_some_and(|b| b <= CAUGHT_UP) && p.answered_ms.is_some_and(|ms| ms <= ANSWERED_MS))
 }
 
 #[cfg(test)]

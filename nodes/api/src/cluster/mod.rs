@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  8445 ─► TLS 1.3 ─┬─ cvlan-member/1 ─► certificate: a member's, not removed, its known key ─► Raft (Member::accept)
-//!                   └─ cvlan-join/1 ───► join: token's secret ─► MemberCommand::Join ─► keys
+//!                   ├─ cvlan-join/1 ───► join: token's secret ─► MemberCommand::Join ─► keys
+//!                   └─ cvlan-rebuild/1 ► certificate ─► Raft: removed ─► MemberCommand::Rebuild ─► keys for its new id
 //!  log's members ─► keeper (on the leader) ─► Raft's members: learners first, voters once caught up, 1, 3 or 5
 //! ```
 //! Invariants: a node's certificate opens nothing here, a member's nothing at the node door; whom the log has removed
@@ -13,6 +14,7 @@ pub mod identity;
 pub mod join;
 pub mod keeper;
 pub mod pin;
+pub mod rebuild;
 pub mod tls;
 
 use crate::Log;
@@ -93,6 +95,9 @@ async fn enter(shared: &Shared, tcp: TcpStream, address: SocketAddr, entering: O
     match shared.transport.accept(tcp).await? {
         Accepted::Joiner(stream) => {
             join::serve(&shared.log, &shared.secrets, stream, address.ip().to_canonical()).await
+        }
+        Accepted::Rebuilder(peer, stream) => {
+            rebuild::serve(&shared.log, &shared.secrets, peer, stream, address.ip().to_canonical()).await
         }
         Accepted::Member(peer, address, stream) => {
             let denied = |what: &str| io::Error::new(io::ErrorKind::PermissionDenied, what);

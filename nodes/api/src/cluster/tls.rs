@@ -3,6 +3,7 @@
 //! ```text
 //!  ALPN cvlan-member/1   both sides show a member's certificate; frames of Raft both ways, for as long as it lives
 //!       cvlan-join/1     the joiner shows none, and pins the CA of its token; one question, one answer
+//!       cvlan-rebuild/1  both sides show a member's certificate; one question, one answer
 //!
 //!  members   connecting side: u8 length ‖ HOST:PORT, where it is reached itself: the other one may look for it elsewhere
 //!            accepting side: one byte, WELCOME or REMOVED, once it has looked at the certificate
@@ -38,6 +39,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 pub const MEMBER: &[u8] = b"cvlan-member/1";
 /// What one who is not a member yet speaks.
 pub const JOIN: &[u8] = b"cvlan-join/1";
+/// What a member speaks that lost its log.
+pub const REBUILD: &[u8] = b"cvlan-rebuild/1";
 pub use cvlan_raft::peer::codec::FRAME_MAX;
 
 /// Frames that wait in each direction of a connection.
@@ -83,6 +86,8 @@ pub enum Accepted {
     Member(MemberPeer, String, Box<server::TlsStream<TcpStream>>),
     /// One who wants to become a member.
     Joiner(Box<server::TlsStream<TcpStream>>),
+    /// A member, or one that was one a moment ago, proven by its certificate, that lost its log.
+    Rebuilder(MemberPeer, Box<server::TlsStream<TcpStream>>),
 }
 
 fn denied(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
@@ -95,26 +100,36 @@ fn roots(ca: &CertificateDer<'static>) -> Result<Arc<RootCertStore>, rustls::Err
     Ok(Arc::new(roots))
 }
 
+/// Connects with this certificate, trusts this CA alone, and speaks one thing.
+pub fn client_config(
+    ca: &CertificateDer<'static>,
+    own: Arc<Live>,
+    alpn: &[u8],
+) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&TLS13])?;
+    let mut client = builder.with_root_certificates(roots(ca)?).with_client_cert_resolver(own);
+    client.alpn_protocols = vec![alpn.to_vec()];
+    client.resumption = Resumption::disabled();
+    Ok(Arc::new(client))
+}
+
 impl TlsTransport {
     /// From here on it connects and accepts with this certificate, trusts this CA alone, and tells its address. Counts
     /// once.
     pub fn set(&self, ca: &CertificateDer<'static>, own: Arc<Live>, address: &str) -> Result<(), rustls::Error> {
         let general = |e: &dyn std::fmt::Display| rustls::Error::General(e.to_string());
-        let (provider, roots) = (Arc::new(rustls::crypto::ring::default_provider()), roots(ca)?);
-        let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13])?;
-        let mut client = builder.with_root_certificates(roots.clone()).with_client_cert_resolver(own.clone());
-        client.alpn_protocols = vec![MEMBER.to_vec()];
-        client.resumption = Resumption::disabled();
-
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
+        let client = client_config(ca, own.clone(), MEMBER)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca)?, provider.clone());
         let verifier = verifier.allow_unauthenticated().build().map_err(|e| general(&e))?;
         let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(&[&TLS13])?;
         let mut server = builder.with_client_cert_verifier(verifier).with_cert_resolver(own);
-        server.alpn_protocols = vec![MEMBER.to_vec(), JOIN.to_vec()];
+        server.alpn_protocols = vec![MEMBER.to_vec(), JOIN.to_vec(), REBUILD.to_vec()];
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
         let side = Side {
-            connector: TlsConnector::from(Arc::new(client)),
+            connector: TlsConnector::from(client),
             acceptor: TlsAcceptor::from(Arc::new(server)),
             address: address.to_owned(),
         };
@@ -142,12 +157,16 @@ impl TlsTransport {
         if session.alpn_protocol() == Some(JOIN) {
             return Ok(Accepted::Joiner(Box::new(stream)));
         }
-        if session.alpn_protocol() != Some(MEMBER) {
-            return Err(denied("it speaks neither cvlan-member/1 nor cvlan-join/1"));
+        let rebuilds = session.alpn_protocol() == Some(REBUILD);
+        if !rebuilds && session.alpn_protocol() != Some(MEMBER) {
+            return Err(denied("it speaks none of cvlan-member/1, cvlan-join/1 and cvlan-rebuild/1"));
         }
         let certificate = session.peer_certificates().and_then(|chain| chain.first());
         let peer = certificate.ok_or_else(|| denied("it shows no certificate"))?;
         let peer = member_read(peer).ok_or_else(|| denied("its certificate is not a member's"))?;
+        if rebuilds {
+            return Ok(Accepted::Rebuilder(peer, Box::new(stream)));
+        }
         let address = timeout(HANDSHAKE_TIME, address_read(&mut stream)).await??;
         Ok(Accepted::Member(peer, address, Box::new(stream)))
     }

@@ -1,6 +1,7 @@
 //! The plain door for probes and Prometheus: /metrics, /livez, /readyz. Loopback by default; it changes nothing.
 
 use crate::app::App;
+use crate::cluster::keeper::DIVERGED;
 use axum::Router;
 use axum::extract::State;
 use axum::response::IntoResponse;
@@ -46,7 +47,7 @@ fn not_ready(app: &App) -> Option<&'static str> {
     } else if app.removed() {
         Some("this member was removed from the cluster")
     } else if raft.diverged.is_some() {
-        Some("this member's state differs from the leader's")
+        Some(DIVERGED)
     } else if raft.leader.is_none() {
         Some("no leader")
     } else if raft.committed_index.saturating_sub(raft.applied_index) > BEHIND {

@@ -165,7 +165,7 @@ async fn no_other_certificate_opens_the_members_door_nor_a_members_another() {
     let member = |ca: &Ca, id: u64, key: &KeyPair| Some(ca.member(id, key, now).unwrap());
     check("itself", member(&own_ca, 1, &founders_key), &founders_key, MEMBER, Some(0)).await;
     check("nothing", None, &key, MEMBER, None).await;
-    check("a node's", Some(node), &machine.key, MEMBER, None).await;
+    check("a node's", Some(node.clone()), &machine.key, MEMBER, None).await;
     check("another CA's", member(&foreign_ca, 1, &key), &key, MEMBER, None).await;
     check("another key of this member", member(&own_ca, 1, &key), &key, MEMBER, None).await;
     check("one that was never admitted", member(&own_ca, 2, &key), &key, MEMBER, Some(1)).await;
@@ -177,6 +177,10 @@ async fn no_other_certificate_opens_the_members_door_nor_a_members_another() {
         None,
     )
     .await;
+    const REBUILD: &[u8] = b"cvlan-rebuild/1";
+    check("nothing, to be rebuilt", None, &key, REBUILD, None).await;
+    check("another CA's, to be rebuilt", member(&foreign_ca, 1, &key), &key, REBUILD, None).await;
+    check("a node's, to be rebuilt", Some(node), &machine.key, REBUILD, None).await;
     check("another protocol", member(&own_ca, 1, &founders_key), &founders_key, b"http/1.1", None).await;
 
     // A member's at the machines' door is no node's.

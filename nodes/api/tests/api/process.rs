@@ -137,7 +137,7 @@ fn what_cannot_start_says_why_on_one_line() {
     // keys/ without its log: a half-restored backup is not started over.
     let half = tempfile::tempdir().unwrap();
     copy(&data.join("keys"), &half.path().join("cvlan-data/keys"));
-    check_refused(half.path(), "keys/ belong to log");
+    check_refused(half.path(), "this member's log is gone");
     // A log without a key it needs.
     let keyless = tempfile::tempdir().unwrap();
     copy(&data, &keyless.path().join("cvlan-data"));

@@ -1,6 +1,7 @@
 //! Join, write, lose the leader, hand over, remove.
 
 use crate::common::{Cluster, Member, free_ports, roles, voters};
+use crate::rebuild::refused as told;
 use base64::Engine as _;
 use reqwest::Method;
 use serde_json::json;
@@ -16,12 +17,12 @@ fn wg_key(n: u64) -> String {
     base64::engine::general_purpose::STANDARD.encode(key)
 }
 
-async fn prod(cluster: &mut Cluster) {
+pub async fn prod(cluster: &mut Cluster) {
     cluster.post(0, "/tenants", json!({"slug": "acme"})).await.expect(201);
     cluster.post(1, "/tenants/acme/cvlans", json!({"name": "prod", "ipv4Cidr": "10.0.0.0/12"})).await.expect(201);
 }
 
-fn node(n: u64) -> serde_json::Value {
+pub fn node(n: u64) -> serde_json::Value {
     json!({"cvlan": "prod", "name": format!("n{n}"), "wgPublicKey": wg_key(n)})
 }
 
@@ -241,6 +242,7 @@ async fn a_majority_is_lost_for_good_and_one_goes_on_alone() {
     let page = cluster.get(1, "/cluster/members").await;
     assert_eq!(roles(&page.body).len(), 1);
     cluster.members[0].kill();
+    told(&cluster.members[0].dir, &["rebuild", "--yes"], &["epoch_other", "went on without this member"]);
 
     for name in ["m4", "m5"] {
         let token = cluster.admit(1, name).await;

@@ -7,3 +7,4 @@ mod life;
 #[path = "../machine/mod.rs"]
 mod machine;
 mod presence;
+mod rebuild;

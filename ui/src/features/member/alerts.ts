@@ -54,7 +54,7 @@ function whole({ members, memberId, role, divergedSeq }: Status): Alert[] {
       "diverged",
       "bad",
       `The state of ${name} differs from the leader's`,
-      "It takes no writes, and what it shows may be wrong. Go on at another member; remove this one and let it join anew with an empty folder.",
+      "It takes no writes, and what it shows may be wrong. Go on at another member; stop this one and run cvlan-api rebuild on its machine.",
     );
   }
   if (role === "stopped")

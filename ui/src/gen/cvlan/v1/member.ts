@@ -44,7 +44,7 @@ export interface Member {
    */
   role: string;
   voter: boolean;
-  /** Milliseconds since it was heard of; absent: never. */
+  /** Milliseconds since it answered the member that is asked; absent: never. */
   heardMs?:
     | string
     | undefined;
@@ -130,6 +130,28 @@ export interface JoinResponse {
   refused: string;
   /** What happened and what to do. */
   detail: string;
+  /**
+   * Whose certificate it is; where a rebuild was only looked at, who would be rebuilt. Absent in the answer to a join,
+   * whose token says it.
+   */
+  memberId: string;
+  /** Its name; likewise. */
+  name: string;
+}
+
+/** RebuildRequest is what a member that lost its log sends, proven by its certificate. The answer is a JoinResponse. */
+export interface RebuildRequest {
+  /** The log it belongs to, 32 hex digits. */
+  epoch: string;
+  /** Random, kept until it is done: with the same one it may be asked again. */
+  secret: Uint8Array;
+  /** PKCS #10, DER; signed with the key of its certificate. */
+  csr: Uint8Array;
+  /** HOST:PORT where other members shall reach it; empty = as before. */
+  address: string;
+  version: string;
+  /** Only to know whether it would be done. */
+  look: boolean;
 }
 
 /** MemberEvent is a fact about one member. The founder has no MemberAdmitted: it comes with Bootstrapped. */
