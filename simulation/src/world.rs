@@ -567,6 +567,7 @@ pub(crate) fn limits(rng: &mut Rng) -> Limits {
         leader_wait_ms: 50 + rng.below(300),
         snapshot_bytes: 4096 << rng.below(5),
         snapshot_events: 10 + rng.below(150),
+        checkpoint_ms: 20_000,
         snapshots_kept: 2 + rng.below(2) as usize,
         purge_behind: rng.below(60),
     }

@@ -210,7 +210,7 @@ async fn nobody_is_rebuilt_from_nothing() {
     let empty = tempfile::tempdir().unwrap();
     refused(empty.path(), &["rebuild"], &["no member's folder"]);
     assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0, "nothing is made there");
-    let (mut alone, other) = (Cluster::founded().await, Cluster::founded().await);
+    let (mut alone, other) = (Cluster::founded(&[]).await, Cluster::founded(&[]).await);
     alone.until("it leads", |c| roles(c).iter().any(|(_, r)| r == "leader")).await;
     alone.members[0].kill();
     let dir = alone.members[0].dir.clone();
