@@ -42,7 +42,8 @@ pub(crate) async fn keep<M: Machine, RT: AsyncRuntime>(member: Weak<Inner<M, RT>
         }
         let Some(member) = member.upgrade() else { return };
         // After the newest one there is at least the event that attests it.
-        let due = member.shared.head().seq.0 > member.shared.digests.newest().0 + 1;
+        let quiet = member.shared.digests.newest().map_or(0, |newest| newest.0 + 1);
+        let due = member.shared.head().seq.0 > quiet;
         if due
             && member.shared.desk.writable()
             && let Err(error) = checkpoint(&member).await

@@ -65,8 +65,8 @@ impl<RT: AsyncRuntime> Digests<RT> {
     }
 
     /// The newest checkpoint that was attested since this member started.
-    pub(crate) fn newest(&self) -> Seq {
-        lock(&self.inner).attested.last_key_value().map_or(Seq(0), |(seq, _)| *seq)
+    pub(crate) fn newest(&self) -> Option<Seq> {
+        lock(&self.inner).attested.last_key_value().map(|(seq, _)| *seq)
     }
 
     /// Waits for what this replica finds at `seq`.

@@ -10,7 +10,7 @@ use std::fmt::Write;
 pub type Planted = (&'static str, fn(&mut Setup) -> &mut bool);
 
 /// Bugs that can be planted, by name: the checks have to find each.
-pub const PLANTS: [Planted; 11] = [
+pub const PLANTS: [Planted; 12] = [
     ("skip_fsync", |setup| &mut setup.plant.skip_fsync),
     ("early_ack", |setup| &mut setup.plant.early_ack),
     ("wrong_quorum", |setup| &mut setup.plant.wrong_quorum),
@@ -22,6 +22,7 @@ pub const PLANTS: [Planted; 11] = [
     ("leader_restore", |setup| &mut setup.plant.leader_restore),
     ("forgotten_once", |setup| &mut setup.plant.forgotten_once),
     ("two_sessions", |setup| &mut setup.two_sessions),
+    ("lost_tombstone", |setup| &mut setup.lost_tombstone),
 ];
 
 /// What a seed is run with.
@@ -41,6 +42,8 @@ pub struct Setup {
     pub plant: Plant,
     /// A bug planted into a cluster's shell: a stream that ends takes the node's session with it, also one elsewhere.
     pub two_sessions: bool,
+    /// A bug planted there: deltas never name who is gone.
+    pub lost_tombstone: bool,
     /// Keep the trace's text.
     pub text: bool,
     /// Let every decision of the scheduler go into the digest; slow.
@@ -63,6 +66,7 @@ impl Setup {
             only: None,
             plant: Plant::default(),
             two_sessions: false,
+            lost_tombstone: false,
             text: false,
             schedule: false,
         }

@@ -120,6 +120,7 @@ impl Cluster {
             let mut moved = false;
             while let Some(output) = server.poll(now_ms(), view) {
                 let frame = match output {
+                    Output::Send(frame) if self.setup.lost_tombstone => without_tombstones(frame),
                     Output::Send(frame) => frame,
                     Output::Close(_) => return End::Refused,
                 };
@@ -250,4 +251,12 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+/// The planted bug.
+fn without_tombstones(mut frame: SyncFrame) -> SyncFrame {
+    if let Some(Frame::Delta(delta)) = &mut frame.frame {
+        delta.removed.clear();
+    }
+    frame
 }
