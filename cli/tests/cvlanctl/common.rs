@@ -51,6 +51,11 @@ fn spawn(dir: &Path, [rest, node, metrics]: [u16; 3]) -> Child {
 
 impl Controller {
     pub fn start() -> Self {
+        // A port that was free a moment ago may be somebody's by now.
+        (0..5).find_map(|_| Self::try_start()).expect("five times a port was taken")
+    }
+
+    fn try_start() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         // Held together, so that they differ.
         let free: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
@@ -59,22 +64,25 @@ impl Controller {
         let child = spawn(dir.path(), ports);
         let empty = String::new;
         let mut controller = Self { child, dir, ports, url: empty(), pin: empty(), password: empty() };
-        let out = controller.ready();
+        let out = controller.ready()?;
         let after = |mark: &str| out.split_once(mark).unwrap().1.split_whitespace().next().unwrap().to_owned();
         let (url, pin) = (format!("https://127.0.0.1:{}", ports[0]), after("--ca-pin "));
         assert!(out.contains(&format!("cvlanctl login {url} --ca-pin {pin}")), "{out}");
         (controller.url, controller.pin, controller.password) = (url, pin, after("superadmin     admin"));
-        controller
+        Some(controller)
     }
 
-    /// Waits until it has printed everything.
-    fn ready(&self) -> String {
+    /// Waits until it has printed everything; `None` where a port is taken.
+    fn ready(&self) -> Option<String> {
         let end = Instant::now() + Duration::from_secs(60);
         loop {
             let text = |name: &str| std::fs::read_to_string(self.dir.path().join(name)).unwrap();
             let out = text("out");
             if out.contains("  metrics        http://") && out.ends_with('\n') {
-                return out;
+                return Some(out);
+            }
+            if text("err").contains("Address already in use") {
+                return None;
             }
             assert!(Instant::now() < end, "the controller does not start: {out} {}", text("err"));
             std::thread::sleep(Duration::from_millis(20));
@@ -89,8 +97,16 @@ impl Controller {
 
     /// Starts again on its folder and ports, after [`Controller::kill`].
     pub fn again(&mut self) {
-        self.child = spawn(self.dir.path(), self.ports);
-        self.ready();
+        // Somebody may have a connection from one of its ports for a moment.
+        let started = (0..50).any(|_| {
+            self.child = spawn(self.dir.path(), self.ports);
+            self.ready().is_some() || {
+                self.child.wait().unwrap();
+                std::thread::sleep(Duration::from_millis(200));
+                false
+            }
+        });
+        assert!(started, "its ports are taken");
     }
 }
 

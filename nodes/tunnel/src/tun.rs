@@ -24,6 +24,11 @@ impl Tun {
         Ok(Self { device: Arc::new(device) })
     }
 
+    /// True once the device was taken away from outside: the descriptor is bound to none then.
+    pub fn is_gone(&self) -> bool {
+        self.device.name().is_err()
+    }
+
     /// Goes from the addresses `before` to those `after`. The kernel routes each one's network into the device.
     pub fn addresses_set(&self, ifname: &str, before: &[IpNet], after: &[IpNet]) -> Result<(), TunnelError> {
         let refused =

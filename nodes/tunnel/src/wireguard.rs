@@ -206,12 +206,12 @@ impl Running {
         self.paths.step_after()
     }
 
-    /// True once the TUN device was taken away from outside.
+    /// True once the TUN device was taken away from outside, whether or not what reads it has noticed.
     async fn died(&mut self) -> bool {
         tokio::select! {
             biased;
             () = self.gotatun.wait() => true,
-            () = std::future::ready(()) => false,
+            () = std::future::ready(()) => self.tun.is_gone(),
         }
     }
 }
