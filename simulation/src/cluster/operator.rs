@@ -15,6 +15,9 @@ use std::sync::atomic::Ordering::Relaxed;
 /// A change of the members is given up after so long, ms; while all is calm, that is a broken promise.
 const CHANGE_MS: u64 = 25_000;
 
+/// Looks at a damaged machine, 20 ms apart, until it has opened or given up: longer than any rest.
+const DAMAGE_LOOKS: u32 = 3_000;
+
 /// What is lost of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loss {
@@ -167,8 +170,8 @@ impl Cluster {
         self.trace.line(format_args!("s{} damage {name}", victim.at));
         self.count(|c| c.one(if loss == Loss::Log { "damaged_logs" } else { "damaged_snapshots" }));
         victim.now().damaged = loss == Loss::Log || !whole;
-        // It opens or it does not; a busy disk takes its time.
-        for _ in 0..100 {
+        // It opens or it does not; a busy disk takes its time, and a blackout meanwhile more.
+        for _ in 0..DAMAGE_LOOKS {
             sleep_us(20_000).await;
             if victim.now().lost || victim.up().is_some() {
                 return;
