@@ -4,6 +4,7 @@ use super::{Disk, File, Files, Job, Lane};
 use crate::error::OpenError;
 use crate::sync::lock;
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::setpriority_process;
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
@@ -14,6 +15,13 @@ use std::thread::JoinHandle;
 
 /// Zeros are written in pieces of this many bytes.
 const ZEROS: usize = 1 << 20;
+
+/// Niceness of the thread for what nobody waits for (snapshots, segments in reserve): packing a snapshot would take the
+/// processor from writers for whole time slices.
+const WORK_NICE: i32 = 10;
+
+/// The name of that thread.
+const WORK: &str = "log-work";
 
 /// A folder of the machine's file system. Dropping it finishes the queued jobs and gives the folder free.
 pub struct FileDisk {
@@ -52,9 +60,15 @@ impl FileDisk {
         let folder = Arc::new(Folder { path, _lock: lock });
         let lanes: [Arc<Queue>; 3] = Default::default();
         let mut threads = Vec::new();
-        for (lane, name) in lanes.iter().zip(["log", "log-read", "log-work"]) {
+        for (lane, name) in lanes.iter().zip(["log", "log-read", WORK]) {
             let (lane, folder) = (lane.clone(), folder.clone());
-            let thread = std::thread::Builder::new().name(name.into()).spawn(move || lane.work(&folder));
+            let nice = name == WORK;
+            let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+                if nice && let Err(error) = setpriority_process(None, WORK_NICE) {
+                    tracing::debug!(%error, "snapshots are made at full priority");
+                }
+                lane.work(&folder);
+            });
             threads.push(thread.map_err(OpenError::io("starting a thread"))?);
         }
         Ok(Arc::new(Self { lanes, threads }))

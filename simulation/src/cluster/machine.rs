@@ -63,6 +63,8 @@ pub struct Now {
     pub lost: bool,
     /// It is being stopped in order.
     pub stopping: bool,
+    /// Its member is being replaced: the seat is nobody else's.
+    pub reserved: bool,
     /// Scopes with their last event, for the streams of agents.
     woken: BTreeMap<(TenantId, CvlanId), u64>,
     /// The streams of agents.
@@ -154,7 +156,7 @@ impl Machine {
     /// A new member runs here from now on.
     pub fn assign(&self, member: u64) {
         let mut now = self.now();
-        now.member = Some(member);
+        (now.member, now.reserved) = (Some(member), false);
         now.rests_until_us = now_us();
     }
 

@@ -1,6 +1,6 @@
 //! Who runs the cluster: forms it, adds and removes members, replaces what has lost its disk, and hands leadership over.
 
-use super::machine::{Called, Machine};
+use super::machine::{Called, Machine, Now};
 use super::schedule::Who;
 use super::{CALL_LIMIT, Cluster, FOUNDER};
 use crate::lock;
@@ -9,8 +9,8 @@ use crate::runtime::{NodeRt, now_us, sleep_us};
 use cvlan_core::Rules;
 use cvlan_core::grammar::Rng;
 use cvlan_raft::{Member, WriteError};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, MutexGuard};
 
 /// A change of the members is given up after so long, ms; while all is calm, that is a broken promise.
 const CHANGE_MS: u64 = 25_000;
@@ -183,10 +183,11 @@ impl Cluster {
     async fn replace(&self, victim: &Arc<Machine>) -> bool {
         let voter = victim.now().voter;
         let Some(old) = victim.wipe(&self.net) else { return true };
+        victim.now().reserved = true;
         if !self.remove(old).await {
             // Nobody may start there before the old one is out; the calm will see to it.
             let mut now = victim.now();
-            (now.member, now.lost) = (Some(old), true);
+            (now.member, now.lost, now.reserved) = (Some(old), true, false);
             return false;
         }
         self.count(|c| c.one("replaced"));
@@ -208,6 +209,7 @@ impl Cluster {
         if let Some((victim, old, voter)) = found
             && self.remove(old).await
         {
+            victim.now().reserved = true;
             for _ in 0..200 {
                 if victim.now().member.is_none() {
                     break;
@@ -230,7 +232,8 @@ impl Cluster {
         match id.filter(|_| self.one_in(2)) {
             Some(id) => drop(self.remove(id).await),
             None => {
-                let free = self.machines.iter().find(|m| m.now().member.is_none() && m.now().disk.is_none()).cloned();
+                let is_free = |now: MutexGuard<'_, Now>| now.member.is_none() && now.disk.is_none() && !now.reserved;
+                let free = self.machines.iter().find(|machine| is_free(machine.now())).cloned();
                 // One seat stays free.
                 if let Some(machine) = free.filter(|machine| machine.at + 1 < self.machines.len()) {
                     self.join(&machine, false).await;
