@@ -75,6 +75,14 @@ impl Machine for Rules {
         Ok(envelopes(state, ctx, meta, facts))
     }
 
+    fn catching_up(state: &mut State) {
+        state.wg_keys.gather();
+    }
+
+    fn caught_up(state: &mut State) {
+        state.wg_keys.settle();
+    }
+
     fn apply(state: &mut State, event: &Event) {
         let stamp = Stamp { seq: Seq(event.seq), time_ms: Self::time_ms(event) };
         let id = tenant_of(event);

@@ -150,6 +150,7 @@ fn fold<M: Machine>(mut replay: Replay<M>, wal: &Wal, entries: Range<u64>) -> Re
     std::thread::scope(|scope| {
         let folded = scope.spawn(move || {
             let mut grown = [0; 2];
+            M::catching_up(&mut replay.head.machine);
             for (bytes, step) in rx {
                 if let Done::Folded { events, .. } = replay.step(step) {
                     let [all_bytes, all_events] = &mut grown;
@@ -157,6 +158,7 @@ fn fold<M: Machine>(mut replay: Replay<M>, wal: &Wal, entries: Range<u64>) -> Re
                     *all_events += events as u64;
                 }
             }
+            M::caught_up(&mut replay.head.machine);
             (replay, grown)
         });
         let mut failed = None;
