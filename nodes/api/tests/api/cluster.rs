@@ -1,7 +1,7 @@
 //! The members' door: who gets in, and who leaves nothing behind.
 
 use crate::common::{Controller, Machine, Session, eventually, options, random};
-use cvlan_api::ca::{ANY_MEMBER, Ca, ca_make, member_name};
+use cvlan_api::ca::{ANY_MEMBER, Ca, Signer, ca_make, member_name};
 use cvlan_api::cluster::pin::joiner_config;
 use cvlan_api::server::{Options, Running, StartError, start};
 use cvlan_core::member::{join_token_make, join_token_parse};
@@ -145,9 +145,10 @@ async fn no_other_certificate_opens_the_members_door_nor_a_members_another() {
 
     let read = |name: &str| std::fs::read_to_string(founder.dir.path().join("keys").join(name)).unwrap();
     let ca = CertificateDer::from_pem_slice(read("ca.pem").as_bytes()).unwrap();
-    let own_ca = Ca::open(&read("ca.key"), &ca).unwrap();
+    let signer = |key: &str, der: &[u8]| Signer::open(key, Arc::new(Ca::read(der).unwrap())).unwrap();
+    let own_ca = signer(&read("ca.key"), &ca);
     let (foreign_key, foreign_der) = ca_make(1_700_000_000_000).unwrap();
-    let foreign_ca = Ca::open(&foreign_key, &foreign_der).unwrap();
+    let foreign_ca = signer(&foreign_key, &foreign_der);
     let now = cvlan_api::app::now_ms();
     let key = KeyPair::generate().unwrap();
     let founders_key = KeyPair::from_pem(&read("member.key")).unwrap();
@@ -162,7 +163,7 @@ async fn no_other_certificate_opens_the_members_door_nor_a_members_another() {
         let got = greeted(door, &ca, Shown { certificate, key: Some(key) }, alpn).await;
         assert_eq!(got.as_ref().ok(), wanted.as_ref(), "{what}: {got:?}");
     };
-    let member = |ca: &Ca, id: u64, key: &KeyPair| Some(ca.member(id, key, now).unwrap());
+    let member = |ca: &Signer, id: u64, key: &KeyPair| Some(ca.member(id, key, now).unwrap());
     check("itself", member(&own_ca, 1, &founders_key), &founders_key, MEMBER, Some(0)).await;
     check("nothing", None, &key, MEMBER, None).await;
     check("a node's", Some(node.clone()), &machine.key, MEMBER, None).await;
@@ -180,7 +181,13 @@ async fn no_other_certificate_opens_the_members_door_nor_a_members_another() {
     const REBUILD: &[u8] = b"cvlan-rebuild/1";
     check("nothing, to be rebuilt", None, &key, REBUILD, None).await;
     check("another CA's, to be rebuilt", member(&foreign_ca, 1, &key), &key, REBUILD, None).await;
-    check("a node's, to be rebuilt", Some(node), &machine.key, REBUILD, None).await;
+    check("a node's, to be rebuilt", Some(node.clone()), &machine.key, REBUILD, None).await;
+    const VOTER: &[u8] = b"cvlan-voter/1";
+    check("nothing, for keys", None, &key, VOTER, None).await;
+    check("another CA's, for keys", member(&foreign_ca, 1, &key), &key, VOTER, None).await;
+    check("a node's, for keys", Some(node.clone()), &machine.key, VOTER, None).await;
+    check("another key of this member, for keys", member(&own_ca, 1, &key), &key, VOTER, None).await;
+    check("one that was never admitted, for keys", member(&own_ca, 2, &key), &key, VOTER, None).await;
     check("another protocol", member(&own_ca, 1, &founders_key), &founders_key, b"http/1.1", None).await;
 
     // A member's at the machines' door is no node's.
