@@ -1,13 +1,15 @@
 //! The members' door: who gets in, and who leaves nothing behind.
 
 use crate::common::{Controller, Machine, Session, eventually, options, random};
-use cvlan_api::ca::{ANY_MEMBER, Ca, Signer, ca_make, member_name};
+use cvlan_api::ca::{ANY_MEMBER, Ca, Signer, ca_make, member_name, member_read};
+use cvlan_api::cluster::identity::key_sha256;
 use cvlan_api::cluster::pin::joiner_config;
 use cvlan_api::server::{Options, Running, StartError, start};
 use cvlan_core::member::{join_token_make, join_token_parse};
-use cvlan_proto::v1::JoinTokenClaims;
+use cvlan_proto::v1::voter_question::Kind;
+use cvlan_proto::v1::{CertificateRequest, JoinTokenClaims};
 use cvlan_raft::FileDisk;
-use rcgen::KeyPair;
+use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -92,6 +94,34 @@ async fn a_token_lets_one_key_in_and_nothing_else_does() {
         head().machine.members[&member].api_urls == third.app().api_urls.as_slice().into()
     })
     .await;
+
+    // It follows, and asks one that votes for its certificate: for its own key, and doors of its own, alone.
+    let app = third.app();
+    assert!(app.vault.get().is_none());
+    let own = KeyPair::from_pem(&std::fs::read_to_string(dir.path().join("keys/member.key")).unwrap()).unwrap();
+    let ask = async |key: &KeyPair, names: &[&str]| {
+        let csr = CertificateParams::default().serialize_request(key).unwrap().der().to_vec();
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        let asked = app.voters.ask(Kind::Certificate(CertificateRequest { csr, names }), true).await;
+        asked.map(|answer| answer.certificate).map_err(|problem| problem.detail.into_owned())
+    };
+    let made = ask(&own, &[]).await.unwrap();
+    let peer = member_read(&made).unwrap();
+    assert!(app.ca.signed(&made) && peer.member == member.0 && peer.key_sha256 == key_sha256(&own));
+    assert!(member_read(&ask(&own, &["box.example"]).await.unwrap()).is_none());
+    let other_key = KeyPair::generate().unwrap();
+    for (key, names, code) in [
+        (&other_key, &[][..], "csr_invalid"),
+        (&own, &["m1.member.cvlan.internal"], "names_refused"),
+        (&own, &["box.example", "member.cvlan.internal"], "names_refused"),
+    ] {
+        let said = ask(key, names).await.unwrap_err();
+        assert!(said.contains(code), "{said}");
+    }
+    // Nor does anyone take keys from it.
+    let given = Kind::Keys(founder.running.app().vault.get().unwrap().to_proto());
+    let said = app.voters.ask(given, true).await.unwrap_err();
+    assert!(said.code == "voter_unreachable" && said.detail.contains("not_a_voter"), "{}", said.detail);
 
     // Another key comes too late, and this folder is not another member's.
     let seq = founder.seq();

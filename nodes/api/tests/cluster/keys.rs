@@ -1,11 +1,12 @@
 //! A member that follows has none of the cluster's keys, and everything works through its doors all the same.
 
 use crate::common::{Cluster, Member, free_ports, voters};
-use crate::machine::Machine;
+use crate::machine::{Door, Machine};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Stdio;
 
 /// What a voter has in keys/.
 const KEYS: [&str; 2] = ["cluster", "ca.key"];
@@ -156,7 +157,17 @@ async fn one_that_follows_has_no_keys_and_answers_everything() {
         assert_eq!((status, code.as_str()), (503, "voter_unreachable"), "{path}: {body}");
         assert!(after >= 1, "{path}");
     }
+    let door = format!("https://{}/client/register", cluster.members[1].node_address());
+    let http = crate::machine::http_client(&cluster.members[1].ca_pem());
+    let refused = http.post(door).json(&json!({})).send().await.unwrap();
+    assert_eq!(refused.status(), 503);
+    assert!(refused.headers().contains_key("retry-after"));
     cluster.members[1].kill();
+    // Alone it could open nothing of what the log has sealed.
+    let mut alone = Member::command(&folder, cluster.members[1].ports, None);
+    let out = alone.arg("--force-new-cluster").stderr(Stdio::piped()).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success() && said.contains("does not have the cluster's keys"), "{said}");
     cluster.members[1].again();
     assert_eq!(ask(&cluster, 1, "/me", &unseen, None).await.1, "voter_unreachable");
     cluster.members[0].again();
