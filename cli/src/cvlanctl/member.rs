@@ -17,6 +17,7 @@ pub const NOUN: Noun = Noun {
         Column { name: "behind", wide: false, value: |i, _| text(i, "behind") },
         Column { name: "skew", wide: false, value: |i, _| ms(i, "skewMs") },
         Column { name: "version", wide: false, value: |i, _| text(i, "version") },
+        Column { name: "waits", wide: true, value: |i, _| text(i, "waits") },
         Column { name: "api", wide: true, value: |i, _| text(i, "apiUrls") },
         Column { name: "machines", wide: true, value: |i, _| text(i, "nodeUrls") },
         Column { name: "joined", wide: true, value: |i, _| time(i, "joinedAt") },

@@ -8,7 +8,8 @@
 
 use crate::Log;
 use crate::auth::password;
-use crate::ca::{Ca, CaError, ca_make};
+use crate::ca::{Ca, CaError, Signer, ca_make};
+use crate::cluster::vault::{Secrets, Vault};
 use crate::keys::{BOOTSTRAP, FOUNDER, Identity, Keys, KeysError};
 use crate::random::{bytes, uuid};
 use cvlan_core::id::{CommandId, Epoch, UserId};
@@ -86,16 +87,15 @@ pub struct BootstrapFile {
 
 /// A log that is ready for commands, and what this member needs to serve it.
 pub struct Ready {
-    /// Seals the secrets in the log.
-    pub cluster: ClusterKey,
     /// The certificate authority.
     pub ca: Arc<Ca>,
     /// Present where this start wrote the first entry: to be shown once.
     pub password: Option<String>,
 }
 
-/// Writes the first entry where there is none, and takes up the keys.
-pub async fn bootstrap(log: &Log, keys: &Keys, now_ms: u64) -> Result<Ready, BootstrapError> {
+/// Writes the first entry where there is none, and takes up the keys: all of them where this member votes, else what is
+/// there.
+pub async fn bootstrap(log: &Log, keys: &Keys, vault: &Vault, now_ms: u64) -> Result<Ready, BootstrapError> {
     let epoch = log.head().epoch;
     let file: Option<BootstrapFile> = keys.json_read(BOOTSTRAP)?;
     let mut password = None;
@@ -132,13 +132,19 @@ pub async fn bootstrap(log: &Log, keys: &Keys, now_ms: u64) -> Result<Ready, Boo
         let (member, left) = identity.map_or((FOUNDER, None), |i| (i.member, i.left));
         keys.identity_write(&Identity { epoch: log.head().epoch, member, settled: true, left })?;
     }
-    let cluster = keys.cluster()?.ok_or(BootstrapError::Missing("cluster"))?;
-    let ca_key = keys.ca_key()?.ok_or(BootstrapError::Missing("ca.key"))?;
-    let ca = Ca::open(&ca_key, &log.head().machine.system.ca_certificate)?;
+    let (head, status) = (log.head(), log.status());
+    let ca = Arc::new(Ca::read(&head.machine.system.ca_certificate)?);
+    match (keys.cluster()?, keys.ca_key()?) {
+        (Some(cluster), Some(ca_key)) => vault.set(Secrets { cluster, signer: Signer::open(&ca_key, ca.clone())? }),
+        (cluster, _) if head.members.voters.iter().any(|set| set.contains(&status.member)) => {
+            return Err(BootstrapError::Missing(if cluster.is_none() { "cluster" } else { "ca.key" }));
+        }
+        (Some(_) | None, _) => {}
+    }
     if keys.ca_pem()?.as_deref() != Some(ca.pem()) {
         keys.ca_pem_write(ca.pem())?;
     }
-    Ok(Ready { cluster, ca: Arc::new(ca), password })
+    Ok(Ready { ca, password })
 }
 
 /// A password that was changed is no longer needed in the clear.

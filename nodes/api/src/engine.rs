@@ -12,9 +12,11 @@ use crate::bootstrap::{self, Ready};
 use crate::ca::{Ca, Live};
 use crate::cluster::force::force;
 use crate::cluster::identity::{IdentityError, certified};
-use crate::cluster::join::{Secrets, join};
+use crate::cluster::join::join;
 use crate::cluster::rebuild;
 use crate::cluster::tls::TlsTransport;
+use crate::cluster::vault::{Secrets, Vault};
+use crate::cluster::voter::{Answers, Routers};
 use crate::cluster::{self, Door};
 use crate::keys::{FOUNDER, Identity, Keys};
 use crate::server::{Options, StartError};
@@ -24,7 +26,7 @@ use cvlan_core::id::MemberId;
 use cvlan_raft::{Applied, FileDisk, Member};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -56,6 +58,10 @@ pub struct Core {
     pub transport: TlsTransport,
     /// The certificate that it shows to them.
     pub own: Arc<Live>,
+    /// The cluster's keys, where they are here.
+    pub vault: Arc<Vault>,
+    /// Where the cluster's door finds the others, once they are there.
+    pub routers: Arc<OnceLock<Routers>>,
     /// The cluster's door, where there is one.
     pub door: Option<JoinHandle<()>>,
 }
@@ -84,8 +90,10 @@ impl Core {
         let member = identity.map_or(FOUNDER, |i| i.member);
         let transport = TlsTransport::default();
         // A founder's first start has no CA yet, and nobody to talk to.
-        let known = if identity.is_some() { secrets(&keys)? } else { None };
-        let own = known.as_ref().map(|known| identify(&keys, known, member, &transport, &address)).transpose()?;
+        let ca = if identity.is_some() { ca_kept(&keys)? } else { None };
+        let vault = Vault::new(ca.as_ref().map(|ca| Secrets::kept(&keys, ca)).transpose()?.flatten());
+        let known = ca.as_ref().map(|ca| identify(&keys, ca, &vault, member, &transport, &address));
+        let own = known.transpose()?;
 
         let view_path = options.data_dir.join("views.db");
         let views = tokio::task::spawn_blocking(move || ViewFeed::open(&view_path)).await;
@@ -106,27 +114,34 @@ impl Core {
         raft.observers.push(Arc::new(observer));
         if let Some(asked) = options.force {
             let settled = identity.filter(|identity| identity.settled).ok_or(StartError::NothingToForce)?;
+            if vault.get().is_none() {
+                return Err(StartError::NothingToForceWith);
+            }
             force(asked, &keys, settled, &raft).await?;
         }
         let log: Log = Member::open(raft, transport.clone()).await?;
 
+        let routers = Arc::new(OnceLock::new());
+        let answers =
+            || Answers { log: log.clone(), keys: keys.clone(), vault: vault.clone(), routers: routers.clone() };
         let mut gate = Gate { listener, transport: transport.clone(), door: None };
-        gate.open(&log, known);
+        if own.is_some() {
+            gate.open(answers());
+        }
         let finished = async {
-            let ready = ready(&log, &keys, identity, &transport).await?;
-            let secrets = Secrets { cluster: ready.cluster.clone(), ca: ready.ca.clone() };
+            let ready = ready(&log, &keys, &vault, identity, &transport).await?;
             let own = match own {
                 Some(own) => own,
-                None => identify(&keys, &secrets, member, &transport, &address)?,
+                None => identify(&keys, &ready.ca, &vault, member, &transport, &address)?,
             };
-            gate.open(&log, Some(secrets));
+            gate.open(answers());
             views.start(&log)?;
             Ok::<_, StartError>((ready, own))
         };
         match finished.await {
             Ok((ready, own)) => {
                 applied.send_replace(log.head().seq.0);
-                Ok(Self { log, keys, ready, views, streams, applied, transport, own, door: gate.door })
+                Ok(Self { log, keys, ready, views, streams, applied, transport, own, vault, routers, door: gate.door })
             }
             Err(error) => {
                 close(&log, views, gate.door).await;
@@ -160,34 +175,33 @@ struct Gate {
 }
 
 impl Gate {
-    fn open(&mut self, log: &Log, secrets: Option<Secrets>) {
-        if let Some(secrets) = secrets
-            && let Some(listener) = self.listener.take()
-        {
-            let door = Door { listener, transport: self.transport.clone(), log: log.clone(), secrets };
+    fn open(&mut self, answers: Answers) {
+        if let Some(listener) = self.listener.take() {
+            let door = Door { listener, transport: self.transport.clone(), answers };
             self.door = Some(tokio::spawn(cluster::serve(door)));
         }
     }
 }
 
-/// The keys of a member, as they lie in keys/; `None` before the first start of a version that knows members.
-pub(crate) fn secrets(keys: &Keys) -> Result<Option<Secrets>, StartError> {
-    let (Some(cluster), Some(key), Some(pem)) = (keys.cluster()?, keys.ca_key()?, keys.ca_pem()?) else {
-        return Ok(None);
-    };
+/// The CA that a member trusts, as it lies in keys/; `None` before the first start of a version that knows members.
+pub(crate) fn ca_kept(keys: &Keys) -> Result<Option<Arc<Ca>>, StartError> {
+    let Some(pem) = keys.ca_pem()? else { return Ok(None) };
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| keys.damaged_ca(e))?;
-    Ok(Some(Secrets { cluster, ca: Arc::new(Ca::open(&key, &der)?) }))
+    Ok(Some(Arc::new(Ca::read(&der)?)))
 }
 
 fn identify(
     keys: &Keys,
-    secrets: &Secrets,
+    ca: &Ca,
+    vault: &Vault,
     member: u64,
     transport: &TlsTransport,
     address: &str,
 ) -> Result<Arc<Live>, StartError> {
-    let own = Live::new(certified(keys, &secrets.ca, member, now_ms())?);
-    transport.set(secrets.ca.der(), own.clone(), address).map_err(|e| IdentityError::Ca(e.into()))?;
+    let secrets = vault.get();
+    let signer = secrets.as_ref().map(|secrets| &secrets.signer);
+    let own = Live::new(certified(keys, ca, signer, member, now_ms())?);
+    transport.set(ca.der(), own.clone(), address).map_err(|e| IdentityError::Ca(e.into()))?;
     Ok(own)
 }
 
@@ -201,6 +215,7 @@ pub fn alone(log: &Log, member: u64) -> bool {
 async fn ready(
     log: &Log,
     keys: &Keys,
+    vault: &Vault,
     identity: Option<Identity>,
     transport: &TlsTransport,
 ) -> Result<Ready, StartError> {
@@ -230,5 +245,5 @@ async fn ready(
     if member <= head.seq.0 && !head.machine.members.contains_key(&MemberId(member)) {
         return Err(StartError::Removed);
     }
-    Ok(bootstrap::bootstrap(log, keys, now_ms()).await?)
+    Ok(bootstrap::bootstrap(log, keys, vault, now_ms()).await?)
 }

@@ -1,7 +1,8 @@
 //! DATA/keys: what never leaves this machine. The folder is 0700, its files 0600, each written whole and synced.
 //!
 //! ```text
-//! cluster    the key that seals secrets in the log          ca.key, ca.pem          the CA
+//! cluster    the key that seals secrets in the log          ca.key      the CA's: both on members that vote alone
+//! ca.pem     the CA                                         doors.key, doors.pem    of the doors, where a voter signed them
 //! bootstrap  what the first entry is made of (see bootstrap) member.key, member.pem  what it proves itself with
 //! identity   which member of which log this is; written last by a join
 //! members    where the others were last                     rebuild    a rebuild that was begun (see cluster::rebuild)
@@ -23,6 +24,8 @@ const CA_PEM: &str = "ca.pem";
 const IDENTITY: &str = "identity";
 const MEMBER_KEY: &str = "member.key";
 const MEMBER_PEM: &str = "member.pem";
+const DOORS_KEY: &str = "doors.key";
+const DOORS_PEM: &str = "doors.pem";
 const MEMBERS: &str = "members";
 /// The member that bootstraps a log.
 pub const FOUNDER: u64 = 1;
@@ -198,6 +201,17 @@ impl Keys {
     /// Keeps this member's own certificate.
     pub fn member_pem_write(&self, pem: &str) -> Result<(), KeysError> {
         self.write(MEMBER_PEM, pem)
+    }
+
+    /// Key and certificate of the doors, PEM, where they are kept.
+    pub fn doors(&self) -> Result<Option<(String, String)>, KeysError> {
+        Ok(self.read(DOORS_KEY)?.zip(self.read(DOORS_PEM)?))
+    }
+
+    /// Keeps key (PEM) and certificate (DER) of the doors.
+    pub fn doors_write(&self, key: &str, certificate: &[u8]) -> Result<(), KeysError> {
+        self.write(DOORS_KEY, key)?;
+        self.write(DOORS_PEM, &crate::ca::pem_of("CERTIFICATE", certificate))
     }
 
     /// True where a join was begun and not finished: this folder must not begin a log of its own.

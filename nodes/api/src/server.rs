@@ -9,13 +9,16 @@
 pub use crate::engine::{Core, Place};
 pub use crate::start_error::StartError;
 
-use crate::app::{App, now_ms};
+use crate::app::App;
 use crate::auth::Auth;
-use crate::bootstrap::{BootstrapError, Ready, purpose};
-use crate::ca::{Live, SERVER_MS};
+use crate::bootstrap::Ready;
+use crate::ca::Live;
+use crate::cluster::ask::Voters;
+use crate::cluster::certificates::{self, doors_certificate};
 use crate::cluster::force::Force;
-use crate::cluster::identity::{certified, key_sha256, own_key};
-use crate::cluster::keeper;
+use crate::cluster::identity::{key_sha256, own_key};
+use crate::cluster::keeper::{self, Keeper};
+use crate::cluster::voter::Routers;
 use crate::doors;
 use crate::doors::accept::{Door, serve};
 use crate::doors::limit::Limits;
@@ -40,7 +43,6 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
-use x25519_dalek::StaticSecret;
 
 /// Open connections of the REST door.
 const REST_CONNECTIONS: usize = 10_000;
@@ -58,8 +60,6 @@ const DRAIN: Duration = Duration::from_secs(5);
 const ANNOUNCE: std::ops::RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_secs(30);
 /// How often it is looked whether the member goes on.
 const LOOK: Duration = Duration::from_millis(200);
-/// Certificates are looked at so often.
-const RENEW_EVERY: Duration = Duration::from_secs(24 * 3600);
 
 /// What a controller is started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,31 +173,27 @@ async fn serve_all(
     [rest, node, probes]: [Bound; 3],
     (members, address): (SocketAddr, String),
 ) -> Result<Running, StartError> {
-    let Core { log, keys, ready, views, streams, applied, transport, own, door: _ } = core;
-    let Ready { cluster, ca, password } = ready;
+    let Core { log, keys, ready, views, streams, applied, transport, own, vault, routers, door: _ } = core;
+    let Ready { ca, password } = ready;
     file_write(&options.data_dir, "ca.pem", ca.pem().as_bytes(), 0o644)
         .map_err(|source| KeysError::Io { file: "ca.pem".to_owned(), source })?;
     let api_urls = advertised(&options.advertise_api, rest.1);
     let node_urls = advertised(&options.advertise_node, node.1);
     let names = names(&[&api_urls, &node_urls], &[rest.1, node.1]);
-    let challenge = cluster.open(purpose::CHALLENGE, &log.head().machine.system.challenge_key);
-    let challenge: [u8; 32] = challenge
-        .map_err(BootstrapError::from)?
-        .try_into()
-        .map_err(|_| StartError::Setup("the challenge key is not 32 bytes".to_owned()))?;
     let metrics = Arc::new(Metrics::new());
     let app = Arc::new(App {
-        auth: Auth::new(cluster.clone()).await?,
+        auth: Auth::new(vault.clone()).await?,
         limits: if options.rate_limits { Limits::default() } else { Limits::none() },
         member: MemberId(log.status().member),
         node_urls,
         api_urls,
+        voters: Voters::new(log.clone(), transport.clone()),
+        waiting: Arc::default(),
         log,
         keys,
-        cluster,
+        vault,
         ca,
         transport,
-        challenge: StaticSecret::from(challenge),
         streams,
         applied,
         views,
@@ -217,11 +213,12 @@ async fn serve_all(
         chores.push(tokio::spawn(here.say_until_heard(app.clone())));
     }
 
-    let certificate = Live::new(app.ca.server(&names, now_ms())?);
+    let certificate = Live::new(doors_certificate(&app, &names).await?);
     let rest_tls = tls(&app, certificate.clone(), false)?;
     let node_tls = tls(&app, certificate.clone(), true)?;
     let rest_router = doors::rest::router(app.clone()).map_err(|e| StartError::Setup(e.to_string()))?;
     let (node_router, probes_router) = (doors::node::router(app.clone()), doors::metrics::router(app.clone()));
+    let _ = routers.set(Routers { rest: rest_router.clone(), node: node_router.clone() });
     let door =
         |(listener, _): Bound, tls, connections_max| Door { listener, tls, connections_max, metrics: metrics.clone() };
     let (rest_at, node_at, probes_at) = (rest.1, node.1, probes.1);
@@ -231,10 +228,16 @@ async fn serve_all(
         tokio::spawn(serve(door(node, Some(node_tls), NODE_CONNECTIONS), node_router, draining())),
         tokio::spawn(serve(door(probes, None, METRICS_CONNECTIONS), probes_router, draining())),
     ];
-    chores.push(tokio::spawn(keeper::keep(app.log.clone(), app.keys.clone())));
+    chores.push(tokio::spawn(keeper::keep(Keeper {
+        log: app.log.clone(),
+        keys: app.keys.clone(),
+        transport: app.transport.clone(),
+        vault: app.vault.clone(),
+        waiting: app.waiting.clone(),
+    })));
     chores.push(tokio::spawn(presence::report(app.clone())));
     chores.push(tokio::spawn(presence::expire(app.clone(), options.presence_expiry)));
-    chores.push(tokio::spawn(renew(app.clone(), certificate, names, own)));
+    chores.push(tokio::spawn(certificates::renew(app.clone(), certificate, names, own)));
     let (rest, node, metrics, cluster) = (rest_at, node_at, probes_at, None);
     Ok(Running { app, rest, node, metrics, members, password, doors, cluster, chores })
 }
@@ -300,28 +303,6 @@ fn names(urls: &[&[String]], listen: &[SocketAddr]) -> Vec<String> {
     let fits = |n: &String| !n.is_empty() && n.bytes().all(|b| b.is_ascii_alphanumeric() || b".:-".contains(&b));
     names.retain(fits);
     names
-}
-
-/// Keeps the certificate of the doors and that of the member young.
-async fn renew(app: Arc<App>, certificate: Arc<Live>, names: Vec<String>, own: Arc<Live>) {
-    let mut made_ms = now_ms();
-    loop {
-        tokio::time::sleep(RENEW_EVERY).await;
-        match certified(&app.keys, &app.ca, app.member.0, now_ms()) {
-            Ok(new) => own.set(new),
-            Err(error) => tracing::error!(%error, "the member's certificate could not be renewed"),
-        }
-        if now_ms().saturating_sub(made_ms) < SERVER_MS / 3 {
-            continue;
-        }
-        match app.ca.server(&names, now_ms()) {
-            Ok(new) => {
-                certificate.set(new);
-                made_ms = now_ms();
-            }
-            Err(error) => tracing::error!(%error, "the doors' certificate could not be renewed"),
-        }
-    }
 }
 
 fn tls(app: &App, certificate: Arc<Live>, machines: bool) -> Result<Arc<ServerConfig>, StartError> {

@@ -44,6 +44,9 @@ pub enum StartError {
     /// It was removed from the cluster.
     #[error("this member was removed from the cluster")]
     Removed,
+    /// It follows, and so it has no keys to go on alone with.
+    #[error("--force-new-cluster: this member never voted, and does not have the cluster's keys")]
+    NothingToForceWith,
     /// What going on alone means, or why it does not go.
     #[error("{0}")]
     Force(String),
@@ -132,6 +135,9 @@ impl StartError {
             },
             Self::Join(e) => e.hint(),
             Self::Joining => "start it again with the same --join-token, or use an empty --data-dir",
+            Self::Identity(IdentityError::Ended) => {
+                "it was away for too long: `cvlanctl cluster remove` and `add` it, and join with an empty --data-dir"
+            }
             Self::Identity(_) => "put the file back from the backup of keys/, or check who may read it",
             Self::NoState => "are the other members up, and does --advertise-cluster reach this one from there?",
             Self::Lost => {
@@ -145,6 +151,9 @@ impl StartError {
             }
             Self::Force(_) => "where a majority can still be started, start it instead: then nothing is lost",
             Self::NothingToForce => "use it on a member of the cluster whose majority is lost",
+            Self::NothingToForceWith => {
+                "use it on a member that votes, or put cluster and ca.key of one that did into this member's keys/"
+            }
             Self::Views(_) => "delete views.db: it is rebuilt from the log",
             Self::Setup(_) | Self::Refused(_) => "run with RUST_LOG=debug and look at the log",
             Self::NotWritable => "is the disk full? `cvlan-api log stats` shows the log",

@@ -13,7 +13,7 @@ use axum::extract::Request;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::post;
-use cvlan_api::ca::{Ca, ca_make};
+use cvlan_api::ca::{Ca, Signer, ca_make};
 use cvlan_api::doors::accept::{Door, serve};
 use cvlan_api::doors::body::body_read;
 use cvlan_api::metrics::Metrics;
@@ -152,9 +152,10 @@ pub fn floor_serve(folder: &Path) -> anyhow::Result<()> {
     on_tokio(async {
         let now_ms = u64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis())?;
         let (key, der) = ca_make(now_ms)?;
-        let ca = Ca::open(&key, &der)?;
+        let ca = Arc::new(Ca::read(&der)?);
+        let (signer, own) = (Signer::open(&key, ca.clone())?, rcgen::KeyPair::generate()?);
         std::fs::write(folder.join("ca.pem"), ca.pem())?;
-        let certificate = ca.server(&["localhost".to_owned()], now_ms)?;
+        let certificate = ca.chain(signer.server(&["localhost".to_owned()], &own, now_ms)?, &own)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?

@@ -2,6 +2,7 @@
 
 use super::list::Params;
 use super::{App, Caller, Output};
+use crate::cluster::keeper;
 use crate::problem::Problem;
 use crate::random::bytes;
 use cvlan_core::access::{Permission, permit};
@@ -60,6 +61,7 @@ pub fn seen(app: &App, head: &Head<State>, status: &Status, member: &Member) -> 
         voter: votes,
         heard_ms: if own { Some(0) } else { peer.and_then(|p| p.answered_ms) },
         skew_ms: if own { Some(0) } else { peer.and_then(|p| p.skew_ms) },
+        waits: app.waiting.why(id),
         behind: if own && leads { Some(0) } else { peer.and_then(|p| p.behind) },
         ..member.to_proto()
     }
@@ -122,7 +124,8 @@ pub async fn remove(app: &App, caller: &Caller, name: &str) -> Result<Output<()>
 /// stays odd.
 pub async fn promote(app: &App, caller: &Caller, name: &str) -> Result<Output<v1::Member>, Problem> {
     let id = found(app, caller, name).await?.id;
-    changed(app.log.promote(id.0)).await?;
+    let slow = |_| unsure();
+    timeout(CHANGE_TIME, keeper::promote(&app.log, &app.transport, &app.vault, id.0)).await.map_err(slow)??;
     app.linearize().await?;
     Ok(Output::read(&app.log.head(), one(app, id)?))
 }
@@ -158,9 +161,10 @@ async fn still_may(app: &App, caller: &Caller) -> Result<(), Problem> {
 }
 
 async fn changed<T>(change: impl Future<Output = Result<T, cvlan_raft::MemberError>>) -> Result<T, Problem> {
-    let slow = |_| {
-        let detail = "the cluster did not change in 10 s; look at `cvlanctl cluster status` before you try again";
-        Problem::later(StatusCode::SERVICE_UNAVAILABLE, "outcome_unknown", detail, 1)
-    };
-    Ok(timeout(CHANGE_TIME, change).await.map_err(slow)??)
+    Ok(timeout(CHANGE_TIME, change).await.map_err(|_| unsure())??)
+}
+
+fn unsure() -> Problem {
+    let detail = "the cluster did not change in 10 s; look at `cvlanctl cluster status` before you try again";
+    Problem::later(StatusCode::SERVICE_UNAVAILABLE, "outcome_unknown", detail, 1)
 }

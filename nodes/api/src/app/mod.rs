@@ -23,7 +23,10 @@ pub mod views;
 use crate::Log;
 use crate::auth::{Auth, Session};
 use crate::ca::Ca;
+use crate::cluster::ask::Voters;
+use crate::cluster::keeper::Waiting;
 use crate::cluster::tls::TlsTransport;
+use crate::cluster::vault::Vault;
 use crate::doors::limit::Limits;
 use crate::doors::node::poll::Polls;
 use crate::keys::Keys;
@@ -35,7 +38,6 @@ use cvlan_core::id::{Checkpoint, CommandId, MemberId};
 use cvlan_core::idempotency::Idempotency;
 use cvlan_core::name::{TEXT_MAX, text_check};
 use cvlan_core::rejection::Kind;
-use cvlan_core::seal::ClusterKey;
 use cvlan_core::{Actor, Command, Meta, Rejection, Rules, State, Wish};
 use cvlan_raft::{Answer, Head, WriteError};
 use std::net::IpAddr;
@@ -43,7 +45,6 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Semaphore, watch};
 use views::ViewFeed;
-use x25519_dalek::StaticSecret;
 
 /// The controller of one member.
 pub struct App {
@@ -51,8 +52,12 @@ pub struct App {
     pub log: Log,
     /// DATA/keys.
     pub keys: Keys,
-    /// Seals the log's secrets.
-    pub cluster: ClusterKey,
+    /// The cluster's keys, where they are here: on members that vote.
+    pub vault: Arc<Vault>,
+    /// Whom to ask where they are not.
+    pub voters: Voters,
+    /// Who does not vote though it could.
+    pub waiting: Arc<Waiting>,
     /// The certificate authority.
     pub ca: Arc<Ca>,
     /// This member.
@@ -65,8 +70,6 @@ pub struct App {
     pub transport: TlsTransport,
     /// Proves people.
     pub auth: Auth,
-    /// Machines prove their WireGuard key against it.
-    pub challenge: StaticSecret,
     /// Who is connected.
     pub streams: Arc<Streams>,
     /// The last applied event: whoever follows the log waits here.

@@ -9,7 +9,9 @@
 
 use super::node::wg_key;
 use super::{App, now_ms};
+use crate::bootstrap::purpose;
 use crate::ca::Csr;
+use crate::cluster::vault::Secrets;
 use crate::problem::Problem;
 use crate::random::uuid_sorted;
 use base64::Engine as _;
@@ -26,7 +28,7 @@ use cvlan_proto::{Message, v1};
 use cvlan_raft::Head;
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
-use x25519_dalek::PublicKey;
+use x25519_dalek::{PublicKey, StaticSecret};
 
 /// Where a tenant's machines find the controllers, and what they prove their WireGuard key against.
 pub fn discover(app: &App, head: &Head<State>, slug: &str) -> Result<v1::DiscoverResponse, Problem> {
@@ -46,13 +48,15 @@ pub async fn register(
     source: IpAddr,
     request_id: String,
 ) -> Result<v1::RegisterResponse, Problem> {
+    let secrets = app.vault.need()?;
     let token = token_parse(&body.token)?;
     token_verify(&app.log.head().machine, &token)?;
     let csr = Csr::read(&body.csr)?;
     let wg_key = wg_key(&body.wg_public_key)?;
     let nonce = nonce(&body.nonce)?;
     let binding: [u8; 32] = Sha256::new().chain_update(mac(&body.mac)?).chain_update(nonce).finalize().into();
-    holds_key(app, &token, &wg_key, &csr, &nonce, &body.proof)?;
+    let challenge = challenge(&app.log.head().machine, &secrets)?;
+    holds_key(&challenge, &token, &wg_key, &csr, &nonce, &body.proof)?;
 
     let wish = NodeCommand::Register(Box::new(Register {
         id: NodeId(uuid_sorted(now_ms())),
@@ -78,7 +82,7 @@ pub async fn register(
     let id = head.machine.node_by_key(&wg_key).map(|(_, n)| n.id).ok_or_else(deleted)?;
     let here = place(&head.machine, id)?;
     let from_ms = here.node.certs_valid_from_ms;
-    let certificate = app.ca.node(id, &csr, &binding, now_ms(), from_ms).map_err(Problem::internal)?;
+    let certificate = secrets.signer.node(id, &csr, &binding, now_ms(), from_ms).map_err(Problem::internal)?;
     let map = first_map(&head, &here);
     Ok(v1::RegisterResponse {
         node_id: id.to_string(),
@@ -111,15 +115,22 @@ fn mac(text: &str) -> Result<[u8; 6], Problem> {
     }
 }
 
+/// What machines prove their WireGuard key against.
+fn challenge(state: &State, secrets: &Secrets) -> Result<StaticSecret, Problem> {
+    let opened = secrets.cluster.open(purpose::CHALLENGE, &state.system.challenge_key).map_err(Problem::internal)?;
+    let key: [u8; 32] = opened.try_into().map_err(|_| Problem::internal("the challenge key is not 32 bytes"))?;
+    Ok(StaticSecret::from(key))
+}
+
 fn holds_key(
-    app: &App,
+    challenge: &StaticSecret,
     token: &ParsedToken,
     wg_key: &WgKey,
     csr: &Csr,
     nonce: &[u8; 16],
     proof: &str,
 ) -> Result<(), Problem> {
-    let shared = app.challenge.diffie_hellman(&PublicKey::from(*wg_key));
+    let shared = challenge.diffie_hellman(&PublicKey::from(*wg_key));
     let proof = BASE64.decode(proof).unwrap_or_default();
     // A key of low order gives the same secret to everybody (RFC 7748 §6.1): it proves nothing.
     let holds = shared.was_contributory()

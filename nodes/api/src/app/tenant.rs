@@ -34,7 +34,7 @@ pub async fn create(app: &App, caller: &Caller, body: v1::TenantCreateRequest) -
     let key = SigningKey {
         id: KeyId(uuid()),
         public_key: ed25519_dalek::SigningKey::from_bytes(&seed).verifying_key().to_bytes(),
-        seed: Some(app.cluster.seal(purpose::SIGNING_SEED, bytes(), &seed).map_err(Problem::internal)?),
+        seed: Some(app.vault.need()?.cluster.seal(purpose::SIGNING_SEED, bytes(), &seed).map_err(Problem::internal)?),
     };
     let wish = TenantCommand::Create { id, slug: body.slug, name: body.name, key };
     after(app, caller, id, wish).await

@@ -46,7 +46,7 @@ pub async fn create(
     let cvlan = home.cvlan_find(&cvlan).ok_or_else(cvlan_unknown)?.record.id;
     let server_key = home.record.signing_keys.iter().find_map(|k| Some((k.id, k.seed.as_ref()?)));
     let (key, sealed) = server_key.ok_or_else(|| Problem::internal("the tenant has no signing key of the server's"))?;
-    let seed = app.cluster.open(purpose::SIGNING_SEED, sealed).map_err(Problem::internal)?;
+    let seed = app.vault.need()?.cluster.open(purpose::SIGNING_SEED, sealed).map_err(Problem::internal)?;
     let seed = seed.try_into().map_err(|_| Problem::internal("a signing seed is not 32 bytes"))?;
 
     let (tenant, id) = (home.record.id, TokenId(uuid()));

@@ -61,7 +61,6 @@ struct Key {
 
 /// Signs and checks.
 pub struct Jwt {
-    cluster: ClusterKey,
     /// The log's keys, opened once; read again when the log has another newest one.
     keys: RwLock<Arc<Vec<Key>>>,
     validation: Validation,
@@ -72,16 +71,16 @@ fn expired() -> Problem {
 }
 
 impl Jwt {
-    /// With the key that opens the log's secrets.
-    pub fn new(cluster: ClusterKey) -> Self {
+    /// Knows no key yet.
+    pub fn new() -> Self {
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_issuer(&[ISSUER]);
         validation.set_required_spec_claims(&["exp", "iss", "sub"]);
         validation.leeway = 0;
-        Self { cluster, keys: RwLock::default(), validation }
+        Self { keys: RwLock::default(), validation }
     }
 
-    fn keys(&self, system: &SystemState) -> Result<Arc<Vec<Key>>, Problem> {
+    fn keys(&self, cluster: &ClusterKey, system: &SystemState) -> Result<Arc<Vec<Key>>, Problem> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
         let newest = |kid: Option<&str>| kid == system.jwt_keys.last().map(|k| k.kid.as_str());
         if keys.len() == system.jwt_keys.len() && newest(keys.last().map(|k| k.kid.as_str())) {
@@ -90,7 +89,7 @@ impl Jwt {
         let mut opened = Vec::with_capacity(system.jwt_keys.len());
         for key in &system.jwt_keys {
             let sealed = key.secret.clone().unwrap_or_default();
-            let secret = self.cluster.open(purpose::JWT, &sealed).map_err(Problem::internal)?;
+            let secret = cluster.open(purpose::JWT, &sealed).map_err(Problem::internal)?;
             let (encode, decode) = (EncodingKey::from_secret(&secret), DecodingKey::from_secret(&secret));
             opened.push(Key { kid: key.kid.clone(), encode, decode });
         }
@@ -99,20 +98,26 @@ impl Jwt {
         Ok(opened)
     }
 
-    /// Signs with the newest key.
-    pub fn sign(&self, system: &SystemState, claims: &Claims) -> Result<String, Problem> {
-        let keys = self.keys(system)?;
+    /// Signs with the newest key. `cluster` opens the log's secrets.
+    pub fn sign(&self, cluster: &ClusterKey, system: &SystemState, claims: &Claims) -> Result<String, Problem> {
+        let keys = self.keys(cluster, system)?;
         let key = keys.last().ok_or_else(|| Problem::internal("the log has no JWT key"))?;
         let header = Header { kid: Some(key.kid.clone()), ..Header::new(Algorithm::HS256) };
         jsonwebtoken::encode(&header, claims, &key.encode).map_err(Problem::internal)
     }
 
     /// Checks signature, algorithm, issuer and expiry; with a single key, without reading the header twice.
-    pub fn check(&self, system: &SystemState, token: &str, token_type: TokenType) -> Result<Claims, Problem> {
+    pub fn check(
+        &self,
+        cluster: &ClusterKey,
+        system: &SystemState,
+        token: &str,
+        token_type: TokenType,
+    ) -> Result<Claims, Problem> {
         if token.len() > JWT_MAX {
             return Err(expired());
         }
-        let keys = self.keys(system)?;
+        let keys = self.keys(cluster, system)?;
         let key = match keys.as_slice() {
             [only] => only,
             several => {
@@ -126,6 +131,25 @@ impl Jwt {
         }
         Ok(data.claims)
     }
+}
+
+impl Default for Jwt {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a token says that somebody else has checked, or will.
+pub fn claims_read(token: &str, token_type: TokenType, now_s: u64) -> Result<Claims, Problem> {
+    use base64::Engine as _;
+    let mut parts = token.split('.').take(4);
+    let (Some(_), Some(body), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return Err(expired());
+    };
+    let body = if token.len() > JWT_MAX { "" } else { body };
+    let body = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(body).map_err(|_| expired())?;
+    let claims: Claims = serde_json::from_slice(&body).map_err(|_| expired())?;
+    if claims.token_type != token_type || claims.exp <= now_s { Err(expired()) } else { Ok(claims) }
 }
 
 #[cfg(test)]
@@ -161,31 +185,44 @@ mod tests {
     fn only_a_sound_token_passes() {
         let cluster = ClusterKey { id: "k".into(), key: [1; 32] };
         let state = system(&cluster, &["one"]);
-        let jwt = Jwt::new(cluster.clone());
+        let jwt = Jwt::new();
         let later = jsonwebtoken::get_current_timestamp() + 60;
-        let good = jwt.sign(&state, &claims(later)).unwrap();
-        assert_eq!(jwt.check(&state, &good, TokenType::Access).unwrap().sub, "u");
+        let good = jwt.sign(&cluster, &state, &claims(later)).unwrap();
+        assert_eq!(jwt.check(&cluster, &state, &good, TokenType::Access).unwrap().sub, "u");
         let rotated = system(&cluster, &["one", "two"]);
-        assert!(jwt.check(&rotated, &good, TokenType::Access).is_ok(), "the older key still counts");
+        assert!(jwt.check(&cluster, &rotated, &good, TokenType::Access).is_ok(), "the older key still counts");
+
+        let read = |token: &str, kind, now| claims_read(token, kind, now).map(|c| c.sub).map_err(|p| p.code);
+        assert_eq!(read(&good, TokenType::Access, later - 1), Ok("u".into()));
+        for (bad, kind, now) in [
+            (good.as_str(), TokenType::Access, later),
+            (&good, TokenType::Refresh, 0),
+            (&good[..good.len() / 2], TokenType::Access, 0),
+            (&format!("{good}.x"), TokenType::Access, 0),
+            (&"x".repeat(JWT_MAX + 1), TokenType::Access, 0),
+            ("..", TokenType::Access, 0),
+        ] {
+            assert_eq!(read(bad, kind, now), Err("session_invalid"), "{bad}");
+        }
 
         let other = Claims { iss: "other".into(), ..claims(later) };
         let none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.eyJzdWIiOiJ1In0.";
         for (bad, what) in [
-            (jwt.sign(&state, &claims(1)).unwrap(), "expired"),
-            (jwt.sign(&state, &other).unwrap(), "issuer"),
-            (jwt.sign(&system(&cluster, &["three"]), &claims(later)).unwrap(), "another key"),
+            (jwt.sign(&cluster, &state, &claims(1)).unwrap(), "expired"),
+            (jwt.sign(&cluster, &state, &other).unwrap(), "issuer"),
+            (jwt.sign(&cluster, &system(&cluster, &["three"]), &claims(later)).unwrap(), "another key"),
             (format!("{}x", &good[..good.len() - 1]), "altered"),
             (none.into(), "alg none"),
             ("x".repeat(JWT_MAX + 1), "long"),
             (String::new(), "empty"),
         ] {
-            let fresh = Jwt::new(cluster.clone());
+            let fresh = Jwt::new();
             assert_eq!(
-                fresh.check(&state, &bad, TokenType::Access).err().map(|p| p.code),
+                fresh.check(&cluster, &state, &bad, TokenType::Access).err().map(|p| p.code),
                 Some("session_invalid"),
                 "{what}"
             );
         }
-        assert!(jwt.check(&state, &good, TokenType::Refresh).is_err(), "an access token does not refresh");
+        assert!(jwt.check(&cluster, &state, &good, TokenType::Refresh).is_err(), "an access token does not refresh");
     }
 }

@@ -1,13 +1,13 @@
 //! Sessions: from a password to tokens, from a token to a user of the state.
 
-use super::jwt::{ACCESS_S, Claims, ISSUER, Jwt, REFRESH_S, TokenType};
+use super::jwt::{ACCESS_S, Claims, ISSUER, Jwt, REFRESH_S, TokenType, claims_read};
 use super::lockout::{Attempt, Lockout};
 use super::password::Passwords;
+use crate::cluster::vault::Vault;
 use crate::problem::Problem;
 use crate::random::bytes;
 use cvlan_core::State;
 use cvlan_core::id::{TenantId, UserId};
-use cvlan_core::seal::ClusterKey;
 use cvlan_core::user::{PASSWORD_MAX, User};
 use cvlan_proto::v1;
 use http::StatusCode;
@@ -37,6 +37,8 @@ pub struct Session {
 pub struct Auth {
     /// argon2id.
     pub passwords: Passwords,
+    /// Opens the JWT keys, where it has what that takes.
+    vault: Arc<Vault>,
     jwt: Jwt,
     lockout: Lockout,
     /// Session → when its refresh token ends, seconds. In memory: a restart forgets it, the tokens' ends do not move.
@@ -52,16 +54,18 @@ fn login_failed() -> Problem {
     )
 }
 
-fn session_over() -> Problem {
+/// 401.
+pub fn session_over() -> Problem {
     Problem::unproven("session_invalid", "the session has ended; log in again")
 }
 
 impl Auth {
-    /// With the key that opens the log's secrets.
-    pub async fn new(cluster: ClusterKey) -> Result<Self, Problem> {
+    /// With the place of the key that opens the log's secrets.
+    pub async fn new(vault: Arc<Vault>) -> Result<Self, Problem> {
         Ok(Self {
             passwords: Passwords::new().await?,
-            jwt: Jwt::new(cluster),
+            vault,
+            jwt: Jwt::new(),
             lockout: Lockout::default(),
             revoked: Mutex::default(),
             checked: RwLock::default(),
@@ -104,7 +108,7 @@ impl Auth {
     }
 
     fn issue(&self, state: &State, user: &User, sid: String, now_ms: u64) -> Result<v1::LoginResponse, Problem> {
-        let now_s = now_ms / 1000;
+        let (now_s, secrets) = (now_ms / 1000, self.vault.need()?);
         let claims = |token_type, life_s| Claims {
             iss: ISSUER.to_owned(),
             sub: user.id.to_string(),
@@ -118,8 +122,8 @@ impl Auth {
             pwv: user.sessions_valid_from_ms,
         };
         Ok(v1::LoginResponse {
-            access_token: self.jwt.sign(&state.system, &claims(TokenType::Access, ACCESS_S))?,
-            refresh_token: self.jwt.sign(&state.system, &claims(TokenType::Refresh, REFRESH_S))?,
+            access_token: self.jwt.sign(&secrets.cluster, &state.system, &claims(TokenType::Access, ACCESS_S))?,
+            refresh_token: self.jwt.sign(&secrets.cluster, &state.system, &claims(TokenType::Refresh, REFRESH_S))?,
             expires_in_seconds: ACCESS_S,
             user: Some(user.to_proto()),
         })
@@ -136,6 +140,11 @@ impl Auth {
         let session = self
             .session(state, token, TokenType::Access)
             .or_else(|_| self.session(state, token, TokenType::Refresh))?;
+        self.revoke(session.sid, now_ms);
+        Ok(())
+    }
+
+    fn revoke(&self, sid: String, now_ms: u64) {
         let now_s = now_ms / 1000;
         let mut revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
         if revoked.len() >= REVOKED_MAX {
@@ -146,45 +155,65 @@ impl Auth {
         {
             revoked.remove(&first);
         }
-        revoked.insert(session.sid, now_s + REFRESH_S);
-        Ok(())
+        revoked.insert(sid, now_s + REFRESH_S);
     }
 
-    /// The session of an access token.
-    pub fn access(&self, state: &State, token: &str, now_ms: u64) -> Result<Session, Problem> {
-        let claims = self.claims(state, token, now_ms)?;
-        self.session_of(state, &claims)
+    /// A voter has ended the session of this token of either kind: it is over here too.
+    pub fn logged_out(&self, token: &str, now_ms: u64) {
+        let read = |kind| claims_read(token, kind, now_ms / 1000);
+        if let Ok(claims) = read(TokenType::Access).or_else(|_| read(TokenType::Refresh)) {
+            self.revoke(claims.sid, now_ms);
+        }
     }
 
-    /// Is it an access token that this cluster made, and that has not ended? Its user may be gone, or not be here yet.
-    pub fn signed(&self, state: &State, token: &str, now_ms: u64) -> bool {
-        self.claims(state, token, now_ms).is_ok()
+    /// Was the session of this refresh token ended through this member?
+    pub fn is_logged_out(&self, token: &str, now_ms: u64) -> bool {
+        let claims = claims_read(token, TokenType::Refresh, now_ms / 1000);
+        claims.is_ok_and(|claims| self.is_revoked(&claims.sid))
     }
 
-    fn claims(&self, state: &State, token: &str, now_ms: u64) -> Result<Arc<Claims>, Problem> {
+    fn is_revoked(&self, sid: &str) -> bool {
+        self.revoked.lock().unwrap_or_else(PoisonError::into_inner).contains_key(sid)
+    }
+
+    /// What an access token says that this cluster made, and that has not ended; its user may be gone, or not be here
+    /// yet. `None` where it takes a voter to know.
+    pub fn claims(&self, state: &State, token: &str, now_ms: u64) -> Result<Option<Arc<Claims>>, Problem> {
         let digest: [u8; 32] = Sha256::digest(token).into();
         let known = self.checked.read().unwrap_or_else(PoisonError::into_inner).get(&digest).cloned();
         if let Some(claims) = known.filter(|c| c.exp > now_ms / 1000) {
-            return Ok(claims);
+            return Ok(Some(claims));
         }
-        let claims = Arc::new(self.jwt.check(&state.system, token, TokenType::Access)?);
+        let Some(secrets) = self.vault.get() else { return Ok(None) };
+        let claims = Arc::new(self.jwt.check(&secrets.cluster, &state.system, token, TokenType::Access)?);
+        self.remember(digest, claims.clone());
+        Ok(Some(claims))
+    }
+
+    /// A voter says that this is an access token of this cluster.
+    pub fn vouched(&self, token: &str, claims: Claims) -> Arc<Claims> {
+        let claims = Arc::new(claims);
+        self.remember(Sha256::digest(token).into(), claims.clone());
+        claims
+    }
+
+    fn remember(&self, digest: [u8; 32], claims: Arc<Claims>) {
         let mut map = self.checked.write().unwrap_or_else(PoisonError::into_inner);
         if map.len() >= CHECKED_MAX {
             map.clear();
         }
-        map.insert(digest, claims.clone());
-        Ok(claims)
+        map.insert(digest, claims);
     }
 
     fn session(&self, state: &State, token: &str, token_type: TokenType) -> Result<Session, Problem> {
-        self.session_of(state, &self.jwt.check(&state.system, token, token_type)?)
+        let secrets = self.vault.need()?;
+        self.session_of(state, &self.jwt.check(&secrets.cluster, &state.system, token, token_type)?)
     }
 
-    fn session_of(&self, state: &State, claims: &Claims) -> Result<Session, Problem> {
+    /// The session of such a token.
+    pub fn session_of(&self, state: &State, claims: &Claims) -> Result<Session, Problem> {
         let user = state.users.get(&UserId::of(&claims.sub)).ok_or_else(session_over)?;
-        let over = user.sessions_valid_from_ms != claims.pwv
-            || self.revoked.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&claims.sid);
-        if over {
+        if user.sessions_valid_from_ms != claims.pwv || self.is_revoked(&claims.sid) {
             return Err(session_over());
         }
         Ok(Session { user: user.clone(), sid: claims.sid.clone(), expires_s: claims.exp })
@@ -194,7 +223,7 @@ impl Auth {
     pub fn still_good(&self, state: &State, session: &Session) -> bool {
         let user = state.users.get(&session.user.id);
         user.is_some_and(|u| u.sessions_valid_from_ms == session.user.sessions_valid_from_ms)
-            && !self.revoked.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&session.sid)
+            && !self.is_revoked(&session.sid)
     }
 }
 

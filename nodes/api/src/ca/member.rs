@@ -1,12 +1,12 @@
 //! Members' certificates: what a controller proves itself to the others with, as client and as server.
 
-use super::{Ca, CaError, DAY_MS, SKEW_MS, params};
+use super::{CaError, DAY_MS, SKEW_MS, Signer, params};
 use rcgen::{ExtendedKeyUsagePurpose, KeyUsagePurpose, PublicKeyData, SanType};
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 use x509_parser::extensions::GeneralName;
 
-/// Life of a member's certificate; it makes itself a new one at two thirds of it.
+/// Life of a member's certificate; it gets a new one at two thirds of it.
 pub const MEMBER_MS: u64 = 90 * DAY_MS;
 /// What every member answers to: a joiner knows no id yet.
 pub const ANY_MEMBER: &str = "member.cvlan.internal";
@@ -31,7 +31,7 @@ pub struct MemberPeer {
     pub not_after_ms: u64,
 }
 
-impl Ca {
+impl Signer {
     /// The certificate of member `id` for this key.
     pub fn member(&self, id: u64, key: &impl PublicKeyData, now_ms: u64) -> Result<CertificateDer<'static>, CaError> {
         let mut params = params(&format!("cvlan member {id}"), now_ms.saturating_sub(SKEW_MS), now_ms + MEMBER_MS)?;
@@ -73,10 +73,11 @@ pub fn member_read(der: &[u8]) -> Option<MemberPeer> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ca::{Csr, ca_make, peer_read};
+    use crate::ca::{Ca, Csr, ca_make, peer_read};
     use cvlan_core::id::NodeId;
     use rcgen::{CertificateParams, KeyPair};
     use rustls::pki_types::pem::PemObject;
+    use std::sync::Arc;
     use uuid::Uuid;
 
     const NOW: u64 = 1_700_000_000_000;
@@ -84,7 +85,7 @@ mod tests {
     #[test]
     fn a_members_certificate_is_no_nodes_and_a_nodes_no_members() {
         let (key, der) = ca_make(NOW).unwrap();
-        let ca = Ca::open(&key, &der).unwrap();
+        let ca = Signer::open(&key, Arc::new(Ca::read(&der).unwrap())).unwrap();
         let key = KeyPair::generate().unwrap();
         let member = ca.member(7, &key, NOW).unwrap();
         let peer = member_read(&member).unwrap();
@@ -103,7 +104,7 @@ mod tests {
         let node = ca.node(NodeId(Uuid::from_u128(7)), &csr, &[0; 32], NOW, 0).unwrap();
         let node = CertificateDer::from_pem_slice(node.as_bytes()).unwrap();
         assert!(peer_read(&node).is_some() && member_read(&node).is_none());
-        assert!(member_read(ca.der()).is_none() && member_read(b"nonsense").is_none());
+        assert!(member_read(ca.ca().der()).is_none() && member_read(b"nonsense").is_none());
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The embedded certificate authority: one key, one self-signed certificate, whose key everyone pins.
 //!
 //! ```text
-//!  bootstrap ─► CA key (keys/ca.key) + CA certificate (in the log, DATA/ca.pem)
-//!                   ├─► server certificates: in memory, made at each start, again long before they end
+//!  bootstrap ─► CA key (keys/ca.key, on voters) + CA certificate (in the log, DATA/ca.pem, everywhere)
+//!                   ├─► server certificates: a door's, from its own key; made at each start, again long before they end
 //!                   ├─► node certificates: from a machine's CSR; SAN URI node:UUID, client authentication, 1 year
 //!                   └─► members' certificates: SAN URI cvlan:member:ID, client and server authentication, 90 days
 //! ```
@@ -17,12 +17,12 @@ mod peer;
 pub use csr::Csr;
 pub use live::Live;
 pub use member::{ANY_MEMBER, MEMBER_MS, MemberPeer, member_name, member_read};
-pub use peer::{Peer, peer_read};
+pub use peer::{Peer, Server, peer_read, server_read};
 
 use cvlan_core::id::NodeId;
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
@@ -68,12 +68,17 @@ impl From<rustls::Error> for CaError {
     }
 }
 
-/// The certificate authority.
+/// The certificate authority, as everybody knows it: its certificate.
 pub struct Ca {
-    issuer: Issuer<'static, KeyPair>,
     der: CertificateDer<'static>,
     pem: String,
     spki_sha256: [u8; 32],
+}
+
+/// The certificate authority with its key: what voters have.
+pub struct Signer {
+    ca: Arc<Ca>,
+    issuer: Issuer<'static, KeyPair>,
 }
 
 /// A new CA: its key as PEM, its certificate as DER.
@@ -87,18 +92,13 @@ pub fn ca_make(now_ms: u64) -> Result<(String, Vec<u8>), CaError> {
 }
 
 impl Ca {
-    /// Takes up a CA: its key as PEM, its certificate as DER.
-    pub fn open(key_pem: &str, der: &[u8]) -> Result<Self, CaError> {
+    /// Takes up a CA by its certificate, DER.
+    pub fn read(der: &[u8]) -> Result<Self, CaError> {
         let der = CertificateDer::from(der.to_vec());
-        let key = KeyPair::from_pem(key_pem)?;
         let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(|e| CaError::Broken(e.to_string()))?;
-        if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
-            return Err(CaError::OtherKey);
-        }
         let spki_sha256 = Sha256::digest(parsed.public_key().raw).into();
-        let issuer = Issuer::from_ca_cert_der(&der, key)?;
         let pem = pem_of("CERTIFICATE", &der);
-        Ok(Self { issuer, der, pem, spki_sha256 })
+        Ok(Self { der, pem, spki_sha256 })
     }
 
     /// Its certificate.
@@ -111,11 +111,6 @@ impl Ca {
         &self.pem
     }
 
-    /// Its private key, PEM: for members alone.
-    pub fn key_pem(&self) -> String {
-        self.issuer.key().serialize_pem()
-    }
-
     /// SHA-256 of its SubjectPublicKeyInfo: what tokens and contexts pin.
     pub fn spki_sha256(&self) -> [u8; 32] {
         self.spki_sha256
@@ -126,10 +121,51 @@ impl Ca {
         format!("sha256:{}", hex::encode(self.spki_sha256))
     }
 
-    /// A new key and certificate for this process's doors, under these host names and addresses; the chain ends with
-    /// the CA's own certificate, whose key is pinned.
-    pub fn server(&self, names: &[String], now_ms: u64) -> Result<Arc<CertifiedKey>, CaError> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    /// A certificate that it signed, with its key, as it is shown: the chain ends with the CA's own certificate, whose key
+    /// is pinned.
+    pub fn chain(&self, leaf: CertificateDer<'static>, key: &KeyPair) -> Result<Arc<CertifiedKey>, CaError> {
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let key = rustls::crypto::ring::sign::any_supported_type(&key)?;
+        Ok(Arc::new(CertifiedKey::new(vec![leaf, self.der.clone()], key)))
+    }
+
+    /// Did it sign this certificate, DER?
+    pub fn signed(&self, certificate: &[u8]) -> bool {
+        let own = x509_parser::parse_x509_certificate(&self.der).ok();
+        let cert = x509_parser::parse_x509_certificate(certificate).ok();
+        own.zip(cert).is_some_and(|((_, own), (_, cert))| cert.verify_signature(Some(own.public_key())).is_ok())
+    }
+}
+
+impl Signer {
+    /// Takes up a CA with its key, PEM.
+    pub fn open(key_pem: &str, ca: Arc<Ca>) -> Result<Self, CaError> {
+        let key = KeyPair::from_pem(key_pem)?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(ca.der()).map_err(|e| CaError::Broken(e.to_string()))?;
+        if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
+            return Err(CaError::OtherKey);
+        }
+        let issuer = Issuer::from_ca_cert_der(ca.der(), key)?;
+        Ok(Self { ca, issuer })
+    }
+
+    /// Its certificate.
+    pub fn ca(&self) -> &Arc<Ca> {
+        &self.ca
+    }
+
+    /// Its private key, PEM: for voters alone.
+    pub fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
+    /// A certificate for the doors of one process, under these host names and addresses.
+    pub fn server(
+        &self,
+        names: &[String],
+        key: &impl PublicKeyData,
+        now_ms: u64,
+    ) -> Result<CertificateDer<'static>, CaError> {
         let mut params = params("cvlan-api", now_ms.saturating_sub(SKEW_MS), now_ms + SERVER_MS)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -139,10 +175,7 @@ impl Ca {
                 Err(_) => SanType::DnsName(name.as_str().try_into()?),
             });
         }
-        let certificate = params.signed_by(&key, &self.issuer)?;
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let key = rustls::crypto::ring::sign::any_supported_type(&key)?;
-        Ok(Arc::new(CertifiedKey::new(vec![certificate.der().clone(), self.der.clone()], key)))
+        Ok(params.signed_by(key, &self.issuer)?.der().clone())
     }
 
     /// A node's certificate, PEM. `from_ms` is the earliest time it may start at: certificates from before are refused.
@@ -204,9 +237,13 @@ mod tests {
 
     const NOW: u64 = 1_700_000_000_000;
 
-    fn ca() -> Ca {
+    fn signer(key: &str, der: &[u8]) -> Result<Signer, CaError> {
+        Signer::open(key, Arc::new(Ca::read(der).unwrap()))
+    }
+
+    fn ca() -> Signer {
         let (key, der) = ca_make(NOW).unwrap();
-        Ca::open(&key, &der).unwrap()
+        signer(&key, &der).unwrap()
     }
 
     fn csr(key: &KeyPair) -> String {
@@ -225,8 +262,7 @@ mod tests {
             let pem = ca.node(node, &csr, &[9; 32], NOW, 0).unwrap();
             let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
             let (_, cert) = x509_parser::parse_x509_certificate(&der).unwrap();
-            let (_, own) = x509_parser::parse_x509_certificate(ca.der()).unwrap();
-            cert.verify_signature(Some(own.public_key())).unwrap();
+            assert!(ca.ca().signed(&der));
             let peer = peer_read(&der).unwrap();
             assert_eq!((peer.node, peer.not_after_ms), (node, NOW + NODE_MS));
             assert!(peer.not_before_ms <= NOW);
@@ -254,7 +290,7 @@ mod tests {
     fn a_key_of_another_ca_is_noticed() {
         let (key, _) = ca_make(NOW).unwrap();
         let (_, der) = ca_make(NOW).unwrap();
-        assert!(matches!(Ca::open(&key, &der), Err(CaError::OtherKey)));
-        assert!(matches!(Ca::open("no key", &der), Err(CaError::Broken(_))));
+        assert!(matches!(signer(&key, &der), Err(CaError::OtherKey)));
+        assert!(matches!(signer("no key", &der), Err(CaError::Broken(_))));
     }
 }

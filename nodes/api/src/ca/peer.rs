@@ -1,6 +1,7 @@
 //! What a machine's certificate says, once TLS has proven it.
 
 use cvlan_core::id::NodeId;
+use std::net::IpAddr;
 use x509_parser::extensions::GeneralName;
 
 /// The subject of a node's certificate.
@@ -12,6 +13,36 @@ pub struct Peer {
     pub not_before_ms: u64,
     /// Good until, milliseconds since 1970.
     pub not_after_ms: u64,
+}
+
+/// What a door's certificate says.
+pub struct Server {
+    /// Host names and addresses, in its order.
+    pub names: Vec<String>,
+    /// The public key.
+    pub key: Vec<u8>,
+    /// Good until, milliseconds since 1970.
+    pub not_after_ms: u64,
+}
+
+/// Reads a door's certificate.
+pub fn server_read(der: &[u8]) -> Option<Server> {
+    let (_, cert) = x509_parser::parse_x509_certificate(der).ok()?;
+    let san = cert.subject_alternative_name().ok()??;
+    let name = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => match <[u8; 4]>::try_from(*bytes) {
+            Ok(v4) => Some(IpAddr::from(v4).to_string()),
+            Err(_) => <[u8; 16]>::try_from(*bytes).ok().map(|v6| IpAddr::from(v6).to_string()),
+        },
+        _ => None,
+    };
+    let ends = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or_default();
+    Some(Server {
+        names: san.value.general_names.iter().filter_map(name).collect(),
+        key: cert.public_key().subject_public_key.data.to_vec(),
+        not_after_ms: ends.saturating_mul(1000),
+    })
 }
 
 /// Reads a certificate; `None` unless its one subject alternative name is `node:UUID`.

@@ -1,11 +1,11 @@
-//! What this member proves itself with: keys/member.key, which stays, and keys/member.pem, made by the embedded CA and
-//! again at two thirds of its life.
+//! What this member proves itself with: keys/member.key, which stays, and keys/member.pem, signed by the embedded CA and
+//! again at two thirds of its life: by itself where it has the CA's key, else by a voter.
 
-use crate::ca::{Ca, CaError, MEMBER_MS, member_read, pem_of};
+use crate::ca::{Ca, CaError, MEMBER_MS, Signer, member_read, pem_of};
 use crate::keys::{Keys, KeysError};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -19,6 +19,9 @@ pub enum IdentityError {
     /// The CA does not work.
     #[error(transparent)]
     Ca(#[from] CaError),
+    /// Its certificate has ended, and it cannot sign another one.
+    #[error("this member's certificate is missing or has ended, and only a member that votes can sign another one")]
+    Ended,
 }
 
 impl IdentityError {
@@ -27,6 +30,7 @@ impl IdentityError {
         match self {
             Self::Keys(_) => "keys_unusable",
             Self::Ca(_) => "ca_broken",
+            Self::Ended => "certificate_ended",
         }
     }
 }
@@ -51,33 +55,50 @@ pub fn certificate_write(keys: &Keys, der: &[u8]) -> Result<(), IdentityError> {
     Ok(keys.member_pem_write(&pem_of("CERTIFICATE", der))?)
 }
 
-/// The member's certificate with its key and chain; made anew where there is none that fits, or at two thirds of its
-/// life.
-pub fn certified(keys: &Keys, ca: &Ca, member: u64, now_ms: u64) -> Result<Arc<CertifiedKey>, IdentityError> {
+/// The member's own certificate as it lies in keys/, if this CA signed it for this member and its key, and it has not
+/// ended.
+fn kept(keys: &Keys, ca: &Ca, member: u64, key: &KeyPair, now_ms: u64) -> Result<Option<Kept>, IdentityError> {
+    let der = keys.member_pem()?.and_then(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).ok());
+    let Some(der) = der.filter(|der| ca.signed(der)) else { return Ok(None) };
+    let fits = member_read(&der).filter(|p| {
+        p.member == member && p.key_sha256 == key_sha256(key) && (p.not_before_ms..p.not_after_ms).contains(&now_ms)
+    });
+    Ok(fits.map(|p| Kept { der, fresh: now_ms + MEMBER_MS / 3 < p.not_after_ms }))
+}
+
+struct Kept {
+    der: CertificateDer<'static>,
+    /// False in the last third of its life.
+    fresh: bool,
+}
+
+/// True where it is time for another certificate.
+pub fn due(keys: &Keys, ca: &Ca, member: u64, now_ms: u64) -> Result<bool, IdentityError> {
+    Ok(!kept(keys, ca, member, &own_key(keys)?, now_ms)?.is_some_and(|kept| kept.fresh))
+}
+
+/// The member's certificate with its key and chain. With the CA's key it is made anew where there is none that fits, or
+/// at two thirds of its life; without, what is there is taken until it ends.
+pub fn certified(
+    keys: &Keys,
+    ca: &Ca,
+    signer: Option<&Signer>,
+    member: u64,
+    now_ms: u64,
+) -> Result<Arc<CertifiedKey>, IdentityError> {
     let key = own_key(keys)?;
-    let kept = keys.member_pem()?.and_then(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).ok());
-    let fits = |der: &CertificateDer<'_>| {
-        let signed = x509_parser::parse_x509_certificate(ca.der()).ok().is_some_and(|(_, ca)| {
-            let cert = x509_parser::parse_x509_certificate(der).ok();
-            cert.is_some_and(|(_, cert)| cert.verify_signature(Some(ca.public_key())).is_ok())
-        });
-        signed
-            && member_read(der).is_some_and(|p| {
-                let fresh = now_ms >= p.not_before_ms && now_ms + MEMBER_MS / 3 < p.not_after_ms;
-                p.member == member && p.key_sha256 == key_sha256(&key) && fresh
-            })
-    };
-    let leaf = match kept.filter(fits) {
-        Some(leaf) => leaf,
-        None => {
-            let made = ca.member(member, &key, now_ms)?;
+    let kept = kept(keys, ca, member, &key, now_ms)?;
+    let leaf = match (kept, signer) {
+        (Some(kept), None) => kept.der,
+        (Some(kept), Some(_)) if kept.fresh => kept.der,
+        (_, Some(signer)) => {
+            let made = signer.member(member, &key, now_ms)?;
             certificate_write(keys, &made)?;
             made
         }
+        (None, None) => return Err(IdentityError::Ended),
     };
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let key = rustls::crypto::ring::sign::any_supported_type(&key).map_err(CaError::from)?;
-    Ok(Arc::new(CertifiedKey::new(vec![leaf, ca.der().clone()], key)))
+    Ok(ca.chain(leaf, &key)?)
 }
 
 #[cfg(test)]
@@ -93,12 +114,19 @@ mod tests {
         let keys = Keys::open(dir.path()).unwrap();
         let ca = |()| {
             let (key, der) = ca_make(NOW).unwrap();
-            Ca::open(&key, &der).unwrap()
+            Signer::open(&key, Arc::new(Ca::read(&der).unwrap())).unwrap()
         };
         let (ours, theirs) = (ca(()), ca(()));
-        let leaf = |ca: &Ca, member, now| certified(&keys, ca, member, now).unwrap().cert[0].clone();
+        let leaf = |ca: &Signer, member, now| certified(&keys, ca.ca(), Some(ca), member, now).unwrap().cert[0].clone();
+        let follows = |now| certified(&keys, ours.ca(), None, 3, now);
+        assert_eq!(follows(NOW).unwrap_err().code(), "certificate_ended");
         let first = leaf(&ours, 3, NOW);
         assert_eq!(leaf(&ours, 3, NOW + MEMBER_MS / 2), first);
+        // Without the CA's key it is shown as long as it is good.
+        assert!(!due(&keys, ours.ca(), 3, NOW + MEMBER_MS / 2).unwrap());
+        assert!(due(&keys, ours.ca(), 3, NOW + MEMBER_MS * 2 / 3).unwrap());
+        assert_eq!(follows(NOW + MEMBER_MS - 1).unwrap().cert[0], first);
+        assert_eq!(follows(NOW + MEMBER_MS).unwrap_err().code(), "certificate_ended");
         let second = leaf(&ours, 3, NOW + MEMBER_MS * 2 / 3);
         assert_ne!(second, first);
         let id = member_read(&second).unwrap();
@@ -109,6 +137,8 @@ mod tests {
         keys.member_pem_write("nonsense").unwrap();
         assert_eq!(member_read(&leaf(&ours, 4, now)).unwrap().member, 4);
         keys.member_key_write("nonsense").unwrap();
-        assert!(certified(&keys, &ours, 4, now).unwrap_err().to_string().contains("member.key is damaged"));
+        assert!(
+            certified(&keys, ours.ca(), Some(&ours), 4, now).unwrap_err().to_string().contains("member.key is damaged")
+        );
     }
 }

@@ -3,14 +3,16 @@
 //! ```text
 //!  joiner   token ─► keys/member.key (made, durable) ─► TLS, CA pinned by the token ─► JoinRequest{id, secret, CSR, address}
 //!  member   CSR signed by its own key? ─► MemberCommand::Join (secret, time, key: decide) ─► certificate
-//!  joiner   ◄─ JoinResponse{epoch, CA, certificate, cluster key, CA key} ─► keys/, each file durable, identity last
+//!  joiner   ◄─ JoinResponse{epoch, CA, certificate} ─► keys/, each file durable, identity last
 //! ```
-//! Any member that holds the keys serves it. Both sides may die at any point: the same token with the same key gets the
+//! It follows from then on, without the cluster's keys: those come when it is to vote (see [`super::vault`]). Any member that
+//! has them serves it, one that has not sends it on. Both sides may die at any point: the same token with the same key gets the
 //! same answer again; a folder without keys/identity asks again; it never begins a log of its own.
 
 use super::identity::{IdentityError, certificate_write, key_sha256, own_key};
 use super::pin::{joiner_config, spki_sha256};
 use super::tls::{HANDSHAKE_TIME, tune};
+use super::vault::Vault;
 use crate::Log;
 use crate::app::now_ms;
 use crate::ca::{ANY_MEMBER, Ca, Csr, member_read, pem_of};
@@ -20,7 +22,6 @@ use crate::random::uuid;
 use cvlan_core::id::{CommandId, Epoch, MemberId};
 use cvlan_core::member::{MemberCommand, join_token_parse, secret_hash};
 use cvlan_core::rejection::Rejection;
-use cvlan_core::seal::ClusterKey;
 use cvlan_core::{Command, Meta, Wish};
 use cvlan_proto::Message;
 use cvlan_proto::v1::{JoinPeer, JoinRequest, JoinResponse};
@@ -48,8 +49,9 @@ const JOIN_TIME: Duration = Duration::from_secs(60);
 /// Between two rounds through the addresses.
 const REST: Duration = Duration::from_millis(500);
 /// Refusals that pass.
-const LATER: [&str; 9] = [
+const LATER: [&str; 10] = [
     "no_leader",
+    "keys_elsewhere",
     "busy",
     "disk_full",
     "stopping",
@@ -59,15 +61,6 @@ const LATER: [&str; 9] = [
     "member_removed",
     "member_alive",
 ];
-
-/// What a voter keeps in keys/ besides its own identity.
-#[derive(Clone)]
-pub struct Secrets {
-    /// Seals the secrets in the log.
-    pub cluster: ClusterKey,
-    /// The certificate authority.
-    pub ca: Arc<Ca>,
-}
 
 /// Why a machine is not a member.
 #[derive(Debug, thiserror::Error)]
@@ -146,7 +139,7 @@ pub async fn join(keys: &Keys, token: &str, through: &[String], address: &str) -
             ))),
         };
     }
-    if keys.cluster()?.is_some() && !keys.joining()? {
+    if (keys.cluster()?.is_some() || keys.ca_key()?.is_some()) && !keys.joining()? {
         return Err(JoinError::Folder("this folder has begun a log of its own".to_owned()));
     }
     let addresses = if through.is_empty() { claims.addresses.as_slice() } else { through };
@@ -213,7 +206,7 @@ async fn ask_one(tls: Arc<ClientConfig>, address: &str, request: &impl Message) 
     let mut stream = timeout(HANDSHAKE_TIME, connect).await??;
     let exchange = async {
         message_write(&mut stream, request).await?;
-        message_read(&mut stream).await
+        message_read(&mut stream, MESSAGE_MAX).await
     };
     timeout(ANSWER_TIME + QUESTION_TIME, exchange).await?
 }
@@ -223,7 +216,6 @@ pub(super) struct Given<'a> {
     response: &'a JoinResponse,
     identity: Identity,
     ca: Ca,
-    cluster: ClusterKey,
 }
 
 /// Checks what the cluster answered to member `id` with this key. `pin`: SHA-256 of the SubjectPublicKeyInfo of the CA.
@@ -237,16 +229,14 @@ pub(super) fn given<'a>(
     let mut epoch = [0; 16];
     hex::decode_to_slice(&response.epoch, &mut epoch).map_err(|_| wrong("no epoch"))?;
     let pinned = spki_sha256(&response.ca_certificate).is_some_and(|ca| ca == *pin);
-    let ca = Ca::open(&response.ca_key, &response.ca_certificate)?;
+    let ca = Ca::read(&response.ca_certificate)?;
     let own = member_read(&response.certificate);
     let fits = own.is_some_and(|o| o.member == id && o.key_sha256 == key_sha256(key));
     if !pinned || !fits {
         return Err(wrong("another CA or another member's certificate"));
     }
-    let cluster = response.cluster_key.as_slice().try_into().map_err(|_| wrong("no cluster key"))?;
-    let cluster = ClusterKey { id: response.cluster_key_id.clone(), key: cluster };
     let identity = Identity { epoch: Epoch(epoch), member: id, settled: false, left: None };
-    Ok(Given { response, identity, ca, cluster })
+    Ok(Given { response, identity, ca })
 }
 
 impl Given<'_> {
@@ -255,8 +245,6 @@ impl Given<'_> {
         let members = self.response.members.iter().map(|peer| (peer.id, peer.address.clone()));
         keys.members_write(&members.collect())?;
         keys.ca_pem_write(self.ca.pem())?;
-        keys.cluster_write(&self.cluster)?;
-        keys.ca_key_write(&self.response.ca_key)?;
         certificate_write(keys, &self.response.certificate)?;
         keys.identity_write(&self.identity)?;
         Ok(self.identity)
@@ -266,13 +254,13 @@ impl Given<'_> {
 /// Serves one joiner.
 pub async fn serve(
     log: &Log,
-    secrets: &Secrets,
+    vault: &Vault,
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     source: IpAddr,
 ) -> io::Result<()> {
-    let request: JoinRequest = timeout(QUESTION_TIME, message_read(&mut stream)).await??;
+    let request: JoinRequest = timeout(QUESTION_TIME, message_read(&mut stream, MESSAGE_MAX)).await??;
     let member = request.member_id;
-    let response = match timeout(ANSWER_TIME, admit(log, secrets, request, source)).await {
+    let response = match timeout(ANSWER_TIME, admit(log, vault, request, source)).await {
         Ok(Ok(response)) => {
             tracing::info!(member, %source, "a member joined through here");
             response
@@ -291,7 +279,9 @@ pub(super) fn refused(code: &str, detail: &str) -> JoinResponse {
     JoinResponse { refused: code.to_owned(), detail: detail.to_owned(), ..JoinResponse::default() }
 }
 
-async fn admit(log: &Log, secrets: &Secrets, request: JoinRequest, source: IpAddr) -> Result<JoinResponse, Problem> {
+async fn admit(log: &Log, vault: &Vault, request: JoinRequest, source: IpAddr) -> Result<JoinResponse, Problem> {
+    // Before the log says that it joined.
+    vault.need()?;
     let csr = Csr::read(&pem_of("CERTIFICATE REQUEST", &request.csr))?;
     let id = MemberId(request.member_id);
     let wish = MemberCommand::Join {
@@ -303,20 +293,18 @@ async fn admit(log: &Log, secrets: &Secrets, request: JoinRequest, source: IpAdd
     };
     let meta = Meta { id: CommandId(uuid()), source: source.to_string(), ..Meta::default() };
     let answer = log.write(Command { meta, wish: Wish::Member(wish) }).await?;
-    Ok(JoinResponse { epoch: answer.checkpoint.epoch.to_string(), ..gives(log, secrets, id, &csr)? })
+    Ok(JoinResponse { epoch: answer.checkpoint.epoch.to_string(), ..gives(log, vault, id, &csr)? })
 }
 
 /// All that member `id` needs.
-pub(super) fn gives(log: &Log, secrets: &Secrets, id: MemberId, csr: &Csr) -> Result<JoinResponse, Problem> {
-    let certificate = secrets.ca.member(id.0, csr.key(), now_ms()).map_err(Problem::internal)?;
+pub(super) fn gives(log: &Log, vault: &Vault, id: MemberId, csr: &Csr) -> Result<JoinResponse, Problem> {
+    let secrets = vault.need()?;
+    let certificate = secrets.signer.member(id.0, csr.key(), now_ms()).map_err(Problem::internal)?;
     let head = log.head();
     Ok(JoinResponse {
         epoch: head.epoch.to_string(),
-        ca_certificate: secrets.ca.der().to_vec(),
+        ca_certificate: secrets.signer.ca().der().to_vec(),
         certificate: certificate.to_vec(),
-        cluster_key_id: secrets.cluster.id.clone(),
-        cluster_key: secrets.cluster.key.to_vec(),
-        ca_key: secrets.ca.key_pem(),
         members: peers(&head.members.addresses),
         member_id: id.0,
         ..JoinResponse::default()
@@ -327,9 +315,10 @@ fn peers(members: &BTreeMap<u64, String>) -> Vec<JoinPeer> {
     members.iter().map(|(id, address)| JoinPeer { id: *id, address: address.clone() }).collect()
 }
 
-pub(super) async fn message_read<T: Message + Default>(io: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
+/// Reads a message of at most `max` bytes.
+pub(super) async fn message_read<T: Message + Default>(io: &mut (impl AsyncRead + Unpin), max: usize) -> io::Result<T> {
     let length = io.read_u32_le().await? as usize;
-    if length > MESSAGE_MAX {
+    if length > max {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a message of {length} bytes")));
     }
     let mut bytes = vec![0; length];
@@ -353,10 +342,10 @@ mod tests {
         let (mut a, mut b) = tokio::io::duplex(1 << 20);
         let request = JoinRequest { member_id: 5, secret: vec![1; 32], ..JoinRequest::default() };
         message_write(&mut a, &request).await.unwrap();
-        assert_eq!(message_read::<JoinRequest>(&mut b).await.unwrap(), request);
+        assert_eq!(message_read::<JoinRequest>(&mut b, MESSAGE_MAX).await.unwrap(), request);
         a.write_u32_le(MESSAGE_MAX as u32 + 1).await.unwrap();
-        assert!(message_read::<JoinRequest>(&mut b).await.is_err());
+        assert!(message_read::<JoinRequest>(&mut b, MESSAGE_MAX).await.is_err());
         a.write_all(&[4, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]).await.unwrap();
-        assert!(message_read::<JoinRequest>(&mut b).await.is_err());
+        assert!(message_read::<JoinRequest>(&mut b, MESSAGE_MAX).await.is_err());
     }
 }

@@ -2,17 +2,22 @@
 //!
 //! ```text
 //!  in the log, joined, not in Raft (or elsewhere than Raft thinks) ─► learner
-//!  learners that have caught up ─► voters, while their number stays odd: 1 ─► 3 ─► 5
+//!  learners that have caught up ─► given the cluster's keys, durably ─► voters, while their number stays odd: 1 ─► 3 ─► 5
 //!  in Raft, not in the log ─► removed
 //! ```
 //! Beside that it keeps in keys/ where the members are, for a member that loses its log, and says once what is to be done
 //! about a state that differs. Each step is safe to repeat; what fails is tried again. An even rest stays learner: it would cost a vote for every
 //! decision and survive nothing more.
 
+use super::ask::keys_hand_over;
+use super::tls::TlsTransport;
+use super::vault::Vault;
 use crate::Log;
 use crate::keys::Keys;
+use crate::problem::Problem;
 use cvlan_raft::Status;
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
@@ -73,8 +78,55 @@ pub fn steps(log: &BTreeMap<u64, String>, raft: &BTreeMap<u64, InRaft>) -> Vec<S
     steps
 }
 
+/// Who does not vote though it could, and why.
+#[derive(Default)]
+pub struct Waiting(Mutex<BTreeMap<u64, String>>);
+
+impl Waiting {
+    /// Why this one does not; empty = nothing is known to keep it.
+    pub fn why(&self, id: u64) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned().unwrap_or_default()
+    }
+
+    fn note(&self, id: u64, outcome: &Result<(), Problem>) {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok(()) => waiting.remove(&id),
+            Err(problem) => waiting.insert(id, problem.detail.to_string()),
+        };
+    }
+
+    fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// Makes a member a voter; it has the cluster's keys first, durably.
+pub async fn promote(log: &Log, transport: &TlsTransport, vault: &Vault, id: u64) -> Result<(), Problem> {
+    if !log.head().members.voters.iter().any(|set| set.contains(&id)) {
+        let secrets = vault.need()?;
+        keys_hand_over(log, transport, &secrets, id).await?;
+    }
+    Ok(log.promote(id).await?)
+}
+
+/// What it works with.
+pub struct Keeper {
+    /// The log and Raft.
+    pub log: Log,
+    /// DATA/keys.
+    pub keys: Keys,
+    /// The way to the others.
+    pub transport: TlsTransport,
+    /// What those who are to vote are given.
+    pub vault: Arc<Vault>,
+    /// For whoever asks.
+    pub waiting: Arc<Waiting>,
+}
+
 /// Until it is dropped.
-pub async fn keep(log: Log, keys: Keys) {
+pub async fn keep(keeper: Keeper) {
+    let Keeper { log, keys, transport, vault, waiting } = keeper;
     let (mut kept, mut told) = (keys.members().unwrap_or_default(), false);
     loop {
         sleep(TICK).await;
@@ -89,15 +141,28 @@ pub async fn keep(log: Log, keys: Keys) {
             told = true;
             tracing::error!(seq, "{DIVERGED}");
         }
-        for step in due(&log) {
-            let done = match &step {
-                Step::Learner(id, address) => timeout(STEP_TIME, log.learner_add(*id, address.clone())).await,
-                Step::Promote(id) => timeout(STEP_TIME, log.promote(*id)).await,
-                Step::Remove(id) => timeout(STEP_TIME, log.member_remove(*id)).await,
+        let steps = due(&log);
+        if steps.is_empty() {
+            waiting.clear();
+        }
+        for step in steps {
+            let take = async {
+                match &step {
+                    Step::Learner(id, address) => Ok(log.learner_add(*id, address.clone()).await?),
+                    Step::Promote(id) => {
+                        let outcome = promote(&log, &transport, &vault, *id).await;
+                        waiting.note(*id, &outcome);
+                        outcome
+                    }
+                    Step::Remove(id) => Ok(log.member_remove(*id).await?),
+                }
             };
+            let done: Result<Result<(), Problem>, _> = timeout(STEP_TIME, take).await;
             match &done {
                 Ok(Ok(())) => tracing::info!("members: {step:?}"),
-                Ok(Err(error)) => tracing::warn!(code = error.code(), %error, "members: {step:?} failed"),
+                Ok(Err(problem)) => {
+                    tracing::warn!(code = problem.code, detail = %problem.detail, "members: {step:?} failed");
+                }
                 Err(_) => tracing::warn!("members: {step:?} takes too long"),
             }
             if !matches!(done, Ok(Ok(()))) {

@@ -2,13 +2,16 @@
 //!
 //! ```text
 //!  8445 ─► TLS 1.3 ─┬─ cvlan-member/1 ─► certificate: a member's, not removed, its known key ─► Raft (Member::accept)
-//!                   ├─ cvlan-join/1 ───► join: token's secret ─► MemberCommand::Join ─► keys
-//!                   └─ cvlan-rebuild/1 ► certificate ─► Raft: removed ─► MemberCommand::Rebuild ─► keys for its new id
+//!                   ├─ cvlan-join/1 ───► join: token's secret ─► MemberCommand::Join ─► certificate
+//!                   ├─ cvlan-rebuild/1 ► certificate ─► Raft: removed ─► MemberCommand::Rebuild ─► certificate for its new id
+//!                   └─ cvlan-voter/1 ──► certificate, standing ─► what takes the cluster's keys, or their handing over
 //!  log's members ─► keeper (on the leader) ─► Raft's members: learners first, voters once caught up, 1, 3 or 5
 //! ```
 //! Invariants: a node's certificate opens nothing here, a member's nothing at the node door; whom the log has removed
 //! and Raft too is turned away; nobody without a certificate reaches Raft. Start reading at [`serve`].
 
+pub mod ask;
+pub mod certificates;
 pub mod force;
 pub mod identity;
 pub mod join;
@@ -16,6 +19,8 @@ pub mod keeper;
 pub mod pin;
 pub mod rebuild;
 pub mod tls;
+pub mod vault;
+pub mod voter;
 
 use crate::Log;
 use crate::ca::MemberPeer;
@@ -24,7 +29,6 @@ use cvlan_core::id::{CommandId, MemberId};
 use cvlan_core::member::MemberCommand;
 use cvlan_core::{Command, Meta, State, Wish};
 use cvlan_raft::Head;
-use join::Secrets;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,9 +36,12 @@ use std::time::Duration;
 use tls::{Accepted, TlsTransport, dismiss, welcome};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use voter::Answers;
 
 /// Connections of members that are open at once.
 const CONNECTIONS: usize = 512;
+/// Questions of members that are answered at once.
+const QUESTIONS: usize = 256;
 /// Handshakes and joins at once; further ones wait in the listener's queue.
 const ENTERING: usize = 64;
 /// After a failed accept (no file descriptor left, say) the loop rests.
@@ -46,17 +53,16 @@ pub struct Door {
     pub listener: TcpListener,
     /// With this member's certificate.
     pub transport: TlsTransport,
-    /// Raft.
-    pub log: Log,
-    /// For joiners.
-    pub secrets: Secrets,
+    /// Raft, keys, and the doors that forwarded requests are carried out by.
+    pub answers: Answers,
 }
 
 /// Serves until it is dropped; open connections end with it.
 pub async fn serve(door: Door) {
-    let Door { listener, transport, log, secrets } = door;
-    let (entering, connections) = (Arc::new(Semaphore::new(ENTERING)), Arc::new(Semaphore::new(CONNECTIONS)));
-    let shared = Arc::new(Shared { transport, log, secrets, connections });
+    let Door { listener, transport, answers } = door;
+    let entering = Arc::new(Semaphore::new(ENTERING));
+    let (connections, questions) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(QUESTIONS)));
+    let shared = Arc::new(Shared { transport, answers, connections, questions });
     let mut open = tokio::task::JoinSet::new();
     loop {
         let accepted = async {
@@ -80,9 +86,9 @@ pub async fn serve(door: Door) {
 
 struct Shared {
     transport: TlsTransport,
-    log: Log,
-    secrets: Secrets,
+    answers: Answers,
     connections: Arc<Semaphore>,
+    questions: Arc<Semaphore>,
 }
 
 async fn connection(shared: Arc<Shared>, tcp: TcpStream, address: SocketAddr, entering: OwnedSemaphorePermit) {
@@ -92,16 +98,24 @@ async fn connection(shared: Arc<Shared>, tcp: TcpStream, address: SocketAddr, en
 }
 
 async fn enter(shared: &Shared, tcp: TcpStream, address: SocketAddr, entering: OwnedSemaphorePermit) -> io::Result<()> {
+    let denied = |what: &str| io::Error::new(io::ErrorKind::PermissionDenied, what);
+    let Answers { log, vault, .. } = &shared.answers;
     match shared.transport.accept(tcp).await? {
-        Accepted::Joiner(stream) => {
-            join::serve(&shared.log, &shared.secrets, stream, address.ip().to_canonical()).await
-        }
+        Accepted::Joiner(stream) => join::serve(log, vault, stream, address.ip().to_canonical()).await,
         Accepted::Rebuilder(peer, stream) => {
-            rebuild::serve(&shared.log, &shared.secrets, peer, stream, address.ip().to_canonical()).await
+            rebuild::serve(log, vault, peer, stream, address.ip().to_canonical()).await
+        }
+        Accepted::Asker(peer, stream) => {
+            if standing(&log.head(), &peer) != Standing::Member {
+                return Err(denied("it is no member"));
+            }
+            let turn = shared.questions.clone().try_acquire_owned();
+            let _turn = turn.map_err(|_| io::Error::other("too many questions of members"))?;
+            drop(entering);
+            voter::serve(&shared.answers, peer, stream).await
         }
         Accepted::Member(peer, address, stream) => {
-            let denied = |what: &str| io::Error::new(io::ErrorKind::PermissionDenied, what);
-            match standing(&shared.log.head(), &peer) {
+            match standing(&log.head(), &peer) {
                 Standing::Member => {}
                 Standing::Removed => {
                     dismiss(stream).await?;
@@ -114,7 +128,7 @@ async fn enter(shared: &Shared, tcp: TcpStream, address: SocketAddr, entering: O
             let pipe = welcome(stream).await?;
             drop(entering);
             // While the one that leads looks for it elsewhere, it cannot tell the log itself.
-            let (told, served) = (moved(&shared.log, &peer, address), shared.log.accept(Some(peer.member), pipe));
+            let (told, served) = (moved(log, &peer, address), log.accept(Some(peer.member), pipe));
             tokio::join!(told, served);
             Ok(())
         }

@@ -14,14 +14,15 @@
 
 use super::identity::{certified, own_key};
 use super::join::{
-    ANSWER_TIME, JoinError, QUESTION_TIME, Secrets, ask, given, gives, message_read, message_write, refused,
+    ANSWER_TIME, JoinError, MESSAGE_MAX, QUESTION_TIME, ask, given, gives, message_read, message_write, refused,
 };
 use super::tls::{REBUILD, client_config};
+use super::vault::{Secrets, Vault};
 use crate::Log;
 use crate::app::now_ms;
 use crate::ca::{CaError, Csr, Live, MemberPeer, pem_of};
 use crate::doors::rest::reply::rfc3339;
-use crate::engine::secrets;
+use crate::engine::ca_kept;
 use crate::keys::{Identity, Keys, KeysError};
 use crate::problem::Problem;
 use crate::random::{bytes, uuid};
@@ -161,7 +162,7 @@ pub async fn rebuild(asked: Asked<'_>, say: impl Fn(&str)) -> Result<(), StartEr
     let _ = rustls::crypto::ring::default_provider().install_default();
     let _lock = FileDisk::open(asked.data)?;
     let keys = Keys::open(asked.data)?;
-    let (Some(identity), Some(known)) = (keys.identity()?, secrets(&keys)?) else { return Err(no_member().into()) };
+    let (Some(identity), Some(ca)) = (keys.identity()?, ca_kept(&keys)?) else { return Err(no_member().into()) };
     if !identity.settled && !asked.data.join("log").exists() && !half_done(&keys)? {
         // It has not started since.
         return done(&keys, identity.member, &say);
@@ -176,8 +177,10 @@ pub async fn rebuild(asked: Asked<'_>, say: impl Fn(&str)) -> Result<(), StartEr
     let addresses = addresses(&asked, &keys, identity.member)?;
     let key = own_key(&keys)?;
     let csr = CertificateParams::default().serialize_request(&key).map_err(CaError::from)?;
-    let own = Live::new(certified(&keys, &known.ca, identity.member, now_ms())?);
-    let tls = client_config(known.ca.der(), own, REBUILD).map_err(CaError::from)?;
+    let secrets = Secrets::kept(&keys, &ca)?;
+    let signer = secrets.as_ref().map(|secrets| &secrets.signer);
+    let own = Live::new(certified(&keys, &ca, signer, identity.member, now_ms())?);
+    let tls = client_config(ca.der(), own, REBUILD).map_err(CaError::from)?;
     let request = RebuildRequest {
         epoch: identity.epoch.to_string(),
         secret: begun.secret.clone().into_bytes(),
@@ -197,7 +200,7 @@ pub async fn rebuild(asked: Asked<'_>, say: impl Fn(&str)) -> Result<(), StartEr
     if !asked.yes {
         return Err(RebuildError::Look(meaning(asked.data, &identity, &begun, &response)).into());
     }
-    let given = given(response.member_id, &known.ca.spki_sha256(), &key, &response)?;
+    let given = given(response.member_id, &ca.spki_sha256(), &key, &response)?;
     say(&format!("2/4 {} is member {} now; {} is gone for good", response.name, response.member_id, identity.member));
     begun.to = Some(response.member_id);
     keys.json_write(FILE, &begun)?;
@@ -284,14 +287,14 @@ fn size(path: &Path) -> u64 {
 /// Serves one member that lost its log.
 pub async fn serve(
     log: &Log,
-    secrets: &Secrets,
+    vault: &Vault,
     peer: MemberPeer,
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     source: IpAddr,
 ) -> io::Result<()> {
-    let request: RebuildRequest = timeout(QUESTION_TIME, message_read(&mut stream)).await??;
+    let request: RebuildRequest = timeout(QUESTION_TIME, message_read(&mut stream, MESSAGE_MAX)).await??;
     let (member, look) = (peer.member, request.look);
-    let response = match timeout(ANSWER_TIME, anew(log, secrets, &peer, request, source)).await {
+    let response = match timeout(ANSWER_TIME, anew(log, vault, &peer, request, source)).await {
         Ok(Ok(response)) => response,
         Ok(Err(problem)) => refused(problem.code, &problem.detail),
         Err(_) => refused("no_leader", "the cluster did not decide in time; try again"),
@@ -307,11 +310,13 @@ pub async fn serve(
 
 async fn anew(
     log: &Log,
-    secrets: &Secrets,
+    vault: &Vault,
     peer: &MemberPeer,
     request: RebuildRequest,
     source: IpAddr,
 ) -> Result<JoinResponse, Problem> {
+    // Before anything is removed.
+    vault.need()?;
     let csr = Csr::read(&pem_of("CERTIFICATE REQUEST", &request.csr))?;
     if csr.key_sha256 != peer.key_sha256 {
         return Err(Problem::invalid("csr_invalid", "the certificate request is of another key than the certificate"));
@@ -354,7 +359,7 @@ async fn anew(
         }
         Rebuild::Done(now) => {
             let name = head.machine.members.get(&now).map(|m| m.name.to_string()).unwrap_or_default();
-            Ok(JoinResponse { name, ..gives(log, secrets, now, &csr)? })
+            Ok(JoinResponse { name, ..gives(log, vault, now, &csr)? })
         }
         Rebuild::Due(_) => Err(MemberError::OutcomeUnknown.into()),
     }

@@ -4,6 +4,7 @@
 //!  ALPN cvlan-member/1   both sides show a member's certificate; frames of Raft both ways, for as long as it lives
 //!       cvlan-join/1     the joiner shows none, and pins the CA of its token; one question, one answer
 //!       cvlan-rebuild/1  both sides show a member's certificate; one question, one answer
+//!       cvlan-voter/1    likewise
 //!
 //!  members   connecting side: u8 length ‖ HOST:PORT, where it is reached itself: the other one may look for it elsewhere
 //!            accepting side: one byte, WELCOME or REMOVED, once it has looked at the certificate
@@ -41,6 +42,8 @@ pub const MEMBER: &[u8] = b"cvlan-member/1";
 pub const JOIN: &[u8] = b"cvlan-join/1";
 /// What a member speaks that lost its log.
 pub const REBUILD: &[u8] = b"cvlan-rebuild/1";
+/// What a member speaks that needs, or hands over, what voters alone have.
+pub const VOTER: &[u8] = b"cvlan-voter/1";
 pub use cvlan_raft::peer::codec::FRAME_MAX;
 
 /// Frames that wait in each direction of a connection.
@@ -65,6 +68,8 @@ const PROBES: u32 = 5;
 /// One's own certificate and whom one trusts.
 struct Side {
     connector: TlsConnector,
+    /// The same, for [`VOTER`].
+    asker: TlsConnector,
     acceptor: TlsAcceptor,
     /// HOST:PORT of this member; empty where nobody is to connect to it.
     address: String,
@@ -88,6 +93,8 @@ pub enum Accepted {
     Joiner(Box<server::TlsStream<TcpStream>>),
     /// A member, or one that was one a moment ago, proven by its certificate, that lost its log.
     Rebuilder(MemberPeer, Box<server::TlsStream<TcpStream>>),
+    /// A member, proven by its certificate, with a question about keys.
+    Asker(MemberPeer, Box<server::TlsStream<TcpStream>>),
 }
 
 fn denied(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
@@ -120,16 +127,18 @@ impl TlsTransport {
     pub fn set(&self, ca: &CertificateDer<'static>, own: Arc<Live>, address: &str) -> Result<(), rustls::Error> {
         let general = |e: &dyn std::fmt::Display| rustls::Error::General(e.to_string());
         let client = client_config(ca, own.clone(), MEMBER)?;
+        let asker = client_config(ca, own.clone(), VOTER)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca)?, provider.clone());
         let verifier = verifier.allow_unauthenticated().build().map_err(|e| general(&e))?;
         let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(&[&TLS13])?;
         let mut server = builder.with_client_cert_verifier(verifier).with_cert_resolver(own);
-        server.alpn_protocols = vec![MEMBER.to_vec(), JOIN.to_vec(), REBUILD.to_vec()];
+        server.alpn_protocols = vec![MEMBER.to_vec(), JOIN.to_vec(), REBUILD.to_vec(), VOTER.to_vec()];
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
         let side = Side {
             connector: TlsConnector::from(client),
+            asker: TlsConnector::from(asker),
             acceptor: TlsAcceptor::from(Arc::new(server)),
             address: address.to_owned(),
         };
@@ -154,21 +163,36 @@ impl TlsTransport {
         tune(&tcp)?;
         let mut stream = timeout(HANDSHAKE_TIME, self.side()?.acceptor.accept(tcp)).await??;
         let (_, session) = stream.get_ref();
-        if session.alpn_protocol() == Some(JOIN) {
+        let speaks = session.alpn_protocol().map(<[u8]>::to_vec).unwrap_or_default();
+        if speaks == JOIN {
             return Ok(Accepted::Joiner(Box::new(stream)));
         }
-        let rebuilds = session.alpn_protocol() == Some(REBUILD);
-        if !rebuilds && session.alpn_protocol() != Some(MEMBER) {
-            return Err(denied("it speaks none of cvlan-member/1, cvlan-join/1 and cvlan-rebuild/1"));
+        if ![MEMBER, REBUILD, VOTER].contains(&speaks.as_slice()) {
+            return Err(denied("it speaks none of cvlan-member/1, cvlan-join/1, cvlan-rebuild/1 and cvlan-voter/1"));
         }
         let certificate = session.peer_certificates().and_then(|chain| chain.first());
         let peer = certificate.ok_or_else(|| denied("it shows no certificate"))?;
         let peer = member_read(peer).ok_or_else(|| denied("its certificate is not a member's"))?;
-        if rebuilds {
+        if speaks == REBUILD {
             return Ok(Accepted::Rebuilder(peer, Box::new(stream)));
+        }
+        if speaks == VOTER {
+            return Ok(Accepted::Asker(peer, Box::new(stream)));
         }
         let address = timeout(HANDSHAKE_TIME, address_read(&mut stream)).await??;
         Ok(Accepted::Member(peer, address, Box::new(stream)))
+    }
+
+    /// Connects to a member for one question, and says what its certificate does.
+    pub async fn ask(&self, to: u64, address: &str) -> io::Result<(MemberPeer, client::TlsStream<TcpStream>)> {
+        let name = ServerName::try_from(member_name(to)).map_err(io::Error::other)?;
+        let tcp = TcpStream::connect(address).await?;
+        tune(&tcp)?;
+        let stream = self.side()?.asker.connect(name, tcp).await?;
+        let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let peer = certificate.and_then(|der| member_read(der)).filter(|peer| peer.member == to);
+        let peer = peer.ok_or_else(|| denied(format!("it is not member {to}")))?;
+        Ok((peer, stream))
     }
 
     async fn dial(&self, to: u64, address: &str) -> io::Result<client::TlsStream<TcpStream>> {
@@ -326,11 +350,9 @@ async fn frames_write(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ca::{Ca, ca_make};
+    use crate::ca::{Ca, Signer, ca_make};
     use crate::cluster::pin::joiner_config;
     use rcgen::KeyPair;
-    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-    use rustls::sign::CertifiedKey;
     use tokio::io::DuplexStream;
     use tokio::net::TcpListener;
 
@@ -384,22 +406,20 @@ mod tests {
         assert_eq!(pipe.rx.recv().await.unwrap().len(), READ);
     }
 
-    fn certified(ca: &Ca, id: u64) -> Arc<Live> {
+    fn certified(ca: &Signer, id: u64) -> Arc<Live> {
         let key = KeyPair::generate().unwrap();
         let leaf = ca.member(id, &key, crate::app::now_ms()).unwrap();
-        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let key = rustls::crypto::ring::sign::any_supported_type(&der).unwrap();
-        Live::new(Arc::new(CertifiedKey::new(vec![leaf, ca.der().clone()], key)))
+        Live::new(ca.ca().chain(leaf, &key).unwrap())
     }
 
-    fn ca() -> Ca {
+    fn ca() -> Signer {
         let (key, der) = ca_make(NOW).unwrap();
-        Ca::open(&key, &der).unwrap()
+        Signer::open(&key, Arc::new(Ca::read(&der).unwrap())).unwrap()
     }
 
-    fn transport(ca: &Ca, id: u64) -> TlsTransport {
+    fn transport(ca: &Signer, id: u64) -> TlsTransport {
         let transport = TlsTransport::default();
-        transport.set(ca.der(), certified(ca, id), &format!("m{id}:1")).unwrap();
+        transport.set(ca.ca().der(), certified(ca, id), &format!("m{id}:1")).unwrap();
         transport
     }
 
@@ -449,7 +469,7 @@ mod tests {
             let dial = async {
                 let tcp = TcpStream::connect(address).await.unwrap();
                 let name = ServerName::try_from(crate::ca::ANY_MEMBER).unwrap();
-                TlsConnector::from(joiner_config(ca.spki_sha256()).unwrap()).connect(name, tcp).await
+                TlsConnector::from(joiner_config(ca.ca().spki_sha256()).unwrap()).connect(name, tcp).await
             };
             let accept = async { two.accept(listener.accept().await.unwrap().0).await };
             let (dialled, accepted) = tokio::join!(dial, accept);

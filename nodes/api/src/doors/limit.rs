@@ -27,6 +27,8 @@ pub struct Limits {
     pub poll: Limit,
     /// POST /auth/login and whatever else checks a password: 10/s.
     pub login: Limit,
+    /// What a member without keys must ask a voter before it knows who asks: 50/s.
+    pub ask: Limit,
 }
 
 impl Default for Limits {
@@ -42,6 +44,7 @@ impl Default for Limits {
             register: Limit::new(n(10), n(50)),
             poll: Limit::new(n(50), n(250)),
             login: Limit::new(n(10), n(50)),
+            ask: Limit::new(n(50), n(250)),
         }
     }
 }
@@ -50,7 +53,7 @@ impl Limits {
     /// None at all: for a benchmark from one address.
     pub fn none() -> Self {
         let limit = || Limit { buckets: None };
-        Self { discover: limit(), register: limit(), poll: limit(), login: limit() }
+        Self { discover: limit(), register: limit(), poll: limit(), login: limit(), ask: limit() }
     }
 }
 

@@ -10,6 +10,7 @@
 
 pub mod accept;
 pub mod body;
+pub mod forward;
 pub mod limit;
 pub mod metrics;
 pub mod node;

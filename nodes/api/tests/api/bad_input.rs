@@ -50,7 +50,13 @@ async fn tokens() {
     let head = controller.running.app().log.head();
     let other = head.machine.tenant_find("other").unwrap().record.clone();
     let app = controller.running.app();
-    let seed = app.cluster.open("cvlan-signing-seed-v1", other.signing_keys[0].seed.as_ref().unwrap()).unwrap();
+    let seed = app
+        .vault
+        .get()
+        .unwrap()
+        .cluster
+        .open("cvlan-signing-seed-v1", other.signing_keys[0].seed.as_ref().unwrap())
+        .unwrap();
     let other_key = token_sign(&claims, &seed.clone().try_into().unwrap());
     let mut theirs = claims.clone();
     theirs.key_id = other.signing_keys[0].id.0.as_bytes().to_vec();
@@ -342,7 +348,9 @@ async fn certificates() {
     // Another CA's, for the very same node.
     let now = cvlan_api::app::now_ms();
     let (key, der) = cvlan_api::ca::ca_make(now).unwrap();
-    let other = cvlan_api::ca::Ca::open(&key, &der).unwrap();
+    let ca = std::sync::Arc::new(cvlan_api::ca::Ca::read(&der).unwrap());
+    let other = cvlan_api::ca::Signer::open(&key, ca).unwrap();
+    let ours = controller.running.app().vault.get().unwrap();
     let csr = CertificateParams::default().serialize_request(&machine.key).unwrap().pem().unwrap();
     let csr = cvlan_api::ca::Csr::read(&csr).unwrap();
     let node = cvlan_core::id::NodeId::of(&given.node_id);
@@ -350,12 +358,12 @@ async fn certificates() {
     let refused = machine.sync(&controller, &forged).await.err().unwrap();
     assert!(!refused.contains("HTTP/1.1"), "a TLS alert, before any request: {refused}");
     // Our CA's, but expired.
-    let old = controller.running.app().ca.node(node, &csr, &[0; 32], now - 2 * cvlan_api::ca::NODE_MS, 0).unwrap();
+    let old = ours.signer.node(node, &csr, &[0; 32], now - 2 * cvlan_api::ca::NODE_MS, 0).unwrap();
     let refused = machine.sync(&controller, &old).await.err().unwrap();
     assert!(!refused.contains("HTTP/1.1"), "a TLS alert: {refused}");
     // Our CA's, for a node that is not there.
     let nobody = cvlan_core::id::NodeId::of("00000000-0000-4000-8000-000000000001");
-    let ghost = controller.running.app().ca.node(nobody, &csr, &[0; 32], now, 0).unwrap();
+    let ghost = ours.signer.node(nobody, &csr, &[0; 32], now, 0).unwrap();
     let refused = machine.sync(&controller, &ghost).await.err().unwrap();
     assert!(refused.starts_with("HTTP/1.1 401") && refused.contains("node_deleted"), "{refused}");
     // None at all.

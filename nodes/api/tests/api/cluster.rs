@@ -1,13 +1,15 @@
 //! The members' door: who gets in, and who leaves nothing behind.
 
 use crate::common::{Controller, Machine, Session, eventually, options, random};
-use cvlan_api::ca::{ANY_MEMBER, Ca, ca_make, member_name};
+use cvlan_api::ca::{ANY_MEMBER, Ca, Signer, ca_make, member_name, member_read};
+use cvlan_api::cluster::identity::key_sha256;
 use cvlan_api::cluster::pin::joiner_config;
 use cvlan_api::server::{Options, Running, StartError, start};
 use cvlan_core::member::{join_token_make, join_token_parse};
-use cvlan_proto::v1::JoinTokenClaims;
+use cvlan_proto::v1::voter_question::Kind;
+use cvlan_proto::v1::{CertificateRequest, JoinTokenClaims};
 use cvlan_raft::FileDisk;
-use rcgen::KeyPair;
+use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -93,6 +95,34 @@ async fn a_token_lets_one_key_in_and_nothing_else_does() {
     })
     .await;
 
+    // It follows, and asks one that votes for its certificate: for its own key, and doors of its own, alone.
+    let app = third.app();
+    assert!(app.vault.get().is_none());
+    let own = KeyPair::from_pem(&std::fs::read_to_string(dir.path().join("keys/member.key")).unwrap()).unwrap();
+    let ask = async |key: &KeyPair, names: &[&str]| {
+        let csr = CertificateParams::default().serialize_request(key).unwrap().der().to_vec();
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        let asked = app.voters.ask(Kind::Certificate(CertificateRequest { csr, names }), true).await;
+        asked.map(|answer| answer.certificate).map_err(|problem| problem.detail.into_owned())
+    };
+    let made = ask(&own, &[]).await.unwrap();
+    let peer = member_read(&made).unwrap();
+    assert!(app.ca.signed(&made) && peer.member == member.0 && peer.key_sha256 == key_sha256(&own));
+    assert!(member_read(&ask(&own, &["box.example"]).await.unwrap()).is_none());
+    let other_key = KeyPair::generate().unwrap();
+    for (key, names, code) in [
+        (&other_key, &[][..], "csr_invalid"),
+        (&own, &["m1.member.cvlan.internal"], "names_refused"),
+        (&own, &["box.example", "member.cvlan.internal"], "names_refused"),
+    ] {
+        let said = ask(key, names).await.unwrap_err();
+        assert!(said.contains(code), "{said}");
+    }
+    // Nor does anyone take keys from it.
+    let given = Kind::Keys(founder.running.app().vault.get().unwrap().to_proto());
+    let said = app.voters.ask(given, true).await.unwrap_err();
+    assert!(said.code == "voter_unreachable" && said.detail.contains("not_a_voter"), "{}", said.detail);
+
     // Another key comes too late, and this folder is not another member's.
     let seq = founder.seq();
     let thief = tempfile::tempdir().unwrap();
@@ -145,9 +175,10 @@ async fn no_other_certificate_opens_the_members_door_nor_a_members_another() {
 
     let read = |name: &str| std::fs::read_to_string(founder.dir.path().join("keys").join(name)).unwrap();
     let ca = CertificateDer::from_pem_slice(read("ca.pem").as_bytes()).unwrap();
-    let own_ca = Ca::open(&read("ca.key"), &ca).unwrap();
+    let signer = |key: &str, der: &[u8]| Signer::open(key, Arc::new(Ca::read(der).unwrap())).unwrap();
+    let own_ca = signer(&read("ca.key"), &ca);
     let (foreign_key, foreign_der) = ca_make(1_700_000_000_000).unwrap();
-    let foreign_ca = Ca::open(&foreign_key, &foreign_der).unwrap();
+    let foreign_ca = signer(&foreign_key, &foreign_der);
     let now = cvlan_api::app::now_ms();
     let key = KeyPair::generate().unwrap();
     let founders_key = KeyPair::from_pem(&read("member.key")).unwrap();
@@ -162,7 +193,7 @@ async fn no_other_certificate_opens_the_members_door_nor_a_members_another() {
         let got = greeted(door, &ca, Shown { certificate, key: Some(key) }, alpn).await;
         assert_eq!(got.as_ref().ok(), wanted.as_ref(), "{what}: {got:?}");
     };
-    let member = |ca: &Ca, id: u64, key: &KeyPair| Some(ca.member(id, key, now).unwrap());
+    let member = |ca: &Signer, id: u64, key: &KeyPair| Some(ca.member(id, key, now).unwrap());
     check("itself", member(&own_ca, 1, &founders_key), &founders_key, MEMBER, Some(0)).await;
     check("nothing", None, &key, MEMBER, None).await;
     check("a node's", Some(node.clone()), &machine.key, MEMBER, None).await;
@@ -180,7 +211,13 @@ async fn no_other_certificate_opens_the_members_door_nor_a_members_another() {
     const REBUILD: &[u8] = b"cvlan-rebuild/1";
     check("nothing, to be rebuilt", None, &key, REBUILD, None).await;
     check("another CA's, to be rebuilt", member(&foreign_ca, 1, &key), &key, REBUILD, None).await;
-    check("a node's, to be rebuilt", Some(node), &machine.key, REBUILD, None).await;
+    check("a node's, to be rebuilt", Some(node.clone()), &machine.key, REBUILD, None).await;
+    const VOTER: &[u8] = b"cvlan-voter/1";
+    check("nothing, for keys", None, &key, VOTER, None).await;
+    check("another CA's, for keys", member(&foreign_ca, 1, &key), &key, VOTER, None).await;
+    check("a node's, for keys", Some(node.clone()), &machine.key, VOTER, None).await;
+    check("another key of this member, for keys", member(&own_ca, 1, &key), &key, VOTER, None).await;
+    check("one that was never admitted, for keys", member(&own_ca, 2, &key), &key, VOTER, None).await;
     check("another protocol", member(&own_ca, 1, &founders_key), &founders_key, b"http/1.1", None).await;
 
     // A member's at the machines' door is no node's.

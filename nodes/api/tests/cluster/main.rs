@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 mod common;
+mod keys;
 mod life;
 #[allow(dead_code)] // Other tests read what comes, too.
 #[path = "../machine/mod.rs"]

@@ -14,6 +14,7 @@ export const MEMBER: Member = {
   revision: "0",
   role: "",
   voter: false,
+  waits: "",
 };
 
 /** Not heard of for so long, a member counts as lost: the controller's own measure, LOST_MS in raft/src/peer. */

@@ -14,6 +14,8 @@ pub mod sync;
 
 use super::accept::Client;
 use super::body::{body_read, json_expected, json_read};
+use super::forward::Forward;
+use super::rest::CHECKPOINT;
 use crate::app::{App, register};
 use crate::metrics::Other;
 use crate::problem::Problem;
@@ -87,9 +89,21 @@ async fn register(
 ) -> Result<Response, Problem> {
     app.limits.register.check(client.address, &app.metrics)?;
     json_expected(request.headers())?;
-    let body = body_read(request.into_body()).await?;
+    let (parts, body) = request.into_parts();
+    let (body, request_id) = (body_read(body).await?, app.request_ids.next());
+    if app.vault.get().is_none() {
+        let (method, uri, headers) = (&parts.method, &parts.uri, &parts.headers);
+        let (client, request_id, body) = (client.as_ref(), request_id.as_str(), body.to_vec());
+        // The same machine again is the same node.
+        let forward = Forward { machines: true, method, uri, headers, body, client, request_id, again: true };
+        return forward.send(&app, true).await;
+    }
     let body: v1::RegisterRequest = json_read(&body)?;
-    json(&register::register(&app, body, client.address, app.request_ids.next()).await?)
+    let mut response = json(&register::register(&app, body, client.address, request_id).await?)?;
+    // Whoever passes it on waits until it knows the node itself.
+    let at = HeaderValue::try_from(app.log.head().checkpoint().to_string()).map_err(Problem::internal)?;
+    response.headers_mut().insert(CHECKPOINT, at);
+    Ok(response)
 }
 
 fn json<T: Serialize>(value: &T) -> Result<Response, Problem> {

@@ -5,6 +5,7 @@
 //!       ─► app ─► answer with ETag, Cvlan-Checkpoint, Cvlan-Time, X-Request-Id          any error: problem+json
 //! ```
 //! A write with an `Idempotency-Key` that was carried out before gets its answer again ([`replay`]).
+//! At a member without the cluster's keys every write goes whole to one that has them ([`super::forward`]).
 //! What a route needs is in its line of [`routes::ROUTES`], nowhere else. Everything outside /api/v1 is the UI.
 
 pub mod call;
@@ -15,11 +16,13 @@ pub mod routes;
 pub mod ui;
 
 use super::accept::Client;
-use super::body::{body_read, json_expected};
+use super::body::{body_read, json_expected, json_read};
+use super::forward::{Forward, vouched};
 use crate::app::fresh::Freshness;
 use crate::app::list::Params;
-use crate::app::{App, Caller};
-use crate::auth::Session;
+use crate::app::{App, Caller, now_ms};
+use crate::auth::jwt::Claims;
+use crate::auth::{Session, session_over};
 use crate::metrics::Other;
 use crate::problem::Problem;
 use axum::extract::rejection::RawPathParamsRejection;
@@ -33,10 +36,11 @@ use cvlan_core::Actor;
 use cvlan_core::access::{allowed, permit, tenant_unknown};
 use cvlan_core::id::{Checkpoint, TenantId};
 use cvlan_core::state::TenantState;
+use cvlan_proto::v1;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use replay::key_read;
-use routes::{Access, ROUTES, Route, Whose};
+use routes::{Access, LOGOUT, REFRESH, ROUTES, Route, Whose};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -132,8 +136,12 @@ async fn run(
     let headers = &parts.headers;
     let query = parts.uri.query().unwrap_or_default();
     let reads = parts.method == Method::GET;
+    let proven = prove(app, client, headers, request_id).await;
+    if !reads && !route.here() && app.vault.get().is_none() {
+        return forwarded(app, route, client, Request::from_parts(parts, body), request_id, proven).await;
+    }
     // Nobody waits for one who has no token of ours.
-    let (head, at_least) = match signed(app, headers) {
+    let (head, at_least) = match proven.is_ok() {
         true if reads && asks_fresh(headers, query) => app.fresh(freshness_read(headers, query)?).await?,
         true if !reads && !app.log.leads() => {
             // Names and rights are looked up here: a member that is behind must not refuse what the leader knows.
@@ -145,9 +153,9 @@ async fn run(
     let key = if reads { None } else { key_read(headers)? };
     let (session, home) = match route.access {
         Access::Public => (None, Ok(None)),
-        Access::Session => (Some(session(app, &head.machine, headers)?), Ok(None)),
+        Access::Session => (Some(app.auth.session_of(&head.machine, &*proven?)?), Ok(None)),
         Access::May(permission, whose) => {
-            let session = session(app, &head.machine, headers)?;
+            let session = app.auth.session_of(&head.machine, &*proven?)?;
             let home = permitted(&head.machine, &session, permission, whose, &params);
             (Some(session), home)
         }
@@ -169,7 +177,7 @@ async fn run(
         let (app, home) = (app.clone(), home?);
         return (route.run)(Call { app, head, caller, home, params, query, body, source, at_least, accept }).await;
     };
-    let given = replay::idempotency(app, key, &parts.method, &parts.uri, &body);
+    let given = replay::idempotency(app, key, &parts.method, &parts.uri, &body)?;
     let actor = caller.actor();
     if let Some(answer) = replay::known(app, route, &actor, &given).await? {
         return Ok(answer);
@@ -205,16 +213,52 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     given.and_then(|v| v.strip_prefix("Bearer ")).map(str::trim)
 }
 
-/// Is the token one of this cluster's, whoever it is for?
-fn signed(app: &App, headers: &HeaderMap) -> bool {
-    bearer(headers).is_some_and(|token| app.auth.signed(&app.log.head().machine, token, crate::app::now_ms()))
-}
-
-fn session(app: &App, state: &cvlan_core::State, headers: &HeaderMap) -> Result<Session, Problem> {
+/// What the token says, if it is one of this cluster's, whoever it is for.
+async fn prove(app: &App, client: &Client, headers: &HeaderMap, request_id: &str) -> Result<Arc<Claims>, Problem> {
     let token = bearer(headers).ok_or_else(|| {
         Problem::unproven("session_missing", "log in first: POST /api/v1/auth/login, then Authorization: Bearer TOKEN")
     })?;
-    app.auth.access(state, token, crate::app::now_ms())
+    match app.auth.claims(&app.log.head().machine, token, now_ms())? {
+        Some(claims) => Ok(claims),
+        None => vouched(app, client, headers, token, request_id).await,
+    }
+}
+
+/// A write at a member without keys: one that votes carries it out.
+async fn forwarded(
+    app: &App,
+    route: &Route,
+    client: &Client,
+    request: Request,
+    request_id: &str,
+    proven: Result<Arc<Claims>, Problem>,
+) -> Result<Response, Problem> {
+    match route.access {
+        Access::Public => app.limits.ask.check(client.address, &app.metrics)?,
+        Access::Session | Access::May(..) => drop(proven?),
+    }
+    let (parts, body) = request.into_parts();
+    let (method, uri, headers) = (&parts.method, &parts.uri, &parts.headers);
+    let body = if route.request.is_empty() {
+        Vec::new()
+    } else {
+        json_expected(headers)?;
+        body_read(body).await?.to_vec()
+    };
+    // What was ended through this member is over here, whichever voter is asked.
+    let token = || json_read::<v1::RefreshRequest>(&body).map(|r| r.refresh_token).unwrap_or_default();
+    if route.path == REFRESH && app.auth.is_logged_out(&token(), now_ms()) {
+        return Err(session_over());
+    }
+    let ends = (route.path == LOGOUT).then(token);
+    let writes = !route.audit.is_empty();
+    let again = !writes || headers.contains_key(replay::IDEMPOTENCY_KEY);
+    let forward = Forward { machines: false, method, uri, headers, body, client, request_id, again };
+    let response = forward.send(app, writes).await?;
+    if let Some(token) = ends.filter(|_| response.status().is_success()) {
+        app.auth.logged_out(&token, now_ms());
+    }
+    Ok(response)
 }
 
 fn permitted(

@@ -37,10 +37,11 @@ pub fn key_read(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 }
 
 /// The key and what makes it this request: method, path, query, body.
-pub fn idempotency(app: &App, key: String, method: &Method, uri: &Uri, body: &[u8]) -> Idempotency {
+pub fn idempotency(app: &App, key: String, method: &Method, uri: &Uri, body: &[u8]) -> Result<Idempotency, Problem> {
     let path = uri.path_and_query().map(|p| p.as_str()).unwrap_or_default();
     let parts = [method.as_str().as_bytes(), &[0], path.as_bytes(), &[0], body];
-    Idempotency { key, body_hash: app.cluster.mac(purpose::IDEMPOTENCY, &parts) }
+    let body_hash = app.vault.need()?.cluster.mac(purpose::IDEMPOTENCY, &parts);
+    Ok(Idempotency { key, body_hash })
 }
 
 /// The answer of the first time, if this member knows of one; 422 where the key was for another request.

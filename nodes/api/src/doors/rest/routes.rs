@@ -61,11 +61,23 @@ impl Route {
     pub fn full_path(&self) -> String {
         format!("{BASE}{}", self.path)
     }
+
+    /// True where it is about the very member that is asked, and takes no keys: it is not forwarded.
+    pub fn here(&self) -> bool {
+        self.path == VERIFY
+    }
 }
 
 use Access::{May, Public, Session};
 use Permission as P;
 use Whose::{Cluster, Own, Tenant};
+
+/// Ends a session.
+pub const LOGOUT: &str = "/auth/logout";
+/// Prolongs one.
+pub const REFRESH: &str = "/auth/refresh";
+/// Replays the log of the member that is asked.
+const VERIFY: &str = "/log/verify";
 
 const GET: Method = Method::GET;
 const POST: Method = Method::POST;

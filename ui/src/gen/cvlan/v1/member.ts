@@ -53,7 +53,11 @@ export interface Member {
     | string
     | undefined;
   /** Entries of the log that it lacks; only the leader knows. */
-  behind?: string | undefined;
+  behind?:
+    | string
+    | undefined;
+  /** Why it does not vote though it could; only the leader knows. */
+  waits: string;
 }
 
 /** MemberList is every member, by id. */
@@ -112,7 +116,10 @@ export interface JoinPeer {
   address: string;
 }
 
-/** JoinResponse is all that a member keeps in keys/, or why it gets nothing. */
+/**
+ * JoinResponse is all that a new member keeps in keys/, or why it gets nothing. The cluster's keys are not in it: it
+ * follows first, and gets them when it is to vote.
+ */
 export interface JoinResponse {
   /** 32 hex digits. */
   epoch: string;
@@ -120,11 +127,6 @@ export interface JoinResponse {
   caCertificate: Uint8Array;
   /** DER of the member's own. */
   certificate: Uint8Array;
-  /** The cluster key and its name. */
-  clusterKeyId: string;
-  clusterKey: Uint8Array;
-  /** The CA's private key, PKCS #8 PEM. */
-  caKey: string;
   members: JoinPeer[];
   /** Stable snake_case; empty where it was let in. */
   refused: string;
@@ -152,6 +154,71 @@ export interface RebuildRequest {
   version: string;
   /** Only to know whether it would be done. */
   look: boolean;
+}
+
+/** VoterQuestion is what one member asks of another, both proven by their certificates. The answer is a VoterAnswer. */
+export interface VoterQuestion {
+  /** From who has no keys to one who votes: a request that came to one of its doors, and takes them. */
+  request?:
+    | ForwardedRequest
+    | undefined;
+  /** Likewise: a certificate of its own. */
+  certificate?:
+    | CertificateRequest
+    | undefined;
+  /** From one who votes to one who is about to: keep these. */
+  keys?: ClusterKeys | undefined;
+}
+
+/** ForwardedRequest is an HTTP request whole; what it may do is decided by its own credentials, where it is carried out. */
+export interface ForwardedRequest {
+  /** It came to the machines' door; else to REST. */
+  machines: boolean;
+  method: string;
+  /** With its query. */
+  path: string;
+  headers: ForwardedHeader[];
+  body: Uint8Array;
+  /** IP address that it came from. */
+  source: string;
+}
+
+/** ForwardedHeader is one header of a request or an answer. */
+export interface ForwardedHeader {
+  name: string;
+  value: Uint8Array;
+}
+
+/** CertificateRequest asks for a certificate of the member that sends it. */
+export interface CertificateRequest {
+  /** PKCS #10, DER. */
+  csr: Uint8Array;
+  /** Host names and addresses of its doors; empty = the certificate that it proves itself with to members. */
+  names: string[];
+}
+
+/** ClusterKeys is what voters have in keys/, and nobody else. */
+export interface ClusterKeys {
+  /** Name of the cluster key. */
+  id: string;
+  /** The cluster key, 32 bytes. */
+  key: Uint8Array;
+  /** The CA's private key, PKCS #8 PEM. */
+  caKey: string;
+}
+
+/** VoterAnswer answers a VoterQuestion. */
+export interface VoterAnswer {
+  /** Stable snake_case, and nothing was done; empty where it was. */
+  refused: string;
+  /** What happened and what to do. */
+  detail: string;
+  /** Of a request: its answer. */
+  status: number;
+  headers: ForwardedHeader[];
+  body: Uint8Array;
+  /** Of a certificate request: DER. */
+  certificate: Uint8Array;
 }
 
 /** MemberEvent is a fact about one member. The founder has no MemberAdmitted: it comes with Bootstrapped. */

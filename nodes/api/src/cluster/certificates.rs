@@ -1,0 +1,127 @@
+//! This member's certificates: for its doors, and what it proves itself with. Signed here where the CA's key is, else by a
+//! voter from a CSR: the keys that they are for never leave this machine.
+//!
+//! ```text
+//!  start    voter: a new key, in memory        follower: keys/doors.key and keys/doors.pem, as long as they fit; else a CSR
+//!  daily    the doors' at a third of its life, the member's at two thirds
+//! ```
+
+use super::identity::{IdentityError, certificate_write, certified, due, own_key};
+use crate::app::{App, now_ms};
+use crate::ca::{CaError, Live, SERVER_MS, server_read};
+use crate::engine::FIRST_STATE;
+use crate::problem::Problem;
+use crate::start_error::StartError;
+use cvlan_proto::v1::CertificateRequest;
+use cvlan_proto::v1::voter_question::Kind;
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::sign::CertifiedKey;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// Certificates are looked at so often.
+const RENEW_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// At the start a voter is asked again after this.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// The certificate of the doors under these names, for a start.
+pub async fn doors_certificate(app: &App, names: &[String]) -> Result<Arc<CertifiedKey>, StartError> {
+    if app.vault.get().is_none()
+        && let Some((kept, fresh)) = doors_kept(app, names)?
+    {
+        if fresh {
+            return Ok(kept);
+        }
+        return Ok(doors_new(app, names).await.unwrap_or(kept));
+    }
+    let end = Instant::now() + FIRST_STATE;
+    loop {
+        match doors_new(app, names).await {
+            // What this member says of itself may not have reached the voter yet.
+            Err(problem) if problem.retry_after.is_some() && Instant::now() < end => sleep(AGAIN).await,
+            made => return Ok(made?),
+        }
+    }
+}
+
+/// As it was kept, and whether it is young; `None` where it has ended or is for other names.
+fn doors_kept(app: &App, names: &[String]) -> Result<Option<(Arc<CertifiedKey>, bool)>, StartError> {
+    let Some((key, pem)) = app.keys.doors()? else { return Ok(None) };
+    let Ok(leaf) = CertificateDer::from_pem_slice(pem.as_bytes()) else { return Ok(None) };
+    let (Ok(key), Some(read)) = (KeyPair::from_pem(&key), server_read(&leaf)) else { return Ok(None) };
+    let now = now_ms();
+    let fits =
+        app.ca.signed(&leaf) && read.names == names && read.not_after_ms > now && read.key == key.public_key_raw();
+    if !fits {
+        return Ok(None);
+    }
+    Ok(Some((app.ca.chain(leaf, &key)?, now + SERVER_MS / 3 < read.not_after_ms)))
+}
+
+async fn doors_new(app: &App, names: &[String]) -> Result<Arc<CertifiedKey>, Problem> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(Problem::internal)?;
+    let leaf = match app.vault.get() {
+        Some(secrets) => secrets.signer.server(names, &key, now_ms()).map_err(Problem::internal)?,
+        None => {
+            let leaf = asked(app, &key, names).await?;
+            app.keys.doors_write(&key.serialize_pem(), &leaf).map_err(Problem::internal)?;
+            leaf
+        }
+    };
+    app.ca.chain(leaf, &key).map_err(Problem::internal)
+}
+
+/// A voter signs it: for the doors under these names, or, without one, for the member itself.
+async fn asked(app: &App, key: &KeyPair, names: &[String]) -> Result<CertificateDer<'static>, Problem> {
+    let csr = CertificateParams::default().serialize_request(key).map_err(Problem::internal)?;
+    let wanted = CertificateRequest { csr: csr.der().to_vec(), names: names.to_vec() };
+    let answer = app.voters.ask(Kind::Certificate(wanted), true).await?;
+    let made = CertificateDer::from(answer.certificate);
+    if app.ca.signed(&made) { Ok(made) } else { Err(Problem::internal("a voter's certificate is none of this CA's")) }
+}
+
+/// Keeps the certificate of the doors and that of the member young.
+pub async fn renew(app: Arc<App>, doors: Arc<Live>, names: Vec<String>, own: Arc<Live>) {
+    let mut made_ms = now_ms();
+    loop {
+        match own_renewed(&app).await {
+            Ok(Some(new)) => own.set(new),
+            Ok(None) => {}
+            Err(problem) => tracing::error!(detail = %problem.detail, "the member's certificate was not renewed"),
+        }
+        if now_ms().saturating_sub(made_ms) >= SERVER_MS / 3 {
+            match doors_new(&app, &names).await {
+                Ok(new) => {
+                    doors.set(new);
+                    made_ms = now_ms();
+                }
+                Err(problem) => tracing::error!(detail = %problem.detail, "the doors' certificate was not renewed"),
+            }
+        }
+        sleep(RENEW_EVERY).await;
+    }
+}
+
+/// Another one of the member, where it is time.
+async fn own_renewed(app: &App) -> Result<Option<Arc<CertifiedKey>>, Problem> {
+    let broken = |e: IdentityError| Problem::internal(e);
+    let (member, secrets) = (app.member.0, app.vault.get());
+    if !due(&app.keys, &app.ca, member, now_ms()).map_err(broken)? {
+        return Ok(None);
+    }
+    if secrets.is_none() {
+        let made = asked(app, &own_key(&app.keys).map_err(broken)?, &[]).await?;
+        certificate_write(&app.keys, &made).map_err(broken)?;
+    }
+    let signer = secrets.as_ref().map(|secrets| &secrets.signer);
+    certified(&app.keys, &app.ca, signer, member, now_ms()).map(Some).map_err(broken)
+}
+
+impl From<CaError> for Problem {
+    fn from(e: CaError) -> Self {
+        Self::internal(e)
+    }
+}

@@ -1,0 +1,266 @@
+//! What a member answers over `cvlan-voter/1`, to another member whose certificate and standing are proven.
+//!
+//! ```text
+//!  ForwardedRequest   keys here? ─► this member's own router, as if it had come to its door ─► answer
+//!  CertificateRequest keys here? ─► signed by its own key? ─► the asking member's, or its doors', under names of its own
+//!  ClusterKeys        of one who votes? ─► those of this log? ─► keys/, durable
+//! ```
+//! A forwarded request brings the caller's credentials, and nothing else counts: what the member that forwards it is allowed
+//! to do gives it no right. Only where it came from, for limits and audit, is taken on that member's word.
+
+use super::join::{QUESTION_TIME, message_read, message_write};
+use super::vault::{Vault, elsewhere};
+use crate::Log;
+use crate::app::now_ms;
+use crate::app::token::host_of;
+use crate::ca::{ANY_MEMBER, Csr, MemberPeer, pem_of};
+use crate::doors::accept::Client;
+use crate::doors::body::BODY_MAX;
+use crate::keys::Keys;
+use crate::problem::Problem;
+use axum::Router;
+use axum::body::Body;
+use cvlan_core::State;
+use cvlan_core::id::MemberId;
+use cvlan_proto::v1::voter_question::Kind;
+use cvlan_proto::v1::{CertificateRequest, ClusterKeys, ForwardedHeader, ForwardedRequest, VoterAnswer, VoterQuestion};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use hyper::service::Service;
+use hyper_util::service::TowerToHyperService;
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+
+/// The longest question: a body and its head.
+pub const QUESTION_MAX: usize = BODY_MAX + (128 << 10);
+/// The longest answer.
+pub const ANSWER_MAX: usize = 2 << 20;
+/// Of which the body is.
+const ANSWER_BODY_MAX: usize = ANSWER_MAX - (128 << 10);
+/// An answer may take a write, a wait for a leader, and a turn for a password.
+pub const ANSWER_TIME: Duration = Duration::from_secs(20);
+/// Names in a certificate, and bytes of one.
+const NAMES_MAX: usize = 64;
+const NAME_MAX: usize = 253;
+
+/// The doors' routers.
+pub struct Routers {
+    /// REST.
+    pub rest: Router,
+    /// Machines.
+    pub node: Router,
+}
+
+/// What it answers with.
+pub struct Answers {
+    /// The log.
+    pub log: Log,
+    /// DATA/keys.
+    pub keys: Keys,
+    /// The cluster's keys, where they are here.
+    pub vault: Arc<Vault>,
+    /// Filled as soon as the doors are open.
+    pub routers: Arc<OnceLock<Routers>>,
+}
+
+/// Serves one question.
+pub async fn serve(
+    answers: &Answers,
+    peer: MemberPeer,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+) -> io::Result<()> {
+    let question: VoterQuestion = timeout(QUESTION_TIME, message_read(&mut stream, QUESTION_MAX)).await??;
+    let answer = match timeout(ANSWER_TIME, answers.answer(&peer, question)).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(problem)) => {
+            let (member, code) = (peer.member, problem.code);
+            tracing::warn!(member, code, detail = %problem.detail, "a member was refused what takes keys");
+            VoterAnswer { refused: code.to_owned(), detail: problem.detail.into_owned(), ..VoterAnswer::default() }
+        }
+        // Whether it was done is not known: say nothing.
+        Err(slow) => return Err(slow.into()),
+    };
+    timeout(QUESTION_TIME, message_write(&mut stream, &answer)).await??;
+    stream.shutdown().await
+}
+
+impl Answers {
+    async fn answer(&self, peer: &MemberPeer, question: VoterQuestion) -> Result<VoterAnswer, Problem> {
+        match question.kind {
+            Some(Kind::Request(request)) => self.request(request).await,
+            Some(Kind::Certificate(wanted)) => self.certificate(peer, &wanted),
+            Some(Kind::Keys(given)) => self.keys(peer, given).await,
+            None => Err(Problem::invalid("question_unknown", "this member does not know that question")),
+        }
+    }
+
+    async fn request(&self, asked: ForwardedRequest) -> Result<VoterAnswer, Problem> {
+        // One that has none would only pass it on.
+        self.vault.need()?;
+        let routers = self.routers.get().ok_or_else(elsewhere)?;
+        let router = if asked.machines { routers.node.clone() } else { routers.rest.clone() };
+        let request = request(asked).ok_or_else(|| Problem::invalid("request_invalid", "that is no request"))?;
+        // A router answers everything.
+        let response = TowerToHyperService::new(router).call(request).await.map_err(Problem::internal)?;
+        let (parts, body) = response.into_parts();
+        let body = axum::body::to_bytes(body, ANSWER_BODY_MAX).await.map_err(Problem::internal)?;
+        let header = |(name, value): (&HeaderName, &HeaderValue)| ForwardedHeader {
+            name: name.as_str().to_owned(),
+            value: value.as_bytes().to_vec(),
+        };
+        Ok(VoterAnswer {
+            status: u32::from(parts.status.as_u16()),
+            headers: parts.headers.iter().map(header).collect(),
+            body: body.to_vec(),
+            ..VoterAnswer::default()
+        })
+    }
+
+    fn certificate(&self, peer: &MemberPeer, wanted: &CertificateRequest) -> Result<VoterAnswer, Problem> {
+        let secrets = self.vault.need()?;
+        let csr = Csr::read(&pem_of("CERTIFICATE REQUEST", &wanted.csr))?;
+        let made = if wanted.names.is_empty() {
+            if csr.key_sha256 != peer.key_sha256 {
+                return Err(Problem::invalid("csr_invalid", "the request is of another key than the certificate"));
+            }
+            secrets.signer.member(peer.member, csr.key(), now_ms())
+        } else {
+            names_check(&self.log.head().machine, MemberId(peer.member), &wanted.names)?;
+            secrets.signer.server(&wanted.names, csr.key(), now_ms())
+        };
+        let certificate = made.map_err(Problem::internal)?.to_vec();
+        tracing::info!(member = peer.member, names = ?wanted.names, "a certificate for a member that follows");
+        Ok(VoterAnswer { certificate, ..VoterAnswer::default() })
+    }
+
+    async fn keys(&self, peer: &MemberPeer, given: ClusterKeys) -> Result<VoterAnswer, Problem> {
+        let head = self.log.head();
+        if !head.members.voters.iter().any(|set| set.contains(&peer.member)) {
+            return Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                "not_a_voter",
+                "only a member that votes has keys to give",
+            ));
+        }
+        let (vault, keys) = (self.vault.clone(), self.keys.clone());
+        let kept = tokio::task::spawn_blocking(move || vault.receive(&keys, &head.machine, &given)).await;
+        kept.map_err(Problem::internal)??;
+        Ok(VoterAnswer::default())
+    }
+}
+
+fn request(asked: ForwardedRequest) -> Option<Request<Body>> {
+    let mut request = Request::new(Body::from(asked.body));
+    *request.method_mut() = Method::from_bytes(asked.method.as_bytes()).ok()?;
+    *request.uri_mut() = asked.path.parse::<Uri>().ok().filter(|uri| uri.path().starts_with('/'))?;
+    for ForwardedHeader { name, value } in &asked.headers {
+        let (name, value) = (HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_bytes(value).ok()?);
+        request.headers_mut().append(name, value);
+    }
+    let address: IpAddr = asked.source.parse().ok()?;
+    request.extensions_mut().insert(Arc::new(Client { address, certificate: None }));
+    Some(request)
+}
+
+/// A member's doors are not under what it would prove itself as to other members, nor under the name of another one's.
+fn names_check(state: &State, id: MemberId, names: &[String]) -> Result<(), Problem> {
+    let refused = |detail: String| Err(Problem::new(StatusCode::FORBIDDEN, "names_refused", detail));
+    if names.len() > NAMES_MAX {
+        return refused(format!("more than {NAMES_MAX} names"));
+    }
+    let hosts = |member: &cvlan_core::member::Member| -> Vec<String> {
+        let urls = member.node_urls.iter().chain(member.api_urls.iter());
+        let doors = urls.filter_map(|url| host_of(url)).map(str::to_lowercase);
+        doors.chain(member.address().rsplit_once(':').map(|(host, _)| host.to_lowercase())).collect()
+    };
+    let own = state.members.get(&id).map(|m| hosts(m)).unwrap_or_default();
+    for name in names.iter().map(|name| name.to_lowercase()) {
+        let fits = !name.is_empty()
+            && name.len() <= NAME_MAX
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b".:-".contains(&b));
+        if !fits || name.trim_end_matches('.').ends_with(ANY_MEMBER) {
+            return refused(format!("{name:?} is no name of a door"));
+        }
+        let here = name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        let others = || state.members.values().filter(|m| m.id != id).any(|m| hosts(m).contains(&name));
+        if !here && !own.contains(&name) && others() {
+            return refused(format!("{name} is another member's"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cvlan_core::id::Seq;
+    use cvlan_core::member::{Joined, Member};
+
+    #[test]
+    fn doors_have_names_of_their_own() {
+        let member = |id: u64, host: &str| {
+            let address = format!("{host}:8445").into();
+            let joined = Joined { key_sha256: [0; 32], address, version: "".into(), joined_ms: 0 };
+            let api_urls = [format!("https://{host}:8443"), "https://cvlan.example".to_owned()];
+            let member = Member {
+                id: MemberId(id),
+                name: host.into(),
+                admission: None,
+                joined: Some(joined),
+                node_urls: [].into(),
+                api_urls: api_urls.into(),
+                revision: Seq(1),
+            };
+            (MemberId(id), Arc::new(member))
+        };
+        let members = [member(1, "m1.example"), member(5, "m5.example")].into_iter().collect();
+        let state = State { members, ..State::default() };
+        let check = |name: &str| names_check(&state, MemberId(5), &[name.to_owned()]).map_err(|p| p.code);
+        for good in ["localhost", "127.0.0.1", "::1", "m5.example", "M5.example", "cvlan.example", "10.0.0.7", "box"] {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "m1.example",
+            "M1.Example",
+            "m1.member.cvlan.internal",
+            "m5.member.cvlan.internal",
+            "member.cvlan.internal",
+            "member.cvlan.internal.",
+            "*.example",
+            "",
+            "a b",
+            &"x".repeat(NAME_MAX + 1),
+        ] {
+            assert_eq!(check(bad), Err("names_refused"), "{bad}");
+        }
+        let many = vec!["a".to_owned(); NAMES_MAX + 1];
+        assert!(names_check(&state, MemberId(5), &many).is_err());
+    }
+
+    #[test]
+    fn what_is_no_request_is_none() {
+        let good = ForwardedRequest {
+            method: "POST".into(),
+            path: "/api/v1/auth/login?x=1".into(),
+            source: "10.0.0.1".into(),
+            headers: vec![ForwardedHeader { name: "accept".into(), value: b"a".to_vec() }],
+            ..ForwardedRequest::default()
+        };
+        let made = request(good.clone()).unwrap();
+        assert_eq!((made.uri().path(), made.headers()["accept"].as_bytes()), ("/api/v1/auth/login", &b"a"[..]));
+        let header = |name: &str, value: &[u8]| vec![ForwardedHeader { name: name.into(), value: value.to_vec() }];
+        for (what, bad) in [
+            ("method", ForwardedRequest { method: "P T".into(), ..good.clone() }),
+            ("path", ForwardedRequest { path: "a b".into(), ..good.clone() }),
+            ("host", ForwardedRequest { path: "other:80".into(), ..good.clone() }),
+            ("source", ForwardedRequest { source: String::new(), ..good.clone() }),
+            ("header", ForwardedRequest { headers: header("a b", b""), ..good.clone() }),
+            ("value", ForwardedRequest { headers: header("a", b"\n"), ..good.clone() }),
+        ] {
+            assert!(request(bad).is_none(), "{what}");
+        }
+    }
+}
