@@ -22,6 +22,8 @@ pub const SNAPSHOT_FORMAT: u32 = 1;
 const MAGIC: &[u8; 8] = b"CVLANSNP";
 const FIXED: usize = 16;
 pub(crate) const LEVEL: i32 = 1;
+/// Bytes that are written and synced at once: the log's own syncs wait behind them in the disk's queue.
+const PIECE: usize = 512 << 10;
 
 /// A head and its place in the log.
 pub(crate) struct Snapshot<S> {
@@ -67,8 +69,13 @@ pub(crate) fn write<M: Machine>(files: &dyn Files, snapshot: &Snapshot<M::State>
     const MAKING: &str = "snapshots/making.tmp";
     files.make_folder("snapshots")?;
     let written = files.create(MAKING, 0).and_then(|file| {
-        file.write_at(0, &bytes)?;
-        file.sync()
+        let mut at = 0;
+        for piece in bytes.chunks(PIECE) {
+            file.write_at(at, piece)?;
+            file.sync()?;
+            at += piece.len() as u64;
+        }
+        Ok(())
     });
     if let Err(error) = written {
         let _ = files.remove(MAKING);
