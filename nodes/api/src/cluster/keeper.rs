@@ -15,7 +15,7 @@ use super::vault::Vault;
 use crate::Log;
 use crate::keys::Keys;
 use crate::problem::Problem;
-use cvlan_raft::Status;
+use cvlan_raft::{MemberError, Status};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -101,9 +101,14 @@ impl Waiting {
     }
 }
 
-/// Makes a member a voter; it has the cluster's keys first, durably.
+/// Makes a member a voter; it has the cluster's keys first, durably. One that is not known here as Raft's gets none, and
+/// nobody else is asked to promote it.
 pub async fn promote(log: &Log, transport: &TlsTransport, vault: &Vault, id: u64) -> Result<(), Problem> {
-    if !log.head().members.voters.iter().any(|set| set.contains(&id)) {
+    let members = log.head().members.clone();
+    if !members.addresses.contains_key(&id) {
+        return Err(MemberError::Unknown(id).into());
+    }
+    if !members.voters.iter().any(|set| set.contains(&id)) {
         let secrets = vault.need()?;
         keys_hand_over(log, transport, &secrets, id).await?;
     }
