@@ -21,7 +21,8 @@ impl Live {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = next;
     }
 
-    fn now(&self) -> Arc<CertifiedKey> {
+    /// The one in use.
+    pub fn now(&self) -> Arc<CertifiedKey> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -16,6 +16,7 @@ use crate::problem::Problem;
 use cvlan_core::id::MemberId;
 use cvlan_proto::v1::voter_question::Kind;
 use cvlan_proto::v1::{VoterAnswer, VoterQuestion};
+use cvlan_raft::MemberError;
 use http::StatusCode;
 use std::collections::BTreeSet;
 use std::io;
@@ -119,7 +120,12 @@ async fn ask_one(
 
 /// Gives the cluster's keys to a member that is about to vote; afterwards it has them, durably.
 pub async fn keys_hand_over(log: &Log, transport: &TlsTransport, secrets: &Secrets, to: u64) -> Result<(), Problem> {
-    let address = log.head().members.addresses.get(&to).cloned().unwrap_or_default();
+    let head = log.head();
+    // Raft may have one still that the log has removed.
+    if head.machine.members.get(&MemberId(to)).is_none_or(|m| m.joined.is_none()) {
+        return Err(MemberError::Unknown(to).into());
+    }
+    let address = head.members.addresses.get(&to).cloned().unwrap_or_default();
     let question = VoterQuestion { kind: Some(Kind::Keys(secrets.to_proto())) };
     let why = match ask_one(log, transport, to, &address, &question).await {
         Ok(answer) if answer.refused.is_empty() => return Ok(()),

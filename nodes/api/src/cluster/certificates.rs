@@ -22,8 +22,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// Certificates are looked at so often.
+/// Certificates are looked at so often; after a failure, sooner.
 const RENEW_EVERY: Duration = Duration::from_secs(24 * 3600);
+const RENEW_AGAIN: Duration = Duration::from_secs(600);
 /// At the start a voter is asked again after this.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -85,24 +86,33 @@ async fn asked(app: &App, key: &KeyPair, names: &[String]) -> Result<Certificate
 
 /// Keeps the certificate of the doors and that of the member young.
 pub async fn renew(app: Arc<App>, doors: Arc<Live>, names: Vec<String>, own: Arc<Live>) {
-    let mut made_ms = now_ms();
     loop {
+        let mut next = RENEW_EVERY;
         match own_renewed(&app).await {
             Ok(Some(new)) => own.set(new),
             Ok(None) => {}
-            Err(problem) => tracing::error!(detail = %problem.detail, "the member's certificate was not renewed"),
-        }
-        if now_ms().saturating_sub(made_ms) >= SERVER_MS / 3 {
-            match doors_new(&app, &names).await {
-                Ok(new) => {
-                    doors.set(new);
-                    made_ms = now_ms();
-                }
-                Err(problem) => tracing::error!(detail = %problem.detail, "the doors' certificate was not renewed"),
+            Err(problem) => {
+                tracing::error!(detail = %problem.detail, "the member's certificate was not renewed");
+                next = RENEW_AGAIN;
             }
         }
-        sleep(RENEW_EVERY).await;
+        if doors_due(&doors.now(), now_ms()) {
+            match doors_new(&app, &names).await {
+                Ok(new) => doors.set(new),
+                Err(problem) => {
+                    tracing::error!(detail = %problem.detail, "the doors' certificate was not renewed");
+                    next = RENEW_AGAIN;
+                }
+            }
+        }
+        sleep(next).await;
     }
+}
+
+/// A third of its life is over; what it was made at, it says itself: it may have been kept over a restart.
+fn doors_due(served: &CertifiedKey, now_ms: u64) -> bool {
+    let read = served.cert.first().and_then(|leaf| server_read(leaf));
+    read.is_none_or(|read| now_ms + SERVER_MS / 3 * 2 >= read.not_after_ms)
 }
 
 /// Another one of the member, where it is time.
@@ -123,5 +133,26 @@ async fn own_renewed(app: &App) -> Result<Option<Arc<CertifiedKey>>, Problem> {
 impl From<CaError> for Problem {
     fn from(e: CaError) -> Self {
         Self::internal(e)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ca::{Ca, Signer, ca_make};
+
+    #[test]
+    fn a_doors_certificate_is_as_old_as_it_says() {
+        let made = 1_700_000_000_000;
+        let (ca_key, ca) = ca_make(made).unwrap();
+        let ca = Arc::new(Ca::read(&ca).unwrap());
+        let signer = Signer::open(&ca_key, ca.clone()).unwrap();
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let leaf = signer.server(&["m5.example".to_owned()], &key, made).unwrap();
+        let served = ca.chain(leaf, &key).unwrap();
+        let day = 24 * 3600 * 1000;
+        assert!(!doors_due(&served, made + 29 * day));
+        // Also where it was kept over a restart, and after its end.
+        assert!(doors_due(&served, made + 31 * day) && doors_due(&served, made + 91 * day));
     }
 }

@@ -10,6 +10,7 @@
 
 use super::join::{QUESTION_TIME, message_read, message_write};
 use super::vault::{Vault, elsewhere};
+use super::{Standing, standing};
 use crate::Log;
 use crate::app::now_ms;
 use crate::app::token::host_of;
@@ -91,7 +92,7 @@ impl Answers {
     async fn answer(&self, peer: &MemberPeer, question: VoterQuestion) -> Result<VoterAnswer, Problem> {
         match question.kind {
             Some(Kind::Request(request)) => self.request(request).await,
-            Some(Kind::Certificate(wanted)) => self.certificate(peer, &wanted),
+            Some(Kind::Certificate(wanted)) => self.certificate(peer, &wanted).await,
             Some(Kind::Keys(given)) => self.keys(peer, given).await,
             None => Err(Problem::invalid("question_unknown", "this member does not know that question")),
         }
@@ -119,8 +120,18 @@ impl Answers {
         })
     }
 
-    fn certificate(&self, peer: &MemberPeer, wanted: &CertificateRequest) -> Result<VoterAnswer, Problem> {
+    async fn certificate(&self, peer: &MemberPeer, wanted: &CertificateRequest) -> Result<VoterAnswer, Problem> {
         let secrets = self.vault.need()?;
+        // This one may be behind, or cut off: who was removed meanwhile gets none.
+        self.log.linearize().await?;
+        let head = self.log.head();
+        if !matches!(standing(&head, peer), Standing::Member) {
+            return Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                "member_gone",
+                "this member was removed, or has another key",
+            ));
+        }
         let csr = Csr::read(&pem_of("CERTIFICATE REQUEST", &wanted.csr))?;
         let made = if wanted.names.is_empty() {
             if csr.key_sha256 != peer.key_sha256 {
@@ -128,7 +139,7 @@ impl Answers {
             }
             secrets.signer.member(peer.member, csr.key(), now_ms())
         } else {
-            names_check(&self.log.head().machine, MemberId(peer.member), &wanted.names)?;
+            names_check(&head.machine, MemberId(peer.member), &wanted.names)?;
             secrets.signer.server(&wanted.names, csr.key(), now_ms())
         };
         let certificate = made.map_err(Problem::internal)?.to_vec();

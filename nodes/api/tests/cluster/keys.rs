@@ -113,6 +113,8 @@ async fn one_that_follows_has_no_keys_and_answers_everything() {
         assert_eq!((replayed, again, same.status, &same.body), (false, true, 201, &made.body));
         cluster.keyed(then, path, &key, &cvlan("other")).await.1.problem(422, "idempotency_key_reused");
     }
+    // What is about the member itself takes no keys, whatever the caller sends along.
+    cluster.keyed(1, "/log/verify", "verify", &json!({})).await.1.expect(200);
 
     // Nobody may more than elsewhere.
     cluster.post(1, "/tenants", json!({"slug": "other"})).await.expect(201);

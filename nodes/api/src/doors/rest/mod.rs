@@ -150,7 +150,8 @@ async fn run(
         }
         _ => (app.log.head(), None),
     };
-    let key = if reads { None } else { key_read(headers)? };
+    // What is about the member that is asked is no write: it may be asked twice, and without the keys.
+    let key = if reads || route.here() { None } else { key_read(headers)? };
     let (session, home) = match route.access {
         Access::Public => (None, Ok(None)),
         Access::Session => (Some(app.auth.session_of(&head.machine, &*proven?)?), Ok(None)),
