@@ -129,17 +129,17 @@ mod tests {
         late.gather();
         for n in 0..LATE_MAX as u64 + 5_000 {
             let mut key = [0; 32];
-            key[..8].copy_from_slice(&(n % 9_000).to_le_bytes());
+            key[..8].copy_from_slice(&(n % 9_001).to_le_bytes());
             for keys in [&mut late, &mut once] {
                 match n % 3 {
-                    0 => keys.remove(&key, node(n % 9_000)),
-                    _ => keys.insert(&key, node(n % 9_000)),
+                    0 => keys.remove(&key, node(n % 9_001)),
+                    _ => keys.insert(&key, node(n % 9_001)),
                 }
             }
         }
         assert_ne!(late.items, once.items);
         late.settle();
         assert_eq!(late, once);
-        assert!(once.len() > 3_000 && once.len() < 9_000);
+        assert!(once.len() > 3_000 && once.len() < 9_001);
     }
 }
