@@ -3,6 +3,7 @@
 use crate::access::{Permission, permit, tenant_unknown};
 use crate::address::{Pool, ipv4_parse, ipv4_pick, ipv6_parse, ipv6_unique_local};
 use crate::command::Meta;
+use crate::finder::Finder;
 use crate::id::{CvlanId, Seq, TenantId};
 use crate::machine::Context;
 use crate::name::name_check;
@@ -11,7 +12,6 @@ use crate::rules::{Fact, Key, Stamp, fresh, timestamp};
 use crate::scope::{Scope, Thing};
 use crate::state::{CvlanState, State, TenantState};
 use cvlan_proto::v1::{self, cvlan_event::Kind, event::Body};
-use imbl::OrdMap;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -94,7 +94,7 @@ impl CvlanState {
         let mut scope = Scope::default();
         scope.change(None, record.revision, Thing::Network);
         let (pool4, pool6) = (Pool::ipv4(record.ipv4), record.ipv6.map(Pool::ipv6).unwrap_or_default());
-        Self { record, pool4, pool6, names: OrdMap::new(), scope }
+        Self { record, pool4, pool6, names: Finder::default(), scope }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::cvlan::CvlanCommand;
 use crate::grammar::Grammar;
 use crate::id::{CvlanId, Epoch, KeyId, NodeId, Seq, TenantId, TokenId, UserId};
 use crate::machine::{Context, Machine as _};
-use crate::node::{Machine, NodeCommand, Register};
+use crate::node::{Device, Machine, NodeCommand, Register};
 use crate::tenant::{SigningKey, TenantCommand};
 use crate::token::TokenCommand;
 use crate::user::UserCommand;
@@ -109,15 +109,15 @@ pub(crate) fn token_create(t: u128, n: u128, max_uses: u32, life_ms: u64) -> Wis
 }
 
 pub(crate) fn node_create(t: u128, c: u128, n: u128, name: &str) -> Wish {
-    Wish::Node(NodeCommand::Create {
-        tenant: tenant(t),
-        cvlan: cvlan(c),
-        id: node(n),
-        name: name.to_owned(),
-        wg_key: [n as u8; 32],
-        tags: Vec::new(),
-        endpoints: Vec::new(),
-    })
+    Wish::Node(NodeCommand::Create { tenant: tenant(t), devices: vec![device(c, n, name)] })
+}
+
+/// Device `n`, for CVLAN `c`.
+pub(crate) fn device(c: u128, n: u128, name: &str) -> Device {
+    let mut wg_key = [n as u8; 32];
+    wg_key[1] = (n >> 8) as u8;
+    let (tags, endpoints) = (Vec::new(), Vec::new());
+    Device { cvlan: cvlan(c), id: node(n), name: name.to_owned(), wg_key, tags, endpoints }
 }
 
 pub(crate) fn user_create(t: Option<u128>, n: u128, name: &str, role: &str) -> Wish {

@@ -10,7 +10,7 @@ use crate::id::{CommandId, CvlanId, Epoch, KeyId, MemberId, NodeId, TenantId, To
 use crate::idempotency::{Idempotency, KEPT_MS};
 use crate::machine::{Machine as _, Once};
 use crate::member::{MEMBERS_MAX, MemberCommand, URLS_TOTAL_BYTES, URLS_TOTAL_MAX};
-use crate::node::{Machine, NodeCommand, Register};
+use crate::node::{Device, Machine, NodeCommand, Register};
 use crate::presence::{PresenceCommand, Transition};
 use crate::state::{State, TenantState};
 use crate::system::{Bootstrap, SystemCommand};
@@ -336,16 +336,16 @@ impl Grammar {
     }
 
     fn node_create(&mut self, tenant: TenantId, home: Option<&TenantState>) -> Wish {
-        let wg_key = if self.rng.one_in(20) { [0; 32] } else { self.rng.bytes() };
-        Wish::Node(NodeCommand::Create {
-            tenant,
+        let count = if self.rng.one_in(4) { self.rng.below(6) } else { 1 };
+        let devices = (0..count).map(|_| Device {
             cvlan: self.cvlan(home),
             id: NodeId(self.rng.uuid()),
             name: self.name("n", 64),
-            wg_key,
+            wg_key: if self.rng.one_in(20) { [0; 32] } else { self.rng.bytes() },
             tags: vec![self.name("tag", 3)],
             endpoints: vec![format!("192.0.2.{}:51820", 1 + self.rng.below(250))],
-        })
+        });
+        Wish::Node(NodeCommand::Create { tenant, devices: devices.collect() })
     }
 
     fn register(&mut self, tenant: TenantId, home: Option<&TenantState>) -> Command {
@@ -471,8 +471,8 @@ pub fn check_invariants(state: &State) -> Result<(), String> {
                 keys.insert(node.wg_key) && state.node_by_key(&node.wg_key).map(|(_, n)| n.id) == Some(node.id),
                 || of("WireGuard key"),
             )?;
-            holds(state.node_tenants.get(&node.id) == Some(id), || of("tenant"))?;
-            holds(cvlan.names.get(&node.name) == Some(&node.id), || of("name"))?;
+            holds(state.node_tenant(node.id) == Some(*id), || of("tenant"))?;
+            holds(tenant.node_named(cvlan, &node.name).map(|n| n.id) == Some(node.id), || of("name"))?;
         }
         let named: usize = tenant.cvlans.values().map(|c| c.names.len()).sum();
         holds(named == tenant.nodes.len(), || format!("{named} names of {} nodes in tenant {id}", tenant.nodes.len()))?;

@@ -17,6 +17,7 @@ pub mod access;
 pub mod address;
 pub mod command;
 pub mod cvlan;
+pub mod finder;
 pub mod grammar;
 pub mod id;
 pub mod idempotency;
@@ -38,7 +39,6 @@ pub mod system;
 pub mod tenant;
 pub mod token;
 pub mod user;
-pub mod wg_keys;
 mod wire;
 
 #[cfg(test)]

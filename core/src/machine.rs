@@ -87,19 +87,14 @@ pub trait Machine: Send + Sync + 'static {
         command: &Self::Command,
     ) -> Result<Vec<Self::Event>, Self::Rejection>;
 
+    /// Events that a command makes, about: how much work it is.
+    fn weight(command: &Self::Command) -> usize {
+        let _ = command;
+        1
+    }
+
     /// Folds one event into the state.
     fn apply(state: &mut Self::State, event: &Self::Event);
-
-    /// Many events are about to be folded, and until [`Machine::caught_up`] nothing is decided on this state and nothing
-    /// looked up: what is derived from the rest may be brought up to date later.
-    fn catching_up(state: &mut Self::State) {
-        let _ = state;
-    }
-
-    /// Brings it up to date: afterwards the state is as if [`Machine::catching_up`] had never been called.
-    fn caught_up(state: &mut Self::State) {
-        let _ = state;
-    }
 
     /// The bytes that are stored, hashed and served: written once, never re-encoded.
     fn encode(event: &Self::Event, into: &mut Vec<u8>);

@@ -88,7 +88,7 @@ impl Place {
 
     /// Ids of everyone it may talk to: all other active nodes of the CVLAN, in the order of ids.
     pub fn peer_ids(&self) -> BTreeSet<NodeId> {
-        self.cvlan.names.values().copied().filter(|id| self.peer(*id).is_some()).collect()
+        self.cvlan.scope.nodes().filter(|id| self.peer(*id).is_some()).collect()
     }
 
     /// One peer, if it is one.

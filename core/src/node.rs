@@ -1,13 +1,15 @@
 //! Nodes: machines in one CVLAN. The server alone decides where one lands and which address it gets.
 
 use crate::access::{Permission, permit, tenant_unknown};
+use crate::address::Pool;
 use crate::command::{Actor, Meta};
 use crate::cvlan::cvlan_unknown;
+use crate::finder::Finder;
 use crate::id::{CvlanId, KeyId, NodeId, Seq, TenantId, TokenId, UserId};
-use crate::machine::Context;
+use crate::machine::{Context, Machine as _};
 use crate::name::{endpoints_check, name_check, name_of_hostname, tags_check, text_check};
 use crate::rejection::Rejection;
-use crate::rules::{Fact, Key, Stamp, fresh, timestamp};
+use crate::rules::{Fact, Key, Rules, Stamp, fresh, timestamp};
 use crate::scope::Thing;
 use crate::state::{CvlanState, State, TenantState, WgKey};
 use crate::{presence, token};
@@ -15,6 +17,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use cvlan_proto::v1::{self, event::Body, node_event::Kind};
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -134,25 +137,35 @@ pub struct Register {
     pub machine: Machine,
 }
 
+/// A plain WireGuard device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Device {
+    /// New.
+    pub id: NodeId,
+    /// Where.
+    pub cvlan: CvlanId,
+    /// DNS label.
+    pub name: String,
+    /// X25519 public key.
+    pub wg_key: WgKey,
+    /// Names.
+    pub tags: Vec<String>,
+    /// ADDRESS:PORT.
+    pub endpoints: Vec<String>,
+}
+
+/// Devices in one command.
+pub const DEVICES_MAX: usize = 1000;
+
 /// Wishes about nodes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum NodeCommand {
-    /// A plain WireGuard device.
+    /// Plain WireGuard devices, all or none.
     Create {
         /// Whose.
         tenant: TenantId,
-        /// Where.
-        cvlan: CvlanId,
-        /// New.
-        id: NodeId,
-        /// DNS label.
-        name: String,
-        /// X25519 public key.
-        wg_key: WgKey,
-        /// Names.
-        tags: Vec<String>,
-        /// ADDRESS:PORT.
-        endpoints: Vec<String>,
+        /// At least one, at most [`DEVICES_MAX`].
+        devices: Vec<Device>,
     },
     /// A machine with a token.
     Register(Box<Register>),
@@ -235,18 +248,7 @@ pub(crate) fn decide(state: &State, ctx: &Context, meta: &Meta, command: &NodeCo
     authorize(state, meta, command)?;
     let home = state.tenants.get(&tenant).ok_or_else(tenant_unknown)?;
     let kind = match command {
-        NodeCommand::Create { cvlan, id, name, wg_key, tags, endpoints, .. } => {
-            name_check("node", name)?;
-            let place = home.cvlans.get(cvlan).ok_or_else(cvlan_unknown)?;
-            if place.names.contains_key(name.as_str()) {
-                return Err(Rejection::conflict(
-                    "node_exists",
-                    format!("there is a node {name:?} in this CVLAN already"),
-                ));
-            }
-            let machine = Machine { endpoints: endpoints.clone(), ..Machine::default() };
-            Some(Kind::Created(created(state, ctx, place, *id, name.clone(), wg_key, tags, &machine)?))
-        }
+        NodeCommand::Create { devices, .. } => return create(state, ctx, home, devices),
         NodeCommand::Register(r) => register(state, ctx, home, r)?.map(Kind::Created),
         NodeCommand::Update { id, name, status, .. } => update(home, meta, *id, name.as_ref(), status.as_ref())?,
         NodeCommand::Endpoints { id, endpoints, .. } => {
@@ -261,8 +263,81 @@ pub(crate) fn decide(state: &State, ctx: &Context, meta: &Meta, command: &NodeCo
             Some(Kind::Deleted(v1::NodeDeleted { node_id: id.text(), cvlan_id: node.cvlan.text() }))
         }
     };
-    let fact = |kind| Fact { tenant, body: Body::Node(v1::NodeEvent { kind: Some(kind) }) };
-    Ok(kind.map(fact).into_iter().collect())
+    Ok(kind.map_or_else(Vec::new, |kind| vec![fact(tenant, kind)]))
+}
+
+fn fact(tenant: TenantId, kind: Kind) -> Fact {
+    Fact { tenant, body: Body::Node(v1::NodeEvent { kind: Some(kind) }) }
+}
+
+/// What devices of one command take that the state does not show yet.
+#[derive(Default)]
+struct Taken<'d> {
+    ids: HashSet<NodeId>,
+    names: HashSet<(CvlanId, &'d str)>,
+    keys: HashSet<&'d WgKey>,
+    pools: BTreeMap<CvlanId, (Pool, Pool)>,
+}
+
+impl Taken<'_> {
+    fn room(devices: usize) -> Self {
+        let (ids, names, keys) =
+            (HashSet::with_capacity(devices), HashSet::with_capacity(devices), HashSet::with_capacity(devices));
+        Self { ids, names, keys, pools: BTreeMap::new() }
+    }
+}
+
+/// Each device against the state and against those before it; nothing is folded for that.
+fn create(state: &State, ctx: &Context, home: &TenantState, devices: &[Device]) -> Result<Vec<Fact>, Rejection> {
+    if devices.is_empty() || devices.len() > DEVICES_MAX {
+        let detail = format!("{} devices; a request takes 1 to {DEVICES_MAX}", devices.len());
+        return Err(Rejection::invalid("devices_count", detail));
+    }
+    let many = devices.len() > 1;
+    let mut taken = if many { Taken::room(devices.len()) } else { Taken::default() };
+    let mut facts = Vec::with_capacity(devices.len());
+    for (device, n) in devices.iter().zip(1..) {
+        let made = device_created(state, ctx, home, device, &mut taken, many).map_err(|refused| match many {
+            true => Rejection { detail: format!("device {n} of {}: {refused}", devices.len()), ..refused },
+            false => refused,
+        })?;
+        facts.push(fact(home.record.id, Kind::Created(made)));
+    }
+    Ok(facts)
+}
+
+fn device_created<'d>(
+    state: &State,
+    ctx: &Context,
+    home: &TenantState,
+    device: &'d Device,
+    taken: &mut Taken<'d>,
+    many: bool,
+) -> Result<v1::NodeCreated, Rejection> {
+    let Device { id, cvlan, name, wg_key, tags, endpoints } = device;
+    name_check("node", name)?;
+    let place = home.cvlans.get(cvlan).ok_or_else(cvlan_unknown)?;
+    let twice = many && !(taken.names.insert((*cvlan, name)) && taken.ids.insert(*id));
+    if twice || home.node_named(place, name).is_some() || state.node_find(*id).is_some() {
+        return Err(Rejection::conflict("node_exists", format!("there is a node {name:?} in this CVLAN already")));
+    }
+    if many && !taken.keys.insert(wg_key) {
+        return Err(key_taken());
+    }
+    let machine = Machine { endpoints: endpoints.clone(), ..Machine::default() };
+    if !many {
+        return created(state, ctx, place, (&place.pool4, &place.pool6), *id, name.clone(), wg_key, tags, &machine);
+    }
+    let pools = taken.pools.entry(*cvlan);
+    let (pool4, pool6) = pools.or_insert_with(|| (place.pool4.clone(), place.pool6.clone()));
+    let made = created(state, ctx, place, (pool4, pool6), *id, name.clone(), wg_key, tags, &machine)?;
+    if let Some(address) = pool4.next(ctx.time_ms) {
+        pool4.take(address, ctx.time_ms);
+    }
+    if let Some(address) = pool6.next(ctx.time_ms).filter(|_| !made.ipv6.is_empty()) {
+        pool6.take(address, ctx.time_ms);
+    }
+    Ok(made)
 }
 
 /// People by their role; a token registers; a machine reports its own endpoints.
@@ -309,12 +384,13 @@ fn register(
         ));
     }
     let mut name = name_of_hostname(&r.machine.hostname);
-    if place.names.contains_key(name.as_str()) {
+    if home.node_named(place, &name).is_some() {
         // Short, unique, and the same on every replica.
         let tail: String = r.id.0.simple().to_string().chars().rev().take(8).collect();
         name = format!("{name}-{tail}");
     }
-    let mut created = created(state, ctx, place, r.id, name, &r.wg_key, &token.tags, &r.machine)?;
+    let pools = (&place.pool4, &place.pool6);
+    let mut created = created(state, ctx, place, pools, r.id, name, &r.wg_key, &token.tags, &r.machine)?;
     created.enrolment = Some(v1::Enrolment {
         token_id: r.token.text(),
         csr_key_hash: r.csr_key_hash.to_vec(),
@@ -333,6 +409,7 @@ fn created(
     state: &State,
     ctx: &Context,
     place: &CvlanState,
+    (pool4, pool6): (&Pool, &Pool),
     id: NodeId,
     name: String,
     wg_key: &WgKey,
@@ -361,9 +438,9 @@ fn created(
             format!("every address of {cidr} is taken; delete nodes or use another CVLAN"),
         )
     };
-    let ipv4 = place.pool4.next(ctx.time_ms).ok_or_else(|| full(place.record.ipv4.to_string()))?;
+    let ipv4 = pool4.next(ctx.time_ms).ok_or_else(|| full(place.record.ipv4.to_string()))?;
     let ipv6 = match place.record.ipv6 {
-        Some(net) => Some(place.pool6.next(ctx.time_ms).ok_or_else(|| full(net.to_string()))?),
+        Some(net) => Some(pool6.next(ctx.time_ms).ok_or_else(|| full(net.to_string()))?),
         None => None,
     };
     let mut tags = tags.to_vec();
@@ -397,7 +474,7 @@ fn update(
     let name = name.filter(|n| ***n != *node.name);
     if let Some(name) = name {
         name_check("node", name)?;
-        if home.cvlans.get(&node.cvlan).is_some_and(|c| c.names.contains_key(name.as_str())) {
+        if home.cvlans.get(&node.cvlan).is_some_and(|c| home.node_named(c, name).is_some()) {
             return Err(Rejection::conflict("node_exists", format!("there is a node {name:?} in this CVLAN already")));
         }
     }
@@ -419,29 +496,44 @@ pub(crate) fn apply(state: &mut State, stamp: Stamp, tenant: TenantId, event: &v
         Some(Kind::Created(e)) => apply_created(state, stamp, tenant, e),
         Some(Kind::Updated(e)) => change(state, stamp, tenant, NodeId::of(&e.node_id), |node, place| {
             if let Some(name) = &e.name {
-                place.names.remove(&node.name);
+                place.names.remove();
                 node.name = name.as_str().into();
-                place.names.insert(node.name.clone(), node.id);
+                place.names.insert(name.as_str(), node.id);
             }
             if let Some(status) = e.status.as_deref().and_then(Status::of) {
                 node.status = status;
             }
         }),
         Some(Kind::EndpointsChanged(e)) => change(state, stamp, tenant, NodeId::of(&e.node_id), |node, _| {
-            node.endpoints = e.endpoints.as_slice().into();
+            node.endpoints = list(&e.endpoints);
         }),
         Some(Kind::Deleted(e)) => apply_deleted(state, stamp, tenant, NodeId::of(&e.node_id)),
         None => {}
     }
 }
 
-fn apply_created(state: &mut State, stamp: Stamp, tenant: TenantId, e: &v1::NodeCreated) {
+/// Most nodes say nothing of these: all empty texts are one.
+fn text(text: &str) -> Arc<str> {
+    if text.is_empty() { Arc::default() } else { text.into() }
+}
+
+fn list(list: &[String]) -> Arc<[String]> {
+    if list.is_empty() { Arc::default() } else { list.into() }
+}
+
+/// The node that an event made, as it was then.
+pub fn created_by(event: &v1::Event) -> Option<Node> {
+    let Some(Body::Node(v1::NodeEvent { kind: Some(Kind::Created(e)) })) = &event.body else { return None };
+    Some(node_of(Stamp { seq: Seq(event.seq), time_ms: Rules::time_ms(event) }, TenantId::of(&event.tenant_id), e))
+}
+
+fn node_of(stamp: Stamp, tenant: TenantId, e: &v1::NodeCreated) -> Node {
     let enrolment = e.enrolment.as_ref().map(|x| Enrolment {
         token: TokenId::of(&x.token_id),
         csr_key_hash: x.csr_key_hash.as_slice().try_into().unwrap_or_default(),
         device_binding: x.device_binding.as_slice().try_into().unwrap_or_default(),
     });
-    let node = Node {
+    Node {
         id: NodeId::of(&e.node_id),
         tenant,
         cvlan: CvlanId::of(&e.cvlan_id),
@@ -449,20 +541,24 @@ fn apply_created(state: &mut State, stamp: Stamp, tenant: TenantId, e: &v1::Node
         wg_key: e.wg_public_key.as_slice().try_into().unwrap_or_default(),
         ipv4: e.ipv4.parse().unwrap_or(Ipv4Addr::UNSPECIFIED),
         ipv6: e.ipv6.parse().ok(),
-        endpoints: e.endpoints.as_slice().into(),
-        tags: e.tags.as_slice().into(),
+        endpoints: list(&e.endpoints),
+        tags: list(&e.tags),
         owner: None,
         status: Status::Active,
-        hostname: e.hostname.as_str().into(),
-        os: e.os.as_str().into(),
-        agent_version: e.agent_version.as_str().into(),
+        hostname: text(&e.hostname),
+        os: text(&e.os),
+        agent_version: text(&e.agent_version),
         enrolment,
         created_ms: stamp.time_ms,
         updated_ms: stamp.time_ms,
         revision: stamp.seq,
         home_since: stamp.seq,
         certs_valid_from_ms: 0,
-    };
+    }
+}
+
+fn apply_created(state: &mut State, stamp: Stamp, tenant: TenantId, e: &v1::NodeCreated) {
+    let node = node_of(stamp, tenant, e);
     if let (Some(home), Some(x)) = (state.tenant_mut(tenant), &e.enrolment) {
         let token = TokenId::of(&x.token_id);
         if let Some(token) = home.tokens.get_mut(&token).map(Arc::make_mut) {
@@ -477,14 +573,14 @@ fn apply_created(state: &mut State, stamp: Stamp, tenant: TenantId, e: &v1::Node
 /// Puts a node and what is derived from it into the state.
 pub(crate) fn insert(state: &mut State, node: Node, now_ms: u64) {
     state.wg_keys.insert(&node.wg_key, node.id);
-    state.node_tenants.insert(node.id, node.tenant);
+    state.node_tenants.insert(&node.id, node.tenant);
     let Some(home) = state.tenant_mut(node.tenant) else { return };
     if let Some(place) = home.cvlan_mut(node.cvlan) {
         place.pool4.take(u128::from(u32::from(node.ipv4)), now_ms);
         if let Some(address) = node.ipv6 {
             place.pool6.take(u128::from(address), now_ms);
         }
-        place.names.insert(node.name.clone(), node.id);
+        place.names.insert(&*node.name, node.id);
         place.scope.change(None, node.revision, Thing::Node(node.id));
     }
     home.nodes.insert(node.id, Arc::new(node));
@@ -500,6 +596,15 @@ fn change(state: &mut State, stamp: Stamp, tenant: TenantId, id: NodeId, f: impl
     node.updated_ms = stamp.time_ms;
     node.revision = stamp.seq;
     place.scope.change(Some(before), stamp.seq, Thing::Node(id));
+    let cvlan = node.cvlan;
+    names_renew(home, cvlan);
+}
+
+/// A new table of names, once it is due.
+fn names_renew(home: &mut TenantState, cvlan: CvlanId) {
+    let Some(place) = home.cvlans.get_mut(&cvlan).filter(|place| place.names.due()) else { return };
+    let here = home.nodes.values().filter(|node| node.cvlan == cvlan);
+    Arc::make_mut(place).names = Finder::of(here.map(|node| (&*node.name, node.id)));
 }
 
 fn apply_deleted(state: &mut State, stamp: Stamp, tenant: TenantId, id: NodeId) {
@@ -511,11 +616,18 @@ fn apply_deleted(state: &mut State, stamp: Stamp, tenant: TenantId, id: NodeId) 
         if let Some(address) = node.ipv6 {
             place.pool6.release(u128::from(address), stamp.time_ms);
         }
-        place.names.remove(&node.name);
+        place.names.remove();
         place.scope.remove(node.revision, stamp.seq, id);
     }
-    state.wg_keys.remove(&node.wg_key, id);
-    state.node_tenants.remove(&id);
+    names_renew(home, node.cvlan);
+    state.wg_keys.remove();
+    state.node_tenants.remove();
+    if state.wg_keys.due() {
+        state.wg_keys = Finder::of(state.nodes().map(|node| (node.wg_key, node.id)));
+    }
+    if state.node_tenants.due() {
+        state.node_tenants = Finder::of(state.nodes().map(|node| (node.id, node.tenant)));
+    }
 }
 
 pub(crate) fn touched(tenant: TenantId, event: &v1::NodeEvent) -> Vec<Key> {
@@ -545,7 +657,7 @@ pub(crate) fn touched(tenant: TenantId, event: &v1::NodeEvent) -> Vec<Key> {
 mod tests {
     use super::*;
     use crate::command::Wish;
-    use crate::given::{cvlan, cvlan_create, given, key, machine, node, node_create, tenant, token};
+    use crate::given::{cvlan, cvlan_create, device, given, key, machine, node, node_create, tenant, token};
 
     #[test]
     fn a_registration_repeated_is_the_same_node() {
@@ -610,6 +722,77 @@ mod tests {
         w.ok(Wish::Node(NodeCommand::Delete { tenant: tenant(1), id: node(2) }));
         w.ok(node_create(1, 3, 5, "n5"));
         assert_eq!(w.state.tenants[&tenant(1)].nodes[&node(5)].ipv4.to_string(), "10.9.0.3");
+    }
+
+    fn devices(devices: Vec<Device>) -> Wish {
+        Wish::Node(NodeCommand::Create { tenant: tenant(1), devices })
+    }
+
+    #[test]
+    fn devices_of_one_command_are_told_apart_and_come_all_or_none() {
+        let mut w = given();
+        w.ok(cvlan_create(1, 3, "tiny", "10.9.0.0/29", "fd00:9::/120"));
+        let three = || vec![device(3, 1, "a"), device(1, 2, "a"), device(3, 3, "b")];
+        let twice = |f: fn(&mut Device, &Device)| {
+            let (mut all, first) = (three(), device(3, 1, "a"));
+            f(&mut all[2], &first);
+            devices(all)
+        };
+        for (what, wish, code) in [
+            ("none", devices(Vec::new()), "devices_count"),
+            ("too many", devices(vec![device(1, 1, "a"); DEVICES_MAX + 1]), "devices_count"),
+            ("a name twice", twice(|last, first| last.name = first.name.clone()), "node_exists"),
+            ("an id twice", twice(|last, first| last.id = first.id), "node_exists"),
+            ("a key twice", twice(|last, first| last.wg_key = first.wg_key), "wg_key_in_use"),
+            ("a bad name", twice(|last, _| last.name = "B".into()), "name_invalid"),
+            ("another tenant's CVLAN", twice(|last, _| last.cvlan = cvlan(2)), "cvlan_not_found"),
+            ("no room", devices((1..=5).map(|n| device(3, n, &format!("n{n}"))).collect()), "addresses_exhausted"),
+        ] {
+            let before = w.seq;
+            let refused = w.when(Actor::System, wish).unwrap_err();
+            assert_eq!((refused.code, w.seq), (code, before), "{what}");
+            let counted = code == "devices_count";
+            assert!(counted || refused.detail.starts_with("device "), "which one it is: {}", refused.detail);
+        }
+        let events = w.ok(devices(three()));
+        assert_eq!(events.iter().map(|e| e.tenant_seq).collect::<Vec<_>>(), [5, 6, 7]);
+        let home = &w.state.tenants[&tenant(1)];
+        let address = |n| (home.nodes[&node(n)].ipv4.to_string(), home.nodes[&node(n)].ipv6.unwrap().to_string());
+        assert_eq!(address(1), ("10.9.0.2".into(), "fd00:9::2".into()));
+        assert_eq!(address(2), ("10.0.0.2".into(), "fd00::2".into()));
+        assert_eq!(address(3), ("10.9.0.3".into(), "fd00:9::3".into()));
+        crate::grammar::check_invariants(&w.state).unwrap();
+        assert_eq!(w.code(devices(vec![device(3, 3, "other")])), "node_exists", "an id that is there");
+    }
+
+    #[test]
+    fn a_state_from_before_still_finds_what_is_gone_and_its_successors_do_not() {
+        let mut w = given();
+        w.ok(cvlan_create(1, 3, "large", "10.9.0.0/16", ""));
+        let all = 2_500;
+        for n in 10..10 + all {
+            w.ok(node_create(1, 3, n, &format!("n{n}")));
+        }
+        let before = w.state.clone();
+        for n in 10..10 + all - 5 {
+            w.ok(Wish::Node(NodeCommand::Delete { tenant: tenant(1), id: node(n) }));
+        }
+        let (then, now) = (&before.tenants[&tenant(1)], &w.state.tenants[&tenant(1)]);
+        for n in 10..10 + all {
+            let (key, name, gone) = (device(3, n, "").wg_key, format!("n{n}"), n < 10 + all - 5);
+            for (state, home, gone) in [(&before, then, false), (&w.state, now, gone)] {
+                let found = [
+                    state.node_by_key(&key).map(|(_, found)| found.id),
+                    state.node_find(node(n)).map(|(_, found)| found.id),
+                    home.node_find(&name).unwrap().map(|found| found.id),
+                ];
+                assert_eq!(found, [(!gone).then(|| node(n)); 3], "{n}");
+            }
+        }
+        crate::grammar::check_invariants(&before).unwrap();
+        crate::grammar::check_invariants(&w.state).unwrap();
+        w.ok(node_create(1, 3, 10, "n10"));
+        assert!(w.state.node_by_key(&device(3, 10, "").wg_key).is_some());
     }
 
     #[test]

@@ -75,7 +75,7 @@ pub enum PresenceCommand {
 impl State {
     /// A node's last session; `None` where it never had one.
     pub fn presence(&self, node: NodeId) -> Option<&Presence> {
-        self.tenants.get(self.node_tenants.get(&node)?)?.presence.get(&node)
+        self.node_find(node)?.0.presence.get(&node)
     }
 
     /// Nodes that are connected to this member, by id.
@@ -108,7 +108,7 @@ pub fn transitions(event: &v1::Event) -> Option<&[v1::PresenceTransition]> {
 /// What this member is to tell of a node, and whose the node is; `None` where the state says it, or where it is
 /// another member's to say. Asked again whenever a stream or the state changes, it brings both together.
 pub fn due(state: &State, member: MemberId, node: NodeId, open: Option<Open>) -> Option<(TenantId, Transition)> {
-    let tenant = *state.node_tenants.get(&node)?;
+    let tenant = state.node_tenant(node)?;
     let known = state.presence(node).filter(|p| p.online);
     let (session, online) = match (open, known) {
         (Some(open), Some(p)) if p.member == member => (open.session != p.session).then_some((open.session, true)),
@@ -142,8 +142,8 @@ pub(crate) fn decide(state: &State, meta: &Meta, command: &PresenceCommand) -> R
         PresenceCommand::Expire { member } => {
             let mut ends: BTreeMap<TenantId, Vec<Transition>> = BTreeMap::new();
             for node in state.online_at(*member).take(TRANSITIONS_MAX) {
-                if let (Some(tenant), Some(p)) = (state.node_tenants.get(&node), state.presence(node)) {
-                    ends.entry(*tenant).or_default().push(Transition { node, session: p.session, online: false });
+                if let (Some(tenant), Some(p)) = (state.node_tenant(node), state.presence(node)) {
+                    ends.entry(tenant).or_default().push(Transition { node, session: p.session, online: false });
                 }
             }
             Ok(ends.into_iter().filter_map(|(tenant, ends)| fact(tenant, *member, ends)).collect())

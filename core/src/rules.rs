@@ -5,6 +5,7 @@
 use crate::command::{Actor, Command, Meta, Wish};
 use crate::id::{CommandId, CvlanId, MemberId, NodeId, Seq, TenantId, TokenId, UserId};
 use crate::machine::{Context, Machine, Once, SystemFact, Unreadable};
+use crate::node::NodeCommand;
 use crate::rejection::Rejection;
 use crate::state::State;
 use crate::{cvlan, idempotency, member, node, presence, save, system, tenant, token, user};
@@ -75,12 +76,11 @@ impl Machine for Rules {
         Ok(envelopes(state, ctx, meta, facts))
     }
 
-    fn catching_up(state: &mut State) {
-        state.wg_keys.gather();
-    }
-
-    fn caught_up(state: &mut State) {
-        state.wg_keys.settle();
+    fn weight(command: &Command) -> usize {
+        match &command.wish {
+            Wish::Node(NodeCommand::Create { devices, .. }) => devices.len(),
+            _ => 1,
+        }
     }
 
     fn apply(state: &mut State, event: &Event) {
@@ -201,13 +201,25 @@ fn known(event: &Event) -> bool {
 
 fn envelopes(state: &State, ctx: &Context, meta: &Meta, facts: Vec<Fact>) -> Vec<Event> {
     let mut events: Vec<Event> = Vec::with_capacity(facts.len());
+    // Few: most commands are about one tenant.
+    let mut counts: Vec<(TenantId, u64)> = Vec::new();
     for (i, fact) in facts.into_iter().enumerate() {
-        let tenant_id = if fact.tenant.is_nil() { String::new() } else { fact.tenant.text() };
-        let tenant_seq = if tenant_id.is_empty() {
-            0
+        let (tenant_id, tenant_seq) = if fact.tenant.is_nil() {
+            (String::new(), 0)
         } else {
-            let here = events.iter().filter(|e| e.tenant_id == tenant_id).count() as u64;
-            state.tenants.get(&fact.tenant).map_or(0, |t| t.events) + here + 1
+            let before = || state.tenants.get(&fact.tenant).map_or(0, |t| t.events);
+            let seq = match counts.iter_mut().find(|(tenant, _)| *tenant == fact.tenant) {
+                Some((_, seq)) => {
+                    *seq += 1;
+                    *seq
+                }
+                None => {
+                    let seq = before() + 1;
+                    counts.push((fact.tenant, seq));
+                    seq
+                }
+            };
+            (fact.tenant.text(), seq)
         };
         let once = meta.once.filter(|_| i == 0);
         let given = meta.idempotency.as_ref().filter(|_| i == 0);

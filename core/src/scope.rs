@@ -57,6 +57,14 @@ impl Scope {
         self.live.range((after(seq), Thing::Network)..).map(|(_, thing)| *thing)
     }
 
+    /// Nodes that are there.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.live.iter().filter_map(|(_, thing)| match thing {
+            Thing::Network => None,
+            Thing::Node(id) => Some(*id),
+        })
+    }
+
     /// Nodes gone after `seq`, oldest first.
     pub fn gone_after(&self, seq: Seq) -> impl Iterator<Item = NodeId> + '_ {
         self.gone.range((after(seq), NodeId::default())..).map(|(_, node)| *node)

@@ -13,6 +13,7 @@
 //! Only `apply` changes it. Maps are ordered: two replicas walk them alike.
 
 use crate::address::Pool;
+use crate::finder::Finder;
 use crate::id::{CvlanId, MemberId, NodeId, TenantId, TokenId, UserId};
 use crate::idempotency::UsedKeys;
 use crate::member::{Member, urls};
@@ -22,7 +23,6 @@ use crate::system::SystemState;
 use crate::tenant::Tenant;
 use crate::token::Token;
 use crate::user::User;
-use crate::wg_keys::WgKeys;
 use crate::{cvlan::Cvlan, node::Node};
 use imbl::{OrdMap, OrdSet};
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -50,9 +50,9 @@ pub struct State {
     /// (tenant or nil, login name) → user.
     pub user_names: OrdMap<(TenantId, Arc<str>), UserId>,
     /// WireGuard keys are unique in the whole cluster.
-    pub wg_keys: WgKeys,
+    pub wg_keys: Finder<NodeId>,
     /// A certificate names only the node.
-    pub node_tenants: OrdMap<NodeId, TenantId>,
+    pub node_tenants: Finder<TenantId>,
     /// Nodes that are connected, by the member that they are connected to.
     pub online: OrdSet<(MemberId, NodeId)>,
 }
@@ -108,8 +108,8 @@ pub struct CvlanState {
     pub pool4: Pool,
     /// IPv6 addresses; empty where the CVLAN has no IPv6.
     pub pool6: Pool,
-    /// Node name → node.
-    pub names: OrdMap<Arc<str>, NodeId>,
+    /// Node name → node, of those in it.
+    pub names: Finder<NodeId>,
     /// What changed when: the class "all in the CVLAN".
     pub scope: Scope,
 }
@@ -123,13 +123,25 @@ impl State {
 
     /// The tenant and node that a certificate's id names.
     pub fn node_find(&self, id: NodeId) -> Option<(&Arc<TenantState>, &Arc<Node>)> {
-        let tenant = self.tenants.get(self.node_tenants.get(&id)?)?;
-        Some((tenant, tenant.nodes.get(&id)?))
+        self.node_tenants.find(&id, |tenant| {
+            let tenant = self.tenants.get(&tenant)?;
+            Some((tenant, tenant.nodes.get(&id)?))
+        })
+    }
+
+    /// Whose node it is.
+    pub fn node_tenant(&self, id: NodeId) -> Option<TenantId> {
+        self.node_find(id).map(|(_, node)| node.tenant)
+    }
+
+    /// All nodes, by tenant and id.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.tenants.values().flat_map(|tenant| tenant.nodes.values())
     }
 
     /// The tenant and node that have this WireGuard key.
     pub fn node_by_key(&self, key: &WgKey) -> Option<(&Arc<TenantState>, &Arc<Node>)> {
-        self.wg_keys.candidates(key).filter_map(|id| self.node_find(id)).find(|(_, node)| node.wg_key == *key)
+        self.wg_keys.find(key, |id| self.node_find(id).filter(|(_, node)| node.wg_key == *key))
     }
 
     /// The user that logs in under this name in this tenant (nil = global).
@@ -175,12 +187,17 @@ impl TenantState {
         if let Some(node) = text.parse().ok().and_then(|id: NodeId| self.nodes.get(&id)) {
             return Ok(Some(node));
         }
-        let mut found = self.cvlans.values().filter_map(|c| c.names.get(text));
+        let mut found = self.cvlans.values().filter_map(|c| self.node_named(c, text));
         match (found.next(), found.next()) {
             (Some(_), Some(_)) => Err(Ambiguous),
-            (Some(id), None) => Ok(self.nodes.get(id)),
-            (None, _) => Ok(None),
+            (one, None) => Ok(one),
+            (None, Some(_)) => Ok(None),
         }
+    }
+
+    /// The node of this name in one of this tenant's CVLANs.
+    pub fn node_named(&self, place: &CvlanState, name: &str) -> Option<&Arc<Node>> {
+        place.names.find(name, |id| self.nodes.get(&id).filter(|n| n.cvlan == place.record.id && *n.name == *name))
     }
 
     pub(crate) fn cvlan_mut(&mut self, id: CvlanId) -> Option<&mut CvlanState> {

@@ -242,7 +242,7 @@ fn a_delta_from_any_checkpoint_gives_what_a_full_map_gives() {
         let mut agents: BTreeMap<NodeId, Agent> = BTreeMap::new();
         for _ in 0..300 {
             run.step();
-            let all: Vec<NodeId> = run.state.node_tenants.keys().copied().collect();
+            let all: Vec<NodeId> = run.state.nodes().map(|node| node.id).collect();
             // Some agents are online and take every step, others sleep for long.
             for id in all {
                 if id.0.as_bytes()[0].is_multiple_of(4) || run.rng.one_in(30) {
@@ -274,8 +274,8 @@ fn a_member_that_is_behind_an_agent_never_sends_older_data() {
     for _ in 0..300 {
         run.step();
     }
-    let (id, _) = run.state.node_tenants.iter().find(|(id, _)| place(&run.state, **id).is_ok()).unwrap();
-    let (id, ahead) = (*id, Checkpoint { epoch: EPOCH, seq: Seq(run.seq + 10) }.to_string());
+    let node = run.state.nodes().find(|node| place(&run.state, node.id).is_ok()).unwrap();
+    let (id, ahead) = (node.id, Checkpoint { epoch: EPOCH, seq: Seq(run.seq + 10) }.to_string());
     let mut session = Session::new(id, 0);
     let hello = v1::Hello { checkpoint: ahead.clone(), ..v1::Hello::default() };
     session.handle(0, SyncFrame { frame: Some(Frame::Hello(hello)) }).unwrap();
@@ -291,11 +291,12 @@ fn another_epoch_gets_the_full_map_and_a_disabled_node_is_sent_away() {
     for _ in 0..300 {
         run.step();
     }
-    for (id, tenant) in run.state.node_tenants.clone() {
+    for node in run.state.nodes() {
+        let id = node.id;
         let mut agent =
             Agent { checkpoint: Checkpoint { epoch: Epoch([1; 16]), seq: Seq(1) }.to_string(), ..Agent::default() };
         agent.sync(id, &run);
-        let disabled = run.state.tenants[&tenant].nodes[&id].status == Status::Disabled;
+        let disabled = node.status == Status::Disabled;
         assert_eq!((agent.maps, agent.gone), if disabled { (0, true) } else { (1, false) });
     }
 }

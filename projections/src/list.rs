@@ -405,7 +405,8 @@ pub(crate) mod tests {
                 let query = Query { cvlan: Some(*id), ..Query::default() };
                 let found: BTreeSet<_> =
                     all(3, &query, |q| views.nodes(*home, q).unwrap()).into_iter().map(|n| n.id).collect();
-                assert_eq!(found, cvlan.names.values().map(ToString::to_string).collect());
+                let here = state.nodes.values().filter(|node| node.cvlan == cvlan.record.id);
+                assert_eq!(found, here.map(|node| node.id.to_string()).collect());
             }
             for node in state.nodes.values() {
                 let id = node.id.to_string();

@@ -7,7 +7,7 @@ use cvlan_core::cvlan::CvlanCommand;
 use cvlan_core::id::{Checkpoint, CommandId, CvlanId, Epoch, KeyId, MemberId, NodeId, Seq, TenantId, TokenId, UserId};
 use cvlan_core::machine::{Context, Machine, SystemFact};
 use cvlan_core::member::MemberCommand;
-use cvlan_core::node::{Machine as Reported, NodeCommand, Register};
+use cvlan_core::node::{Device, Machine as Reported, NodeCommand, Register};
 use cvlan_core::presence::{PresenceCommand, Transition, transitions};
 use cvlan_core::system::SystemCommand;
 use cvlan_core::tenant::{SigningKey, TenantCommand};
@@ -170,7 +170,7 @@ impl World {
     fn node_create(&mut self, tenant: TenantId, cvlan: CvlanId, name: String) -> Wish {
         let (id, tags, endpoints) = (NodeId(self.uuid()), vec!["b".to_owned(), "a".to_owned()], Vec::new());
         let wg_key = [id.0.into_bytes(), id.0.into_bytes()].concat().try_into().unwrap();
-        Wish::Node(NodeCommand::Create { tenant, cvlan, id, name, wg_key, tags, endpoints })
+        Wish::Node(NodeCommand::Create { tenant, devices: vec![Device { cvlan, id, name, wg_key, tags, endpoints }] })
     }
 
     /// One is admitted and comes; else a machine connects, or the log's own.

@@ -144,29 +144,34 @@ const AHEAD: usize = 64;
 
 type Grown = [u64; 2];
 
-/// Folds entries in a thread of its own, while this one reads and checks those after them.
+/// Folds entries in a thread of its own, the slower one, while this one reads and checks those after them, and frees those
+/// that were folded.
 fn fold<M: Machine>(mut replay: Replay<M>, wal: &Wal, entries: Range<u64>) -> Result<(Replay<M>, Grown), OpenError> {
     let (tx, rx) = sync_channel(AHEAD);
+    let (spent, free) = sync_channel(AHEAD);
     std::thread::scope(|scope| {
         let folded = scope.spawn(move || {
             let mut grown = [0; 2];
-            M::catching_up(&mut replay.head.machine);
             for (bytes, step) in rx {
-                if let Done::Folded { events, .. } = replay.step(step) {
+                if let Done::Folded { events, .. } = replay.step(&step) {
                     let [all_bytes, all_events] = &mut grown;
                     *all_bytes += bytes as u64;
                     *all_events += events as u64;
                 }
+                // Where there is no room it is freed here.
+                let _ = spent.try_send(step);
             }
-            M::caught_up(&mut replay.head.machine);
             (replay, grown)
         });
         let mut failed = None;
-        let read = wal.visit(entries, &mut |entry| match unpack::<M>(&entry) {
-            Ok(step) => tx.send((size(&entry), step)).is_ok(),
-            Err(fault) => {
-                failed = Some(unreadable(&entry, fault));
-                false
+        let read = wal.visit(entries, &mut |entry| {
+            free.try_iter().for_each(drop);
+            match unpack::<M>(&entry) {
+                Ok(step) => tx.send((size(&entry), step)).is_ok(),
+                Err(fault) => {
+                    failed = Some(unreadable(&entry, fault));
+                    false
+                }
             }
         });
         drop(tx);

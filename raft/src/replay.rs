@@ -121,15 +121,16 @@ impl<M: Machine> Default for Replay<M> {
 impl<M: Machine> Replay<M> {
     /// Applies the next entry.
     pub(crate) fn entry(&mut self, entry: &Entry) -> Result<Done<M>, Fault> {
-        unpack::<M>(entry).map(|step| self.step(step))
+        unpack::<M>(entry).map(|step| self.step(&step))
     }
 
     /// Applies the next entry, which was read before.
-    pub(crate) fn step(&mut self, (id, step): (LogId, Step<M::Event>)) -> Done<M> {
+    pub(crate) fn step(&mut self, (id, step): &(LogId, Step<M::Event>)) -> Done<M> {
+        let id = *id;
         let done = match step {
             Step::Blank => Done::Nothing,
             Step::Membership(membership) => {
-                self.place.membership = StoredMembership::new(Some(id), membership);
+                self.place.membership = StoredMembership::new(Some(id), membership.clone());
                 self.head.members = Arc::new(Members::from(&self.place.membership));
                 Done::Nothing
             }
@@ -143,14 +144,14 @@ impl<M: Machine> Replay<M> {
         done
     }
 
-    fn fold(&mut self, mut read: Read<M::Event>) -> Done<M> {
+    fn fold(&mut self, read: &Read<M::Event>) -> Done<M> {
         if !self.head.fits(read.continues, read.first_seq, &read.prev_root) {
             return Done::Skipped;
         }
-        if let Some(to) = self.to {
-            read.events.truncate((to.0 + 1).saturating_sub(read.first_seq.0) as usize);
-        }
-        let noted = self.head.fold_entry::<M>(read.epoch, read.events.iter().zip(read.leaves));
-        Done::Folded { events: read.events.len(), noted }
+        let wanted = self.to.map_or(usize::MAX, |to| (to.0 + 1).saturating_sub(read.first_seq.0) as usize);
+        let events = read.events.len().min(wanted);
+        let folded = read.events.iter().zip(read.leaves.iter().copied()).take(events);
+        let noted = self.head.fold_entry::<M>(read.epoch, folded);
+        Done::Folded { events, noted }
     }
 }

@@ -21,6 +21,9 @@ use std::sync::atomic::Ordering::Relaxed;
 /// Bytes of an event in an entry, about: room that is made beforehand.
 const EVENT_BYTES: usize = 448;
 
+/// Events of an entry that room is made for beforehand, at most.
+const EVENTS_ROOM: usize = 4096;
+
 /// Stops the member if the sequencer ends for another reason than that.
 struct Watch<M: Machine, RT: AsyncRuntime>(Arc<Shared<M, RT>>);
 
@@ -95,6 +98,7 @@ pub(crate) struct Batch<M: Machine, RT: AsyncRuntime> {
 /// Decides commands in order, each against the head after the ones before it.
 pub(crate) fn decide<M: Machine, RT: AsyncRuntime>(turn: Turn<M, RT>, limits: &Limits) -> Batch<M, RT> {
     let mut rest = turn.items;
+    let room = rest.iter().map(|item| M::weight(&item.command)).sum::<usize>().min(EVENTS_ROOM);
     let mut work = Work::<M> {
         first_seq: Seq(turn.head.seq.0 + 1),
         prev_root: turn.head.root,
@@ -102,8 +106,8 @@ pub(crate) fn decide<M: Machine, RT: AsyncRuntime>(turn: Turn<M, RT>, limits: &L
         head: turn.head,
         time_ms: turn.time_ms,
         entry: None,
-        room: rest.len(),
-        events: Vec::with_capacity(rest.len()),
+        room,
+        events: Vec::with_capacity(room),
         noted: Vec::new(),
         last: None,
     };
@@ -136,7 +140,7 @@ struct Work<M: Machine> {
     time_ms: u64,
     /// Begun with the first event: only then is the epoch certain.
     entry: Option<EntryWriter>,
-    /// Commands that may come.
+    /// Events that may come.
     room: usize,
     events: Vec<M::Event>,
     noted: Vec<Noted<M::State>>,

@@ -19,6 +19,7 @@ mod cvlan;
 mod event;
 mod failure;
 mod history;
+mod import;
 mod log;
 mod member;
 mod node;

@@ -4,6 +4,7 @@ use crate::Global;
 use crate::client::{Client, segment};
 use crate::cvlan;
 use crate::failure::Failure;
+use crate::import::import;
 use crate::print::{Column, Noun, talk, text, time};
 use crate::prompt::confirm;
 use crate::target::{Doomed, Target, find};
@@ -36,6 +37,20 @@ Machines that run cvlan-ctrl come with a token instead:
         /// HOST:PORT of its WireGuard socket, best first; say it again for more
         #[arg(long = "endpoint", value_name = "HOST:PORT")]
         endpoints: Vec<String>,
+    },
+    /// Add many plain WireGuard devices from a file, all of a request (500) or none
+    #[command(after_help = "\
+The file is JSON: an array, or one object after the other, with the fields of POST nodes:
+  {\"name\": \"printer\", \"wgPublicKey\": \"…\", \"cvlan\": \"office\", \"tags\": [\"iot\"], \"endpoints\": [\"192.0.2.1:51820\"]}
+
+Example:
+  cvlanctl node import devices.json --cvlan office")]
+    Import {
+        /// Its path; - reads standard input
+        file: String,
+        /// The CVLAN of devices that name none
+        #[arg(long, value_name = "CVLAN")]
+        cvlan: Option<String>,
     },
     /// The tenant's
     List {
@@ -133,6 +148,9 @@ impl Verb {
                 let item = find(&mut client, &NOUN, &home, &target).await?;
                 let names = cvlan::names(&mut client, global, &home).await?;
                 return NOUN.sheet(global, &item, &names);
+            }
+            Self::Import { file, cvlan } => {
+                return import(client, global, &home, &file, cvlan.as_deref()).await;
             }
             Self::Delete(doomed) => return delete(client, &home, doomed).await,
             Self::Create { name, cvlan, wg_public_key, tags, endpoints } => {

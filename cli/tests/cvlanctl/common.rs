@@ -18,6 +18,13 @@ pub fn wg_key(n: u8) -> String {
     format!("{}{last}=", group.repeat(10))
 }
 
+/// One key for each number: in its first six characters, the rest as [`wg_key`] of 1.
+pub fn wg_key_of(n: u32) -> String {
+    let digit = |at: u32| char64((n >> (6 * at)) as u8 & 63);
+    let front: String = (0..6).map(digit).collect();
+    format!("{front}{}", &wg_key(1)[6..])
+}
+
 fn char64(n: u8) -> char {
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"[n as usize] as char
 }

@@ -4,6 +4,7 @@
 mod bad_input;
 mod cluster;
 mod common;
+mod import;
 mod nouns;
 mod session;
 mod timeline;

@@ -321,7 +321,7 @@ mod tests {
     use super::*;
     use crate::given::{World, cvlan, given, machine, node, tenant};
     use crate::id::NodeId;
-    use crate::node::NodeCommand;
+    use crate::node::{Device, NodeCommand};
     use crate::{Actor, Wish};
 
     const EPOCH: Epoch = Epoch([1; 16]);
@@ -348,12 +348,12 @@ mod tests {
             let id = NodeId(uuid::Uuid::from_u128(0x9_0000_0000 + u128::from(i)));
             let (tags, endpoints) = (Vec::new(), vec!["192.0.2.1:51820".to_owned()]);
             let (tenant, cvlan, name) = (tenant(1), cvlan(9), format!("device-{i}"));
-            w.ok(Wish::Node(NodeCommand::Create { tenant, cvlan, id, name, wg_key, tags, endpoints }));
+            let devices = vec![Device { cvlan, id, name, wg_key, tags, endpoints }];
+            w.ok(Wish::Node(NodeCommand::Create { tenant, devices }));
         }
         let (tenant, cvlan, id, tags) = (tenant(1), cvlan(9), node(200), Vec::new());
-        let wish =
-            NodeCommand::Create { tenant, cvlan, id, name: "me".into(), wg_key: [2; 32], tags, endpoints: vec![] };
-        w.ok(Wish::Node(wish));
+        let me = Device { cvlan, id, name: "me".into(), wg_key: [2; 32], tags, endpoints: vec![] };
+        w.ok(Wish::Node(NodeCommand::Create { tenant, devices: vec![me] }));
         w
     }
 

@@ -36,7 +36,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 
-/// While an entry is in flight, the next one waits for so many commands, or for that one to land: many small entries cost
+/// While an entry is in flight, the next one waits for about so many events, or for that one to land: many small entries cost
 /// more than they win, as they share the next sync anyway.
 const PIPELINED: usize = 64;
 
@@ -515,11 +515,21 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
 
 impl<M: Machine, RT: AsyncRuntime> Inner<M, RT> {
     fn ready(&self, limits: &Limits) -> bool {
-        let enough = if self.flight.is_empty() { 1 } else { PIPELINED.min(limits.entry_commands) };
         !self.stale
-            && self.queue.len() >= enough
+            && (if self.flight.is_empty() { !self.queue.is_empty() } else { self.many(limits) })
             && self.flight.len() < limits.in_flight
             && self.term.as_ref().is_some_and(|term| term.head.is_some())
+    }
+
+    /// What waits is worth an entry beside the one in flight.
+    fn many(&self, limits: &Limits) -> bool {
+        let enough = PIPELINED.min(limits.entry_commands);
+        let mut events = 0;
+        self.queue.len() >= enough
+            || self.queue.iter().any(|item| {
+                events += M::weight(&item.command);
+                events >= enough
+            })
     }
 
     /// There is something that the member that leads may have: all of it is certain not to be in the log.

@@ -1,6 +1,6 @@
 //! Reading a long log again: recovery from its first event, the scan that checks it, and what it takes on disk.
 
-use super::write::{Fleet, Real, bulk_of, open};
+use super::write::{Fleet, Real, lot, open};
 use super::{Bench, Sample, folder_bytes, on_tokio};
 use anyhow::{anyhow, ensure};
 use cvlan_core::Rules;
@@ -57,7 +57,7 @@ pub(super) async fn fill(member: &Real<Rules>, fleet: &Arc<Fleet>, events: u64) 
             tokio::spawn(async move {
                 let mut n = 1;
                 while member.head().seq.0 < events {
-                    bulk_of(member.clone(), fleet.clone(), caller, n).await?;
+                    lot(member.clone(), fleet.clone(), caller, n).await?;
                     n += 1;
                 }
                 anyhow::Ok(())

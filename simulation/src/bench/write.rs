@@ -10,7 +10,7 @@ use cvlan_core::cvlan::CvlanCommand;
 use cvlan_core::grammar::{Grammar, Rng};
 use cvlan_core::id::{CvlanId, Epoch, KeyId, NodeId, TenantId};
 use cvlan_core::machine::{Machine, Once};
-use cvlan_core::node::NodeCommand;
+use cvlan_core::node::{Device, NodeCommand};
 use cvlan_core::tenant::{SigningKey, TenantCommand};
 use cvlan_core::{Actor, Command, Meta, Rules, Wish};
 use cvlan_proto::v1::Sealed;
@@ -26,8 +26,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
-/// Commands that a bulk caller has on their way at once.
-const BULK: usize = 64;
+/// Nodes in a command of a bulk caller.
+const BULK: u64 = 64;
 
 /// Callers of bulks.
 const BULK_CALLERS: usize = 16;
@@ -93,25 +93,36 @@ impl Fleet {
     /// Another node, or another address of one, under the next number of its caller's session.
     pub(super) fn command(&self, once: Once) -> Command {
         let number = self.next.fetch_add(1, Relaxed);
-        let meta = Meta {
-            id: cvlan_core::id::CommandId(Rng(!number).uuid()),
-            actor: Actor::System,
-            once: Some(once),
-            ..Meta::default()
+        let wish = if number < self.nodes {
+            NodeCommand::Create { tenant: self.tenant, devices: vec![self.device(number)] }
+        } else {
+            let Device { id, endpoints, .. } = self.device(number);
+            NodeCommand::Endpoints { tenant: self.tenant, id, endpoints }
         };
+        meant(number, once, wish)
+    }
+
+    /// So many new nodes in one command.
+    fn bulk(&self, once: Once, nodes: u64) -> Command {
+        let first = self.next.fetch_add(nodes, Relaxed);
+        let devices = (first..first + nodes).map(|number| self.device(number)).collect();
+        meant(first, once, NodeCommand::Create { tenant: self.tenant, devices })
+    }
+
+    fn device(&self, number: u64) -> Device {
         let mut rng = Rng(number % self.nodes);
         // Sorted by time, as a door makes them (UUIDv7): some thirty a millisecond.
         let id = uuid::Builder::from_unix_timestamp_millis(number % self.nodes / 32, &rng.bytes()).into_uuid();
-        let (tenant, id) = (self.tenant, NodeId(id));
         let endpoints = vec![format!("192.0.2.1:{}", 1024 + number / self.nodes)];
-        let wish = Wish::Node(if number < self.nodes {
-            let (name, wg_key) = (format!("node-{number}"), rng.bytes());
-            NodeCommand::Create { tenant, cvlan: self.cvlan, id, name, wg_key, tags: Vec::new(), endpoints }
-        } else {
-            NodeCommand::Endpoints { tenant, id, endpoints }
-        });
-        Command { meta, wish }
+        let (name, wg_key) = (format!("node-{number}"), rng.bytes());
+        Device { cvlan: self.cvlan, id: NodeId(id), name, wg_key, tags: Vec::new(), endpoints }
     }
+}
+
+/// The command under a number of its caller's session.
+fn meant(number: u64, once: Once, wish: NodeCommand) -> Command {
+    let id = cvlan_core::id::CommandId(Rng(!number).uuid());
+    Command { meta: Meta { id, actor: Actor::System, once: Some(once), ..Meta::default() }, wish: Wish::Node(wish) }
 }
 
 /// Every caller does one operation after the other; counts those that end within the length, after a warm-up.
@@ -181,14 +192,15 @@ pub(super) fn seq_write<const VOTERS: u64>(bench: &Bench) -> anyhow::Result<Samp
     })
 }
 
-/// `bulk_m{voters}`: as many commands on their way as a bulk has, from a few callers.
+/// `bulk_m{voters}`: commands of many nodes each, from a few callers.
 pub(super) fn bulk<const VOTERS: u64>(bench: &Bench) -> anyhow::Result<Sample> {
     on_tokio(async {
         let folder = bench.folder()?;
         let (cluster, fleet) = Cluster::<Rules>::open(folder.path(), VOTERS, Fleet::found).await?;
         let writer = cluster.first.clone();
         let took = closed_loop(BULK_CALLERS, bench.length(), move |caller, n| {
-            bulk_of(writer.clone(), fleet.clone(), caller, n)
+            let (writer, command) = (writer.clone(), fleet.bulk(once(caller, n), BULK));
+            async move { writer.write(command).await.map(|_| ()).map_err(|e| anyhow!("{e}")) }
         });
         let took = took.await?;
         cluster.shutdown().await?;
@@ -196,9 +208,9 @@ pub(super) fn bulk<const VOTERS: u64>(bench: &Bench) -> anyhow::Result<Sample> {
     })
 }
 
-/// The `n`th bulk of a caller: [`BULK`] nodes, all on their way at once.
-pub(super) async fn bulk_of(member: Real<Rules>, fleet: Arc<Fleet>, caller: usize, n: u64) -> anyhow::Result<()> {
-    let numbers = (n - 1) * BULK as u64 + 1..=n * BULK as u64;
+/// The `n`th lot of a caller: [`BULK`] commands, all on their way at once.
+pub(super) async fn lot(member: Real<Rules>, fleet: Arc<Fleet>, caller: usize, n: u64) -> anyhow::Result<()> {
+    let numbers = (n - 1) * BULK + 1..=n * BULK;
     for result in join_all(numbers.map(|n| member.write(fleet.command(once(caller, n))))).await {
         result.map_err(|error| anyhow!("{error}"))?;
     }

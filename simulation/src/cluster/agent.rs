@@ -18,7 +18,7 @@ use cvlan_core::{Actor, Command, Meta, State, Wish};
 use cvlan_link::sync::{Effect, Session as Client};
 use cvlan_proto::v1::{self, SyncFrame, sync_frame::Frame};
 use cvlan_raft::Head;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A stream that has nothing to do looks for changes this often, µs.
@@ -93,8 +93,8 @@ impl Cluster {
 
     fn some_node(&self) -> Option<NodeId> {
         let head = self.ledger.head()?;
-        let nodes: Vec<NodeId> = head.machine.node_tenants.keys().copied().collect();
-        nodes.get(self.draw(nodes.len() as u64) as usize).copied().or(Some(NodeId::default()))
+        let nodes: BTreeSet<NodeId> = head.machine.nodes().map(|node| node.id).collect();
+        nodes.iter().nth(self.draw(nodes.len() as u64) as usize).copied().or(Some(NodeId::default()))
     }
 
     /// One stream; ends when it is cut, refused, or quiet after the patience is over.

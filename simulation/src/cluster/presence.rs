@@ -199,16 +199,16 @@ impl Cluster {
                 open.entry(*node).or_default().extend(now.member);
             }
         }
-        let wrong = head.machine.node_tenants.keys().find(|node| {
-            let said = head.machine.presence(**node).filter(|p| p.online).map(|p| p.member.0);
-            let at = open.get(*node);
+        let wrong = head.machine.nodes().map(|node| node.id).find(|node| {
+            let said = head.machine.presence(*node).filter(|p| p.online).map(|p| p.member.0);
+            let at = open.get(node);
             said.map_or(at.is_some(), |member| !at.is_some_and(|at| at.contains(&member)))
         })?;
         Some(format!(
             "at event {} node {wrong} is {:?} in the log, and has streams at {:?}",
             head.seq,
-            head.machine.presence(*wrong),
-            open.get(wrong)
+            head.machine.presence(wrong),
+            open.get(&wrong)
         ))
     }
 
@@ -233,7 +233,7 @@ impl Cluster {
 
 /// The planted bug: whoever left, the node's session ends, also one that it has elsewhere.
 fn planted(state: &State, node: NodeId) -> Option<PresenceCommand> {
-    let tenant = *state.node_tenants.get(&node)?;
+    let tenant = state.node_tenant(node)?;
     let has = state.presence(node).filter(|p| p.online)?;
     let transitions = vec![Transition { node, session: has.session, online: false }];
     Some(PresenceCommand::Report { tenant, member: has.member, transitions })

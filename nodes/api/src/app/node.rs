@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use cvlan_core::cvlan::cvlan_unknown;
 use cvlan_core::id::{NodeId, TenantId};
-use cvlan_core::node::{Node, NodeCommand, node_unknown};
+use cvlan_core::node::{Device, Node, NodeCommand, created_by, node_unknown};
 use cvlan_core::rules::timestamp;
 use cvlan_core::state::{TenantState, WgKey};
 use cvlan_core::{State, Wish};
@@ -72,11 +72,40 @@ pub async fn create(
     home: &TenantState,
     body: v1::NodeCreateRequest,
 ) -> Result<Output<v1::Node>, Problem> {
+    let device = device(home, body)?;
+    let (tenant, id) = (home.record.id, device.id);
+    after(app, caller, tenant, id, NodeCommand::Create { tenant, devices: vec![device] }).await
+}
+
+fn device(home: &TenantState, body: v1::NodeCreateRequest) -> Result<Device, Problem> {
     let v1::NodeCreateRequest { cvlan, name, wg_public_key, tags, endpoints } = body;
-    let (tenant, id) = (home.record.id, NodeId(uuid_sorted(now_ms())));
-    let wg_key = wg_key(&wg_public_key)?;
+    let id = NodeId(uuid_sorted(now_ms()));
     let cvlan = home.cvlan_find(&cvlan).ok_or_else(cvlan_unknown)?.record.id;
-    after(app, caller, tenant, id, NodeCommand::Create { tenant, cvlan, id, name, wg_key, tags, endpoints }).await
+    Ok(Device { id, cvlan, name, wg_key: wg_key(&wg_public_key)?, tags, endpoints })
+}
+
+/// Plain WireGuard devices, all or none.
+pub async fn bulk(
+    app: &App,
+    caller: &Caller,
+    home: &TenantState,
+    body: v1::NodeBulkRequest,
+) -> Result<Output<v1::NodeBulkResponse>, Problem> {
+    let (tenant, all) = (home.record.id, body.items.len());
+    let read = |(n, item)| {
+        let at =
+            |refused: Problem| Problem { detail: format!("device {n} of {all}: {}", refused.detail).into(), ..refused };
+        device(home, item).map_err(at)
+    };
+    let devices = (1..).zip(body.items).map(read).collect::<Result<_, _>>()?;
+    let answer = app.write(caller, Wish::Node(NodeCommand::Create { tenant, devices })).await?;
+    Ok(app.written(&answer, made(&answer.events)))
+}
+
+/// The nodes that these events made, as they were then.
+pub fn made(events: &[v1::Event]) -> v1::NodeBulkResponse {
+    let items = events.iter().filter_map(created_by).map(|node| node.to_proto());
+    v1::NodeBulkResponse { items: items.collect() }
 }
 
 /// Another name or status.

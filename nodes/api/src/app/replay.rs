@@ -63,18 +63,27 @@ pub fn find(head: &Head<State>, actor: &Actor, given: &Idempotency, now_ms: u64)
 /// What the request whose first event this is came to.
 pub async fn past(app: &App, first: Seq) -> Result<Past, Problem> {
     let head = app.log.head();
-    let (event, last) = command(app, first).await?;
-    let key = Rules::touched(&event).first().copied().ok_or_else(|| gone(first))?;
+    let events = command(app, first).await?;
+    let (Some(event), Some(last)) = (events.first(), events.last()) else { return Err(gone(first)) };
+    let key = Rules::touched(event).first().copied().ok_or_else(|| gone(first))?;
     let seq = Seq(last.seq);
     let at = Checkpoint { epoch: head.epoch, seq };
     let unchanged = revision(&head.machine, &key).is_some_and(|revision| revision <= seq);
-    let state = if unchanged { head.machine.clone() } else { folded(app, &event, &key, at, first).await? };
-    Ok(Past { at, time_ms: Rules::time_ms(&last), key, state, head })
+    let state = if unchanged { head.machine.clone() } else { folded(app, event, &key, at, first).await? };
+    Ok(Past { at, time_ms: Rules::time_ms(last), key, state, head })
 }
 
-/// First and last event of a command.
-async fn command(app: &App, first: Seq) -> Result<(Event, Event), Problem> {
-    let (mut from, mut found): (Seq, Option<(Event, Event)>) = (first, None);
+/// All events of the request whose first one this is.
+pub async fn all(app: &App, first: Seq) -> Result<Output<Vec<Event>>, Problem> {
+    let (epoch, events) = (app.log.head().epoch, command(app, first).await?);
+    let last = events.last().ok_or_else(|| gone(first))?;
+    let (at, time_ms) = (Checkpoint { epoch, seq: Seq(last.seq) }, Rules::time_ms(last));
+    Ok(Output { body: events, at, time_ms, revision: None, total: None })
+}
+
+/// The events of a command.
+async fn command(app: &App, first: Seq) -> Result<Vec<Event>, Problem> {
+    let (mut from, mut found): (Seq, Vec<Event>) = (first, Vec::new());
     loop {
         let page = match app.log.history(from, BATCH).await {
             Err(HistoryError::Gone { .. }) => return Err(gone(first)),
@@ -82,15 +91,14 @@ async fn command(app: &App, first: Seq) -> Result<(Event, Event), Problem> {
         };
         for (seq, bytes) in &page {
             let event = Rules::decode(bytes).map_err(Problem::internal)?;
-            found = match found {
-                None => Some((event.clone(), event)),
-                Some((one, before)) if Rules::same_command(&before, &event) => Some((one, event)),
-                Some(whole) => return Ok(whole),
-            };
+            if found.last().is_some_and(|before| !Rules::same_command(before, &event)) {
+                return Ok(found);
+            }
+            found.push(event);
             from = Seq(seq.0 + 1);
         }
         if page.is_empty() {
-            return found.ok_or_else(|| gone(first));
+            return Ok(found);
         }
     }
 }

@@ -106,6 +106,9 @@ fn sample(method: &Method, path: &str) -> Value {
         ("POST", "/tenants/{t}/cvlans") => json!({"name": "lab"}),
         ("PATCH", "/tenants/{t}/cvlans/{cvlan}") => json!({"name": "lab-2"}),
         ("POST", "/tenants/{t}/nodes") => json!({"cvlan": "prod", "name": "n", "wgPublicKey": wg_key()}),
+        ("POST", "/tenants/{t}/nodes:bulk") => {
+            json!({"items": [{"cvlan": "prod", "name": "b", "wgPublicKey": wg_key()}]})
+        }
         ("PATCH", "/tenants/{t}/nodes/{node}") => json!({"status": "disabled"}),
         ("POST", "/tenants/{t}/tokens") => json!({"cvlan": "prod", "expiresInSeconds": "600"}),
         ("POST", "/tenants/{t}/users") => json!({"name": "u", "role": "member", "password": PASSWORD}),

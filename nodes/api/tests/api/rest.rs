@@ -337,6 +337,42 @@ async fn the_log_proves_itself() {
     assert_eq!((status["role"].as_str(), status["root"].as_str()), (Some("leader"), found["root"].as_str()));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn many_nodes_come_in_one_request_all_or_none() {
+    let controller = Controller::new().await;
+    let admin = controller.admin().await;
+    admin.acme().await;
+    let path = "/tenants/acme/nodes:bulk";
+    let item = |n: usize| json!({"cvlan": "prod", "name": format!("b{n}"), "wgPublicKey": wg_key(), "tags": ["x"]});
+    let items: Vec<_> = (0..3).map(item).collect();
+    let before = controller.seq();
+    let mut twice = items.clone();
+    twice.push(items[0].clone());
+    let refused = admin.post(path, json!({"items": twice})).await;
+    assert!(refused.json()["detail"].as_str().unwrap().starts_with("device 4 of 4: "), "{}", refused.json());
+    refused.problem(409, "node_exists");
+    let mut wrong = items.clone();
+    wrong[1]["wgPublicKey"] = json!("x");
+    let refused = admin.post(path, json!({"items": wrong})).await;
+    assert!(refused.json()["detail"].as_str().unwrap().starts_with("device 2 of 3: "), "{}", refused.json());
+    refused.problem(400, "wg_key_invalid");
+    admin.post(path, json!({"items": []})).await.problem(400, "devices_count");
+    let many: Vec<_> = (0..1001).map(item).collect();
+    admin.post(path, json!({"items": many})).await.problem(400, "devices_count");
+    assert_eq!(controller.seq(), before, "nothing was written");
+
+    let made = admin.post(path, json!({"items": items})).await.expect(201);
+    assert_eq!(controller.seq(), before + 3);
+    for (node, n) in made.json()["items"].as_array().unwrap().iter().zip(0..) {
+        assert_eq!(node["name"], format!("b{n}"));
+        let seen = admin.get(&format!("/tenants/acme/nodes/b{n}")).await.expect(200);
+        assert_eq!(&seen.json(), node, "as it is read");
+    }
+    let all: Vec<_> = (10..1010).map(item).collect();
+    let made = admin.post(path, json!({"items": all})).await;
+    made.problem(409, "addresses_exhausted");
+}
+
 async fn nodes_more(admin: &Session<'_>) {
     let body = json!({"cvlan": "prod", "name": "more", "wgPublicKey": wg_key()});
     admin.post("/tenants/acme/nodes", body).await.expect(201);

@@ -9,7 +9,7 @@
 
 use super::routes::Route;
 use super::{BASE, reply};
-use crate::app::replay::{Past, find, gone, past};
+use crate::app::replay::{Past, all, find, gone, past};
 use crate::app::{self, App, now_ms};
 use crate::bootstrap::purpose;
 use crate::problem::Problem;
@@ -19,13 +19,16 @@ use cvlan_core::id::Seq;
 use cvlan_core::idempotency::{Idempotency, key_check};
 use cvlan_core::rules::Key;
 use cvlan_proto::v1;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use serde::Serialize;
 
 /// The caller's key of a write.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// `true` on an answer that was given before.
 pub const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+/// The answer that is about many things, each as it was made.
+const BULK: &str = "NodeBulkResponse";
 
 /// The key that came along, if one did.
 pub fn key_read(headers: &HeaderMap) -> Result<Option<String>, Problem> {
@@ -78,8 +81,12 @@ pub async fn or_known(
 }
 
 async fn again(app: &App, route: &Route, first: Seq) -> Result<Response, Problem> {
-    let past = past(app, first).await?;
-    let mut response = answer(app, route, &past).ok_or_else(|| gone(first))??;
+    let mut response = if route.answer == BULK {
+        reply::json(StatusCode::CREATED, all(app, first).await?.map(|events| app::node::made(&events)))?
+    } else {
+        let past = past(app, first).await?;
+        answer(app, route, &past).ok_or_else(|| gone(first))??
+    };
     response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
     Ok(response)
 }

@@ -8,7 +8,7 @@ use axum::response::Response;
 use cvlan_core::access::Permission;
 use cvlan_core::id::TenantId;
 use cvlan_proto::v1;
-use http::Method;
+use http::{Method, StatusCode};
 use std::pin::Pin;
 
 /// Who may come in.
@@ -135,6 +135,9 @@ pub static ROUTES: &[Route] = routes! {
     POST "/tenants/{t}/nodes" May(P::NetworkWrite, Tenant), &[], "NodeCreateRequest" => "Node" "node.created" c {
         let made = app::node::create(&c.app, c.caller()?, c.home()?, c.json()?).await?;
         reply::created(below(&c, "nodes", &made.body.id), made)
+    };
+    POST "/tenants/{t}/nodes:bulk" May(P::NetworkWrite, Tenant), &[], "NodeBulkRequest" => "NodeBulkResponse" "node.created" c {
+        reply::json(StatusCode::CREATED, app::node::bulk(&c.app, c.caller()?, c.home()?, c.json()?).await?)
     };
     GET "/tenants/{t}/nodes/{node}" May(P::NetworkRead, Tenant), &[], "" => "Node" "" c reply::ok(app::node::get(&c.app, &c.head, c.home()?, c.param("node"))?);
     PATCH "/tenants/{t}/nodes/{node}" May(P::NetworkWrite, Tenant), &[], "NodeUpdateRequest" => "Node" "node.updated" c reply::ok(app::node::update(&c.app, c.caller()?, c.home()?, c.param("node"), c.json()?).await?);

@@ -54,6 +54,17 @@ export interface NodeCreateRequest {
   endpoints: string[];
 }
 
+/** NodeBulkRequest is the body of POST tenants/{t}/nodes:bulk: plain WireGuard devices, all or none. */
+export interface NodeBulkRequest {
+  /** 1 to 1000. */
+  items: NodeCreateRequest[];
+}
+
+/** NodeBulkResponse answers it: the new nodes, in the order of the request. */
+export interface NodeBulkResponse {
+  items: Node[];
+}
+
 /** NodeUpdateRequest is the body of PATCH tenants/{t}/nodes/{n}; what is absent stays. */
 export interface NodeUpdateRequest {
   name?: string | undefined;
