@@ -8,10 +8,12 @@ use rustix::process::setpriority_process;
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
+use std::num::NonZero;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// Zeros are written in pieces of this many bytes.
 const ZEROS: usize = 1 << 20;
@@ -20,8 +22,14 @@ const ZEROS: usize = 1 << 20;
 /// processor from writers for whole time slices.
 const WORK_NICE: i32 = 10;
 
-/// The name of that thread.
+/// The names of the threads.
+const LANES: [&str; 3] = ["log", "log-read", WORK];
 const WORK: &str = "log-work";
+
+/// After a job the log's thread looks for the next one for so long before it sleeps, and gives the processor to whoever wants
+/// it. One caller after the other waits for threads to wake more than for the disk: it halves that. A core is busy for this
+/// long after a write that none follows.
+const IDLE_POLL: Duration = Duration::from_micros(500);
 
 /// A folder of the machine's file system. Dropping it finishes the queued jobs and gives the folder free.
 pub struct FileDisk {
@@ -60,14 +68,16 @@ impl FileDisk {
         let folder = Arc::new(Folder { path, _lock: lock });
         let lanes: [Arc<Queue>; 3] = Default::default();
         let mut threads = Vec::new();
-        for (lane, name) in lanes.iter().zip(["log", "log-read", WORK]) {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        for (lane, name) in lanes.iter().zip(LANES) {
             let (lane, folder) = (lane.clone(), folder.clone());
             let nice = name == WORK;
+            let poll = if name == LANES[0] && cores > 1 { IDLE_POLL } else { Duration::ZERO };
             let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
                 if nice && let Err(error) = setpriority_process(None, WORK_NICE) {
                     tracing::debug!(%error, "snapshots are made at full priority");
                 }
-                lane.work(&folder);
+                lane.work(&folder, poll);
             });
             threads.push(thread.map_err(OpenError::io("starting a thread"))?);
         }
@@ -89,10 +99,17 @@ impl Disk for FileDisk {
 }
 
 impl Queue {
-    fn work(&self, folder: &Folder) {
+    /// Does jobs in order until the folder is given up; looks for the next one for `poll` before it sleeps.
+    fn work(&self, folder: &Folder, poll: Duration) {
         loop {
+            let asleep = Instant::now() + poll;
             let job = {
                 let mut jobs = lock(&self.jobs);
+                while jobs.0.is_empty() && !jobs.1 && Instant::now() < asleep {
+                    drop(jobs);
+                    std::thread::yield_now();
+                    jobs = lock(&self.jobs);
+                }
                 loop {
                     if let Some(job) = jobs.0.pop_front() {
                         break job;
