@@ -9,7 +9,7 @@ UI_SOURCES := $(shell find ui/src ui/index.html ui/public ui/package.json ui/pac
 BINS := -p cvlan-api -p cvlan-client -p cvlan-cli
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-ready cluster test test-tools test-rust test-ui torture torture-short check fix bench sim gen ui audit clean
+.PHONY: help build demo demo-ready cluster test test-tools test-rust test-ui torture torture-short same check fix bench sim gen ui audit clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -47,6 +47,12 @@ torture: ui ## three real controllers under faults for 20 minutes, and a proof; 
 	@deploy/tools.sh cc ip nft mkfs.ext4
 	@$(CARGO) build --workspace --bins
 	@$(TORTURE) --seconds $(TIME) $(if $(FAILOVER),--failover $(FAILOVER))
+	@$(if $(FAILOVER)$(filter-out 1200,$(TIME)),,$(MAKE) --no-print-directory same)
+
+same: ## three seeds of the simulation have the same digests in a debug and in a release build
+	@$(CARGO) build -p cvlan-sim --bin cvlan-sim
+	@$(CARGO) build --release -p cvlan-sim --bin cvlan-sim
+	@$${CARGO_TARGET_DIR:-target}/debug/cvlan-sim same --other $${CARGO_TARGET_DIR:-target}/release/cvlan-sim
 
 test-ui: ui
 	@$(CARGO) build $(BINS) --bins

@@ -101,6 +101,9 @@ pub struct Plant {
     pub wrong_quorum: bool,
     /// An entry is applied though it continues another history, if its number fits.
     pub wrong_root: bool,
+    /// Heads that were decided on and lost are decided on once more, where the number of what follows fits. Breaks nothing
+    /// as long as such an entry is skipped for its root.
+    pub no_fence: bool,
     /// A new term begins with the head of the one that was lost, and what it decides is applied unseen.
     pub lost_head: bool,
     /// Entries are applied in another order than that of the log.

@@ -22,6 +22,7 @@ pub mod https;
 pub mod ledger;
 pub mod net;
 pub mod picture;
+pub mod progress;
 pub mod report;
 pub mod runner;
 pub mod runtime;

@@ -3,6 +3,7 @@
 use anyhow::{Context, bail};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
+use cvlan_sim::progress::Progress;
 use cvlan_sim::report::Report;
 use cvlan_sim::runner::{Summary, seeds};
 use cvlan_sim::setup::{PLANTS, Setup, reproduce, run};
@@ -11,7 +12,7 @@ use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
 
 /// Where seeds that failed are kept, in a checkout: a test replays them.
@@ -42,6 +43,8 @@ enum Verb {
     Run(Run),
     /// Run many seeds and print the rate and the failures.
     Seeds(Seeds),
+    /// Run seeds here and in another build of this program, and compare their digests.
+    Same(Same),
     /// Measure the real log on real files: prints a table and one CVLAN_BENCH line per figure.
     Bench(bench::Options),
     /// Break three real controllers and the network between them while others write, and prove that nothing was lost.
@@ -130,6 +133,18 @@ struct Seeds {
     play: Play,
 }
 
+#[derive(Args)]
+struct Same {
+    /// The other build.
+    #[arg(long)]
+    other: PathBuf,
+    /// Seeds, A..B (B is left out).
+    #[arg(long, value_parser = range, default_value = "1..4")]
+    seeds: std::ops::Range<u64>,
+    #[command(flatten)]
+    play: Play,
+}
+
 fn range(text: &str) -> Result<std::ops::Range<u64>, String> {
     let parse = |number: &str| number.parse().map_err(|e| format!("{number}: {e}"));
     let (from, to) = text.split_once("..").ok_or("give A..B")?;
@@ -140,6 +155,7 @@ fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().verb {
         Verb::Run(args) => one_by_one(&args),
         Verb::Seeds(args) => many(&args),
+        Verb::Same(args) => same(&args).map(|()| ExitCode::SUCCESS),
         Verb::Bench(options) => bench::main(&options).map(|()| ExitCode::SUCCESS),
         Verb::Torture(options) => torture::main(&options),
         Verb::Floor { folder } => bench::floor_serve(&folder).map(|()| ExitCode::SUCCESS),
@@ -148,7 +164,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
 fn one_by_one(args: &Run) -> anyhow::Result<ExitCode> {
     let setup = Setup { text: args.trace.is_some() || args.html.is_some(), schedule: args.twice, ..args.play.setup() };
-    let (mut all, mut text, mut violations) = (Sha256::new(), String::new(), 0);
+    let (mut all, mut text, mut violations) = (Vec::new(), String::new(), 0);
     let range = args.seeds.clone().unwrap_or(args.seed..args.seed.saturating_add(1));
     for seed in range.clone() {
         let report = run(seed, &setup);
@@ -163,7 +179,7 @@ fn one_by_one(args: &Run) -> anyhow::Result<ExitCode> {
                 );
             }
         }
-        all.update(report.digest);
+        all.push(report.digest);
         let report = if report.violation.is_some() {
             violations += 1;
             failed(report, &setup, args.no_shrink)
@@ -178,8 +194,33 @@ fn one_by_one(args: &Run) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.trace {
         write(path, &text)?;
     }
-    say!("digest {}", hex::encode(all.finalize()));
+    say!("{}", digest_line(&all));
     Ok(if violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Each seed in both builds at once.
+fn same(args: &Same) -> anyhow::Result<()> {
+    let setup = args.play.setup();
+    for seed in args.seeds.clone() {
+        let mut other = Command::new(&args.other);
+        other.args(["run", "--no-shrink"]).args(setup.arguments(seed).split(' ')).stdout(Stdio::piped());
+        let other = other.spawn().with_context(|| args.other.display().to_string())?;
+        let report = run(seed, &setup);
+        let said = String::from_utf8(other.wait_with_output()?.stdout)?;
+        let (here, there) = (digest_line(&[report.digest]), said.lines().last().unwrap_or_default());
+        if here != there {
+            bail!("seed {seed}: {here} here, {there:?} of {}", args.other.display());
+        }
+        say!("seed {seed}: {here} in both builds, {} trace lines, {} ms", report.lines, report.virtual_ms);
+    }
+    Ok(())
+}
+
+/// Over the digests of seeds, in their order.
+fn digest_line<'d>(digests: impl IntoIterator<Item = &'d [u8; 32]>) -> String {
+    let mut all = Sha256::new();
+    digests.into_iter().for_each(|digest| all.update(digest));
+    format!("digest {}", hex::encode(all.finalize()))
 }
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
@@ -228,29 +269,24 @@ fn print(report: &Report) {
 
 fn many(args: &Seeds) -> anyhow::Result<ExitCode> {
     let setup = args.play.setup();
-    let progress = std::io::stderr().is_terminal();
-    // Seeds end in any order; the digest takes them in theirs.
-    let state: Mutex<(BTreeMap<u64, [u8; 32]>, usize)> = Mutex::default();
     let total = (args.to + 1).saturating_sub(args.from);
+    let progress = Progress::of(total);
+    // Seeds end in any order; the digest takes them in theirs.
+    let state: Mutex<(BTreeMap<u64, [u8; 32]>, u64)> = Mutex::default();
     let summary: Summary = seeds(args.from..=args.to, args.threads, &setup, false, &|report| {
         let mut state = state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         state.0.insert(report.seed, report.digest);
         if let Some(violation) = &report.violation {
             state.1 += 1;
             keep(report, &setup);
+            progress.clear();
             say!("seed {}: VIOLATION: {violation}\n  {}", report.seed, reproduce(report.seed, &setup));
         }
-        if progress {
-            eprint!("\r{} of {total} seeds, {} failed ", state.0.len(), state.1);
-        }
+        progress.tell(state.0.len() as u64, state.1);
     });
-    if progress {
-        eprintln!();
-    }
+    progress.clear();
     say!("{}", summary.line());
-    let mut all = Sha256::new();
     let digests = state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).0;
-    digests.values().for_each(|digest| all.update(digest));
-    say!("digest {}", hex::encode(all.finalize()));
+    say!("{}", digest_line(digests.values()));
     Ok(if summary.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

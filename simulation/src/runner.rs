@@ -68,6 +68,15 @@ pub fn stage(seed: u64, setup: &Setup, trace: &Trace, play: impl Future<Output =
     (virtual_ms, take_panic().map(|panic| format!("panic: {panic}")))
 }
 
+/// The world is gone: what stays of it is a violation too, as the next seeds would run out of memory.
+pub fn over(mut report: Report, trace: &Trace) -> Report {
+    let others = trace.others();
+    if others > 0 {
+        report.violation.get_or_insert_with(|| format!("{others} parts of the finished world are still there"));
+    }
+    report
+}
+
 /// What became of many seeds.
 #[derive(Debug, Default)]
 pub struct Summary {

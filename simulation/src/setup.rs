@@ -10,11 +10,12 @@ use std::fmt::Write;
 pub type Planted = (&'static str, fn(&mut Setup) -> &mut bool);
 
 /// Bugs that can be planted, by name: the checks have to find each.
-pub const PLANTS: [Planted; 12] = [
+pub const PLANTS: [Planted; 13] = [
     ("skip_fsync", |setup| &mut setup.plant.skip_fsync),
     ("early_ack", |setup| &mut setup.plant.early_ack),
     ("wrong_quorum", |setup| &mut setup.plant.wrong_quorum),
     ("wrong_root", |setup| &mut setup.plant.wrong_root),
+    ("no_fence", |setup| &mut setup.plant.no_fence),
     ("lost_head", |setup| &mut setup.plant.lost_head),
     ("out_of_order", |setup| &mut setup.plant.out_of_order),
     ("stale_read", |setup| &mut setup.plant.stale_read),

@@ -101,6 +101,11 @@ impl Trace {
         lock(&self.0).count
     }
 
+    /// Who else still has it: every part of a world does, so that without one nothing of the world is left.
+    pub fn others(&self) -> usize {
+        Arc::strong_count(&self.0) - 1
+    }
+
     /// The text, if it was kept.
     pub fn text(&self) -> Option<String> {
         lock(&self.0).kept.clone()

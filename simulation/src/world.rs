@@ -49,7 +49,7 @@ pub fn run(seed: u64, setup: &Setup) -> Report {
     let world = Arc::new(World::new(seed, setup, trace.clone()));
     let (virtual_ms, panic) = crate::runner::stage(seed, setup, &trace, world.clone().play());
     let counts = lock(&world.counts).clone();
-    Report {
+    let report = Report {
         seed,
         digest: trace.hash(),
         lines: trace.count(),
@@ -60,7 +60,9 @@ pub fn run(seed: u64, setup: &Setup) -> Report {
         // What follows from a panic is of less interest than the panic.
         violation: panic.or(world.ledger.violation()),
         counts,
-    }
+    };
+    drop(world);
+    crate::runner::over(report, &trace)
 }
 
 struct World {

@@ -139,8 +139,10 @@ struct Inner<M: Machine, RT: AsyncRuntime> {
     stale: bool,
     serial: u64,
     plant: Plant,
-    /// The head of a term that was closed; for the planted bug alone.
+    /// The head of a term that was closed, or that was put aside for one that is astray; for the planted bugs alone.
     lost: Option<Head<M::State>>,
+    /// Heads after entries that were lost; for the planted bug alone.
+    astray: Vec<Head<M::State>>,
     /// Another member that leads.
     leader: Option<u64>,
     /// Commands taken from here that have no answer yet, and may come back.
@@ -170,6 +172,7 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
             serial: 0,
             plant,
             lost: None,
+            astray: Vec::new(),
             leader: None,
             away: 0,
             stopped: false,
@@ -268,6 +271,7 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
         }
         let count = inner.queue.len().min(self.limits.entry_commands);
         let opened = inner.opened;
+        inner.go_astray();
         let Some(term) = &mut inner.term else { return Poll::Pending };
         let Some(head) = term.head.take() else { return Poll::Pending };
         let time_ms = head.time_ms.max(term.own.now_ms(&*self.clock));
@@ -310,10 +314,17 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
             self.wake(inner);
             return None;
         }
+        let real = if inner.plant.no_fence { inner.lost.take() } else { None };
+        let astray = real.is_some();
         if let Some(term) = &mut inner.term {
-            term.head = Some(head);
+            term.head = Some(real.unwrap_or(head));
         }
         inner.in_front(rest);
+        if astray {
+            inner.in_front(decided.into_iter().map(|(item, _)| item).collect());
+            self.wake(inner);
+            return None;
+        }
         inner.away += decided.len();
         Some(Quiet { term, after: inner.flight.back().map_or(0, |last| last.serial), decided })
     }
@@ -547,8 +558,24 @@ impl<M: Machine, RT: AsyncRuntime> Inner<M, RT> {
     }
 
     fn pop_again(&mut self) {
-        let decided = self.flight.pop_front().map(|flight| flight.decided).unwrap_or_default();
-        self.again(decided.into_iter().map(|(item, _)| item));
+        let Some(flight) = self.flight.pop_front() else { return };
+        if self.plant.no_fence {
+            self.astray.push(flight.head);
+        }
+        self.again(flight.decided.into_iter().map(|(item, _)| item));
+    }
+
+    /// The planted bug: the next turn is decided on a head that was lost, if one has the same number.
+    fn go_astray(&mut self) {
+        if !self.plant.no_fence {
+            return;
+        }
+        self.lost = None;
+        if let Some(head) = self.term.as_mut().and_then(|term| term.head.as_mut())
+            && let Some(at) = self.astray.iter().position(|lost| lost.seq == head.seq && lost.root != head.root)
+        {
+            self.lost = Some(std::mem::replace(head, self.astray.swap_remove(at)));
+        }
     }
 
     fn again(&mut self, items: impl Iterator<Item = Item<M, RT>>) {

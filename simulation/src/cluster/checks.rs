@@ -30,6 +30,7 @@ impl Cluster {
         self.count(|c| {
             c.add("events", head.seq.0);
             c.add("members", members.len() as u64);
+            c.add("skipped", members.iter().map(|up| up.member.status().skipped).sum());
         });
         if self.ledger.highest() > head.seq.0 {
             return Err(format!("the log ends at event {}, yet {} was acknowledged", head.seq, self.ledger.highest()));

@@ -71,7 +71,7 @@ pub fn run(seed: u64, setup: &Setup) -> Report {
     let trace = Trace::new(setup.text);
     let cluster = Arc::new(Cluster::new(seed, setup, trace.clone()));
     let (virtual_ms, panic) = crate::runner::stage(seed, setup, &trace, cluster.clone().play());
-    Report {
+    let report = Report {
         seed,
         digest: trace.hash(),
         lines: trace.count(),
@@ -82,7 +82,10 @@ pub fn run(seed: u64, setup: &Setup) -> Report {
         // What follows from a panic is of less interest than the panic.
         violation: panic.or(cluster.ledger.violation()),
         counts: lock(&cluster.counts).clone(),
-    }
+    };
+    cluster.dismantle();
+    drop(cluster);
+    crate::runner::over(report, &trace)
 }
 
 /// See the module.
@@ -156,6 +159,15 @@ impl Cluster {
             loss: AtomicBool::new(false),
             calm: AtomicBool::new(false),
             over: AtomicBool::new(false),
+        }
+    }
+
+    /// Members hold their observers, those their machines, and these, as the doors, the members again: what was running at
+    /// the end would hold itself for ever.
+    fn dismantle(&self) {
+        for machine in &self.machines {
+            self.net.listen(machine.at, None);
+            machine.forget();
         }
     }
 

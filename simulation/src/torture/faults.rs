@@ -5,6 +5,7 @@ use super::failover::{Probe, Seen, seen};
 use super::load::Load;
 use super::members::{Members, PATIENCE};
 use super::net::{MEMBERS, Net, Way};
+use super::slow::{Late, Slow};
 use anyhow::{Context, bail};
 use cvlan_core::grammar::Rng;
 use std::sync::Arc;
@@ -46,6 +47,10 @@ pub enum Fault {
     CutPair(Way),
     /// So many percent of all packets between members are lost.
     Loss(u32),
+    /// All that members say to each other comes late.
+    SlowAll,
+    /// What it says, or is told, comes late.
+    Slow(Who, Way),
     /// No room on its disk.
     Full(Who),
     /// Its disk is lost: removed, and a new member in its place.
@@ -71,6 +76,10 @@ const ALL: &[Fault] = &[
     Fault::CutPair(Way::In),
     Fault::Loss(5),
     Fault::Loss(20),
+    Fault::SlowAll,
+    Fault::Slow(Who::Leader, Way::Out),
+    Fault::Slow(Who::Leader, Way::In),
+    Fault::Slow(Who::Follower, Way::Both),
     Fault::Full(Who::Leader),
     Fault::Full(Who::Follower),
     Fault::Replace(Who::Leader),
@@ -103,6 +112,10 @@ impl Fault {
             Self::CutPair(Way::Both) => "leader and a follower are cut from each other".to_owned(),
             Self::CutPair(_) => "the leader is deaf to a follower".to_owned(),
             Self::Loss(percent) => format!("{percent} % of all packets are lost"),
+            Self::SlowAll => "all that members say comes late".to_owned(),
+            Self::Slow(who, Way::Both) => format!("{} says and hears all late", who.text()),
+            Self::Slow(who, Way::Out) => format!("what {} says comes late", who.text()),
+            Self::Slow(who, Way::In) => format!("{} hears all late", who.text()),
             Self::Full(who) => format!("the disk of {} is full", who.text()),
             Self::Replace(who) => format!("the disk of {} is lost: removed, replaced", who.text()),
             Self::Transfer => "another one is asked to lead".to_owned(),
@@ -120,6 +133,8 @@ pub struct Torture {
     rng: Rng,
     begin: Instant,
     bag: Vec<Fault>,
+    /// Connections can be sent through the hub.
+    slows: bool,
     /// The longest time without an acknowledged write.
     pub longest: Duration,
     /// Faults so far.
@@ -136,8 +151,14 @@ fn ms(us: u64) -> u64 {
 
 impl Torture {
     /// Nothing is wrong yet.
-    pub fn new(net: Net, members: Members, load: Arc<Load>, seed: u64) -> Self {
-        Self {
+    pub fn new(net: Net, members: Members, load: Arc<Load>, seed: u64) -> anyhow::Result<Self> {
+        let slows = net.redirect(&[]);
+        net.heal()?;
+        if let Err(error) = &slows {
+            eprintln!("SKIPPED: delays: {error:#}");
+        }
+        Ok(Self {
+            slows: slows.is_ok(),
             net,
             members,
             load,
@@ -148,14 +169,19 @@ impl Torture {
             faults: 0,
             kills: Vec::new(),
             terms: Vec::new(),
-        }
+        })
     }
 
     /// The next fault: all of them, in an order of the seed, before any comes again.
     pub fn draw(&mut self) -> Fault {
         if self.bag.is_empty() {
-            let disks = self.members.disks;
-            self.bag = ALL.iter().copied().filter(|fault| disks || !matches!(fault, Fault::Full(_))).collect();
+            let (disks, slows) = (self.members.disks, self.slows);
+            let can = |fault: &Fault| match fault {
+                Fault::Full(_) => disks,
+                Fault::SlowAll | Fault::Slow(..) => slows,
+                _ => true,
+            };
+            self.bag = ALL.iter().copied().filter(can).collect();
         }
         let at = self.rng.below(self.bag.len() as u64) as usize;
         self.bag.swap_remove(at)
@@ -217,8 +243,8 @@ impl Torture {
     async fn fault(&mut self, fault: Fault) -> anyhow::Result<String> {
         let who = match fault {
             Fault::Kill(who) | Fault::Term(who) | Fault::Freeze(who) => who,
-            Fault::Cut(who, _) | Fault::Full(who) | Fault::Replace(who) => who,
-            Fault::CutPair(_) | Fault::Loss(_) | Fault::KillAll | Fault::Transfer => Who::Leader,
+            Fault::Cut(who, _) | Fault::Slow(who, _) | Fault::Full(who) | Fault::Replace(who) => who,
+            Fault::CutPair(_) | Fault::Loss(_) | Fault::SlowAll | Fault::KillAll | Fault::Transfer => Who::Leader,
         };
         let at = self.victim(who).await?;
         let name = self.members.name(at).to_owned();
@@ -266,6 +292,11 @@ impl Torture {
                 self.hold().await;
                 return Ok(String::new());
             }
+            Fault::SlowAll => return self.slow(Late::All).await,
+            Fault::Slow(_, way) => {
+                let told = self.slow(Late::Of(at, way)).await?;
+                return Ok(format!("{name}, {told}"));
+            }
             Fault::Full(_) => {
                 self.load.full(at);
                 self.members.fill(at)?;
@@ -293,6 +324,19 @@ impl Torture {
             }
         }
         Ok(name)
+    }
+
+    /// It is held twice as long: the members have to connect anew first, and again afterwards.
+    async fn slow(&mut self, late: Late) -> anyhow::Result<String> {
+        let slow = Slow::start(late, Rng(self.rng.next())).await?;
+        self.net.redirect(slow.ways())?;
+        self.hold().await;
+        self.hold().await;
+        let (connections, bytes) = slow.carried();
+        if bytes == 0 {
+            bail!("nothing went the slow way, {connections} connections");
+        }
+        Ok(format!("{connections} connections, {} KB late", bytes / 1000))
     }
 
     async fn stop(&mut self, at: usize) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@
 //!  main, in the machine's own namespace: makes the network, removes it whatever happens
 //!    └─ itself again, in the hub's namespace: members (processes) · load · faults ─► check
 //! ```
-//! Where to start reading: [`faults`] (what goes wrong), [`load`] (what is asked), [`check`] (what is proven).
+//! Where to start reading: [`faults`] (what goes wrong, with [`slow`]), [`load`] (what is asked), [`check`] (what is proven).
 
 pub mod check;
 pub mod failover;
@@ -14,6 +14,7 @@ pub mod faults;
 pub mod load;
 pub mod members;
 pub mod net;
+pub mod slow;
 
 use anyhow::{Context, bail};
 use failover::{Seen, TENANT};
@@ -154,7 +155,7 @@ async fn torture(options: &Options, net: Net, work: &Path) -> anyhow::Result<()>
     let load = Load::new(members.found().await?);
     load.tenant(TENANT).await?;
     eprintln!("three controllers vote after {:.1} s; seed {}", begin.elapsed().as_secs_f64(), options.seed);
-    let mut torture = Torture::new(net, members, load.clone(), options.seed);
+    let mut torture = Torture::new(net, members, load.clone(), options.seed)?;
     let writers = if options.failover.is_some() { 0 } else { options.writers };
     let tasks = load.start(writers, options.seed).await?;
     match options.failover {

@@ -12,11 +12,14 @@ use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Stdio};
 
 /// The members' door to each other.
 pub const CLUSTER_PORT: u16 = 8445;
+
+/// The driver.
+pub const HUB: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 254);
 
 /// Members.
 pub const MEMBERS: usize = 3;
@@ -28,6 +31,19 @@ pub fn run(program: &str, args: &[&str]) -> anyhow::Result<String> {
         bail!("{program} {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn nft(namespace: &str, rules: &str) -> anyhow::Result<()> {
+    let mut nft = Command::new("ip");
+    nft.args(["netns", "exec", namespace, "nft", "-f", "-"]).stdin(Stdio::piped());
+    let mut nft = nft.spawn().context("nft")?;
+    let mut stdin = nft.stdin.take().context("nft has no stdin")?;
+    stdin.write_all(rules.as_bytes())?;
+    drop(stdin);
+    if !nft.wait()?.success() {
+        bail!("nft refuses: {rules}");
+    }
+    Ok(())
 }
 
 /// Which way a cut holds, as the member sees it.
@@ -86,7 +102,7 @@ impl Net {
         }
         let hub = self.hub();
         run("ip", &["-n", &hub, "link", "add", "hub", "type", "bridge"])?;
-        run("ip", &["-n", &hub, "address", "add", "198.18.0.254/24", "dev", "hub"])?;
+        run("ip", &["-n", &hub, "address", "add", &format!("{HUB}/24"), "dev", "hub"])?;
         run("ip", &["-n", &hub, "link", "set", "hub", "up"])?;
         for at in 0..MEMBERS {
             let (ns, end, ip) = (self.of(at), format!("m{}", at + 1), Self::address(at, 0).ip());
@@ -126,19 +142,31 @@ impl Net {
             rules.push_str("}\n");
         }
         rules.push_str("}\n");
-        let mut nft = Command::new("ip");
-        nft.args(["netns", "exec", &self.of(at), "nft", "-f", "-"]).stdin(Stdio::piped());
-        let mut nft = nft.spawn().context("nft")?;
-        let mut stdin = nft.stdin.take().context("nft has no stdin")?;
-        stdin.write_all(rules.as_bytes())?;
-        drop(stdin);
-        if !nft.wait()?.success() {
-            bail!("nft refuses: {rules}");
+        nft(&self.of(at), &rules)
+    }
+
+    /// Sends the members' connections to each other through the hub: from whom, to whom, to which port. What goes directly
+    /// is refused, so that connections that are open break.
+    pub fn redirect(&self, ways: &[(usize, usize, u16)]) -> anyhow::Result<()> {
+        for at in 0..MEMBERS {
+            let (mut send, mut refuse) = (String::new(), String::new());
+            for (_, to, port) in ways.iter().filter(|(from, ..)| *from == at) {
+                let ip = Self::address(*to, 0).ip();
+                writeln!(send, "ip daddr {ip} tcp dport {CLUSTER_PORT} dnat to {HUB}:{port}")?;
+                for end in ["dport", "sport"] {
+                    writeln!(refuse, "ip daddr {ip} tcp {end} {CLUSTER_PORT} reject with tcp reset")?;
+                }
+            }
+            let rules = format!(
+                "table ip slow {{\nchain send {{ type nat hook output priority -100;\n{send}}}\nchain refuse {{ type filter \
+                 hook output priority 0;\n{refuse}}}\n}}\n"
+            );
+            nft(&self.of(at), &rules)?;
         }
         Ok(())
     }
 
-    /// Undoes every cut.
+    /// Undoes every cut, and every way through the hub.
     pub fn heal(&self) -> anyhow::Result<()> {
         for at in 0..MEMBERS {
             run("ip", &["netns", "exec", &self.of(at), "nft", "flush", "ruleset"])?;
