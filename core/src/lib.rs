@@ -17,6 +17,7 @@ pub mod access;
 pub mod address;
 pub mod command;
 pub mod cvlan;
+mod forwarded;
 pub mod grammar;
 pub mod id;
 pub mod idempotency;

@@ -4,10 +4,10 @@
 
 use crate::command::{Actor, Command, Meta, Wish};
 use crate::id::{CommandId, CvlanId, MemberId, NodeId, Seq, TenantId, TokenId, UserId};
-use crate::machine::{Context, Machine, Once, SystemFact, Unreadable};
+use crate::machine::{Context, Machine, Once, Sender, SystemFact, Unreadable};
 use crate::rejection::Rejection;
 use crate::state::State;
-use crate::{cvlan, idempotency, member, node, presence, save, system, tenant, token, user};
+use crate::{cvlan, forwarded, idempotency, member, node, presence, save, system, tenant, token, user};
 use cvlan_proto::v1::{Event, event::Body};
 use cvlan_proto::{Message, Timestamp};
 
@@ -73,6 +73,10 @@ impl Machine for Rules {
             idempotency::room(state, first.tenant, ctx.time_ms)?;
         }
         Ok(envelopes(state, ctx, meta, facts))
+    }
+
+    fn from_member(command: &Command, from: Sender) -> Result<(), &'static str> {
+        forwarded::from_member(command, from)
     }
 
     fn catching_up(state: &mut State) {
