@@ -18,6 +18,7 @@ pub mod address;
 pub mod command;
 pub mod cvlan;
 pub mod finder;
+mod forwarded;
 pub mod grammar;
 pub mod id;
 pub mod idempotency;

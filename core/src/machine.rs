@@ -54,6 +54,15 @@ pub enum SystemFact {
     },
 }
 
+/// A member that sends a command to the one that decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// Its id, by its certificate.
+    pub member: u64,
+    /// It votes, in the membership that counts where the command is decided.
+    pub votes: bool,
+}
+
 /// Bytes in the log, or in a snapshot, that this version cannot read. The member must stop: to go on would be to
 /// apply something else than the others do.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +100,13 @@ pub trait Machine: Send + Sync + 'static {
     fn weight(command: &Self::Command) -> usize {
         let _ = command;
         1
+    }
+
+    /// May this member send this command to the one that decides? What is decided where it was made is not asked about. An
+    /// error names the kind of command; by default nothing comes from another member.
+    fn from_member(command: &Self::Command, from: Sender) -> Result<(), &'static str> {
+        let (_, _) = (command, from);
+        Err("command")
     }
 
     /// Folds one event into the state.

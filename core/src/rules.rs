@@ -4,11 +4,11 @@
 
 use crate::command::{Actor, Command, Meta, Wish};
 use crate::id::{CommandId, CvlanId, MemberId, NodeId, Seq, TenantId, TokenId, UserId};
-use crate::machine::{Context, Machine, Once, SystemFact, Unreadable};
+use crate::machine::{Context, Machine, Once, Sender, SystemFact, Unreadable};
 use crate::node::NodeCommand;
 use crate::rejection::Rejection;
 use crate::state::State;
-use crate::{cvlan, idempotency, member, node, presence, save, system, tenant, token, user};
+use crate::{cvlan, forwarded, idempotency, member, node, presence, save, system, tenant, token, user};
 use cvlan_proto::v1::{Event, event::Body};
 use cvlan_proto::{Message, Timestamp};
 
@@ -81,6 +81,10 @@ impl Machine for Rules {
             Wish::Node(NodeCommand::Create { devices, .. }) => devices.len(),
             _ => 1,
         }
+    }
+
+    fn from_member(command: &Command, from: Sender) -> Result<(), &'static str> {
+        forwarded::from_member(command, from)
     }
 
     fn apply(state: &mut State, event: &Event) {

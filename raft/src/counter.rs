@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use cvlan_core::id::{Epoch, Seq};
-use cvlan_core::machine::{Context, Machine, Once, SystemFact, Unreadable};
+use cvlan_core::machine::{Context, Machine, Once, Sender, SystemFact, Unreadable};
 use serde::{Deserialize, Serialize};
 
 /// The machine.
@@ -33,9 +33,9 @@ pub enum Command {
         /// Its number.
         once: Option<Once>,
     },
-    /// Is always refused.
+    /// Is always refused; comes from nobody who does not vote.
     Refuse,
-    /// A fact of the log's own.
+    /// A fact of the log's own; comes from nobody else.
     System(SystemFact),
 }
 
@@ -108,6 +108,15 @@ impl Machine for Counter {
             body,
         };
         Ok(bodies.into_iter().zip(0..).map(event).collect())
+    }
+
+    fn from_member(command: &Command, from: Sender) -> Result<(), &'static str> {
+        match command {
+            Command::Add { .. } => Ok(()),
+            Command::Refuse if from.votes => Ok(()),
+            Command::Refuse => Err("refuse"),
+            Command::System(_) => Err("system"),
+        }
     }
 
     fn apply(state: &mut Count, event: &Event) {

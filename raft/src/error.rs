@@ -138,6 +138,14 @@ pub enum WriteError<R: Debug + Display> {
     /// The member stopped meanwhile; the command may have been carried out.
     #[error("the member has stopped")]
     Stopped,
+    /// The member that decides does not take such a command from the one that sent it; nothing was appended.
+    #[error("{command} is not taken from member {member}")]
+    NotAllowed {
+        /// Who sent it.
+        member: u64,
+        /// What kind of command.
+        command: String,
+    },
 }
 
 impl<R: Debug + Display> WriteError<R> {
@@ -155,6 +163,7 @@ impl<R: Debug + Display> WriteError<R> {
             Self::AlreadyBootstrapped => "already_bootstrapped",
             Self::Removed => "member_removed",
             Self::Stopped => "stopped",
+            Self::NotAllowed { .. } => "member_not_allowed",
         }
     }
 }
@@ -200,6 +209,9 @@ pub enum MemberError {
     /// The member has stopped.
     #[error("the member has stopped")]
     Stopped,
+    /// The member that asked does not vote.
+    #[error("member {0} does not vote: it has no say in who does")]
+    NotAllowed(u64),
 }
 
 impl MemberError {
@@ -217,6 +229,7 @@ impl MemberError {
             Self::TimedOut => "timed_out",
             Self::Removed => "member_removed",
             Self::Stopped => "stopped",
+            Self::NotAllowed(_) => "member_not_allowed",
         }
     }
 }

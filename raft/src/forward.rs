@@ -65,8 +65,8 @@ impl Numbers {
             .chain_update(head.root)
             .chain_update(format!("{:?}", shared.wal.marks()))
             .finalize();
-        let session = hash.first_chunk().map_or(1, |bytes| u64::from_le_bytes(*bytes).max(1));
-        Self { session, next: 0, open: BTreeSet::new() }
+        let random = hash.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        Self { session: session(shared.member, random), next: 0, open: BTreeSet::new() }
     }
 
     /// Commands that may be numbered now.
@@ -81,6 +81,20 @@ impl Numbers {
         self.open.insert(self.next);
         Once { session: self.session, n: self.next }
     }
+}
+
+/// Low bits of a session that say whose it is: the last ones of the member's id.
+const OWNER: u64 = (1 << 24) - 1;
+
+/// A session of this member: never 0.
+fn session(member: u64, random: u64) -> u64 {
+    ((random & !OWNER) | (member & OWNER)).max(1)
+}
+
+/// Whether this is a number of one of this member's sessions. One who took another's would have it believe that its command
+/// was carried out before.
+pub(crate) fn owns(member: u64, once: Once) -> bool {
+    once.session & OWNER == member & OWNER
 }
 
 /// What the forwarder works with.
@@ -187,7 +201,12 @@ impl<M: Machine, RT: AsyncRuntime> Forward<M, RT> {
                                 return Some(Ok(Answer { repeated, ..answer }));
                             }
                             // After an attempt of which it is not known, only its events say what became of it.
-                            Ok(_) | Err(WriteError::Rejected(_) | WriteError::AlreadyBootstrapped) if item.sent => {
+                            Ok(_)
+                            | Err(
+                                WriteError::Rejected(_)
+                                | WriteError::AlreadyBootstrapped
+                                | WriteError::NotAllowed { .. },
+                            ) if item.sent => {
                                 return Some(Err(WriteError::OutcomeUnknown));
                             }
                             Err(WriteError::NoLeader | WriteError::Removed | WriteError::Diverged) => {}

@@ -227,6 +227,11 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         serve(&self.0, from, pipe).await;
     }
 
+    /// This member votes, by the membership that is applied here.
+    pub fn votes(&self) -> bool {
+        self.head().members.voters.iter().any(|set| set.contains(&self.0.shared.member))
+    }
+
     /// Carries out a command, once it is durable on a majority; asked of any member, decided by the leader. What is
     /// applied here may be behind [`Answer::checkpoint`].
     pub async fn write(&self, command: M::Command) -> Result<Answer<M>, WriteError<M::Rejection>> {
@@ -263,7 +268,7 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         self.0.shared.desk.writable()
     }
 
-    /// Opens a checkpoint, digests the state there, and attests it in the log.
+    /// Opens a checkpoint, digests the state there, and attests it in the log: the one that leads does, whoever is asked.
     pub async fn checkpoint(&self) -> Result<Attested, WriteError<M::Rejection>> {
         attest::checkpoint(&self.0).await
     }
@@ -405,6 +410,7 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
             entries: shared.stats.entries.load(Relaxed),
             commands: shared.stats.commands.load(Relaxed),
             skipped: shared.stats.skipped.load(Relaxed),
+            not_allowed: shared.stats.not_allowed.load(Relaxed),
         }
     }
 

@@ -13,13 +13,13 @@ use crate::peer::link::CallError;
 use crate::peer::ping;
 use crate::replica::Raft;
 use crate::types::{Cfg, Membership};
-use cvlan_core::machine::Machine;
+use cvlan_core::machine::{Machine, Sender};
 use openraft::async_runtime::{Select2, WatchReceiver};
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::type_config::TypeConfigExt;
 use openraft::{AsyncRuntime, BasicNode, ChangeMembers};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering::AcqRel, Ordering::Release};
+use std::sync::atomic::{AtomicBool, Ordering::AcqRel, Ordering::Relaxed, Ordering::Release};
 use std::time::Duration;
 
 /// Whoever is to vote, or to lead, may be so many entries behind.
@@ -50,13 +50,39 @@ impl From<MemberError> for Not {
     }
 }
 
-/// Asked by another member.
-pub(crate) async fn asked<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, change: Change) -> Answer {
+/// A member that asks something, if it is one: `None` where it is none any more, as far as is known here.
+pub(crate) fn sender<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, peer: u64) -> Option<Sender> {
+    let members = members(member);
+    let known = members.membership().get_node(&peer).is_some();
+    known.then(|| Sender { member: peer, votes: members.voter_ids().any(|id| id == peer) })
+}
+
+/// True where it votes; by this member's knowledge, which is the newest where it leads.
+pub(crate) fn votes<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, peer: u64) -> bool {
+    sender(member, peer).is_some_and(|sender| sender.votes)
+}
+
+/// Asked by another member: one that votes.
+pub(crate) async fn asked<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, peer: u64, change: Change) -> Answer {
+    match member.leader() {
+        Some(leader) if leader == member.shared.member => {}
+        leader => return Answer::NotLeader { leader },
+    }
+    if !votes(member, peer) {
+        not_allowed(member, peer, "a change of the membership");
+        return Answer::Failed(MemberError::NotAllowed(peer));
+    }
     match lead(member, change).await {
         Ok(leader) => Answer::Changed { leader },
         Err(Not::Leader(leader)) => Answer::NotLeader { leader },
         Err(Not::Done(error)) => Answer::Failed(error),
     }
+}
+
+/// Says, and counts, that a member asked for what it may not.
+pub(crate) fn not_allowed<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, peer: u64, what: &str) {
+    tracing::warn!(member = peer, what, "a member asked for what it may not");
+    member.shared.stats.not_allowed.fetch_add(1, Relaxed);
 }
 
 /// Asks the leader, whoever that is; returns who leads afterwards.

@@ -79,6 +79,8 @@ pub struct Stats {
     pub commands: AtomicU64,
     /// Entries skipped because they continued another history.
     pub skipped: AtomicU64,
+    /// Requests of other members that those may not make.
+    pub not_allowed: AtomicU64,
     /// Duration of the last snapshot (save, compress, write), µs.
     pub snapshot_us: AtomicU64,
     /// Why the last snapshot could not be written.
@@ -203,4 +205,6 @@ pub struct Status {
     pub commands: u64,
     /// Entries skipped here.
     pub skipped: u64,
+    /// Requests of other members, refused here, that those may not make.
+    pub not_allowed: u64,
 }

@@ -9,8 +9,18 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
-const OUTCOMES: [&str; 9] =
-    ["applied", "unchanged", "rejected", "busy", "no_leader", "outcome_unknown", "too_large", "disk_full", "stopped"];
+const OUTCOMES: [&str; 10] = [
+    "applied",
+    "unchanged",
+    "rejected",
+    "busy",
+    "no_leader",
+    "outcome_unknown",
+    "too_large",
+    "disk_full",
+    "not_allowed",
+    "stopped",
+];
 
 /// Requests that no line of ROUTES takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +106,7 @@ impl Metrics {
             Err(WriteError::OutcomeUnknown) => "outcome_unknown",
             Err(WriteError::TooLarge { .. }) => "too_large",
             Err(WriteError::DiskFull) => "disk_full",
+            Err(WriteError::NotAllowed { .. }) => "not_allowed",
             Err(
                 WriteError::Stopped
                 | WriteError::Diverged
@@ -185,6 +196,9 @@ impl Metrics {
         let sent = sent.map(|(k, c)| (format!("kind=\"{k}\""), c.load(Relaxed)));
         counters(&mut out, "cvlan_sync_frames_total", "Frames sent to agents.", sent);
         let one = |c: &AtomicU64| std::iter::once((String::new(), c.load(Relaxed)));
+        let refused = "Requests of other members that those may not make.";
+        let not_allowed = std::iter::once((String::new(), raft.not_allowed));
+        counters(&mut out, "cvlan_members_not_allowed_total", refused, not_allowed);
         let (failed, limited) = (one(&self.handshakes_failed), one(&self.rate_limited));
         counters(&mut out, "cvlan_tls_handshakes_failed_total", "TLS handshakes that failed.", failed);
         counters(&mut out, "cvlan_rate_limited_total", "Requests refused by a rate limit.", limited);

@@ -128,6 +128,9 @@ impl From<WriteError<Rejection>> for Problem {
                 unavailable("member_removed", "this member was removed from the cluster; ask another member")
             }
             WriteError::NotBootstrapped | WriteError::AlreadyBootstrapped => Self::internal(e),
+            WriteError::NotAllowed { .. } => {
+                unavailable("member_not_allowed", "this member may not have that done; ask one that votes")
+            }
             WriteError::Stopped => {
                 unavailable("stopping", "this member stops; ask again, and look whether it was carried out")
             }
@@ -151,6 +154,7 @@ impl From<MemberError> for Problem {
                 unavailable("outcome_unknown", "whether this was done is not known; look at `cvlanctl cluster status`")
             }
             MemberError::Removed => unavailable(code, "this member was removed; ask another one"),
+            MemberError::NotAllowed(_) => unavailable(code, "this member may not have that done; ask one that votes"),
             MemberError::Stopped => WriteError::<Rejection>::Stopped.into(),
         }
     }

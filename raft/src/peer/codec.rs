@@ -103,6 +103,8 @@ pub(crate) enum Request {
     Change(Change),
     /// Time there, ms since 1970.
     Ping { wall_ms: u64 },
+    /// Open a checkpoint, and attest it.
+    Checkpoint,
 }
 
 /// What may be asked of a leader besides commands.
@@ -167,6 +169,13 @@ pub(crate) enum Answer {
     },
     /// It could not be done here, for now.
     Unable(String),
+    /// A checkpoint, and what the leader found there.
+    Attested {
+        epoch: [u8; 16],
+        seq: u64,
+        root: [u8; 32],
+        digest: [u8; 32],
+    },
 }
 
 /// Why a frame is none.
@@ -347,6 +356,7 @@ mod tests {
             (request(Request::Change(Change::Remove { id: 4 })), "0102fb2c01080204".into()),
             (request(Request::Change(Change::Transfer { to: None })), "0102fb2c01080300".into()),
             (request(Request::Ping { wall_ms: 300 }), "0102fb2c0109fb2c01".into()),
+            (request(Request::Checkpoint), "0102fb2c010a".into()),
             (answer(Answer::Appended), "01030100".into()),
             (answer(Answer::Conflict), "01030101".into()),
             (answer(Answer::HigherVote(voted())), "01030102030201".into()),
@@ -365,6 +375,10 @@ mod tests {
             (answer(Answer::Failed(MemberError::Behind { id: 4, behind: 300 })), "0103010c0204fb2c01".into()),
             (answer(Answer::Pong { wall_ms: 300, known: true, leads: false, term: 3 }), "0103010dfb2c01010003".into()),
             (answer(Answer::Unable("x".into())), "0103010e0178".into()),
+            (
+                answer(Answer::Attested { epoch: [7; 16], seq: 9, root: [5; 32], digest: [5; 32] }),
+                format!("0103010f{e16}09{d32}{d32}"),
+            ),
         ]
     }
 

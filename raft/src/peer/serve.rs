@@ -4,12 +4,16 @@
 //! hello ─► frames in order ─► read ─► started in that order, many at once ─► answers, each with its request's id
 //!                               └─ not what may come: the connection is closed
 //! ```
+//! Who asks is known by its certificate, and what it may ask for depends on it: entries, votes and snapshots come from the
+//! very member that leads or wants to; changes of the membership, and checkpoints, from one that votes; of commands, the
+//! machine says what it takes from whom ([`Machine::from_member`]).
 
+use crate::attest;
 use crate::disk::{Lane, on_disk};
 use crate::error::WriteError;
-use crate::forward::tell;
-use crate::member::Inner;
-use crate::membership;
+use crate::forward::{owns, tell};
+use crate::member::{Attested, Inner};
+use crate::membership::{self, not_allowed};
 use crate::peer::appends::Appends;
 use crate::peer::codec::{self, Answer, FrameError, Hello, Message, PROTOCOL, Refusal, Request};
 use crate::peer::link::check;
@@ -18,7 +22,7 @@ use crate::store::codec::{Id, Voted};
 use crate::transport::Pipe;
 use crate::types::{Cfg, Entry, LogId, Tx, Vote};
 use bytes::Bytes;
-use cvlan_core::id::Epoch;
+use cvlan_core::id::{Checkpoint, Epoch};
 use cvlan_core::machine::Machine;
 use futures_util::StreamExt;
 use futures_util::future::{Either, pending};
@@ -120,6 +124,7 @@ async fn answer<M: Machine, RT: AsyncRuntime>(
         bytes += length;
         let doing = match request {
             Request::Append { vote, prev, commit } => {
+                own(peer, &vote)?;
                 let request = append(member, (vote, prev, commit), body)?;
                 if !member.shared.plant.wrong_quorum && !appends.beats(&request) {
                     appends.push(&member.raft, (id, length), request).await;
@@ -160,11 +165,13 @@ fn start<M: Machine, RT: AsyncRuntime>(
     Ok(match request {
         Request::Append { .. } => return Err(FrameError::Unexpected("entries where none belong")),
         Request::Vote { pre, vote, last, transfer } => {
+            own(peer, &vote)?;
             let mut request = VoteRequest::new(vote.into(), last.map(Into::into));
             request.leadership_transfer = transfer;
             later(vote_of(member, pre, request))
         }
         Request::Transfer { from, to, last } => {
+            own(peer, &from)?;
             let request = TransferLeaderRequest::new(from.into(), to, last.map(Into::into));
             later(async move {
                 let accepted = matches!(member.raft.handle_transfer_leader(request).await, Ok(Ok(())));
@@ -173,11 +180,15 @@ fn start<M: Machine, RT: AsyncRuntime>(
         }
         Request::Snapshot(parcel) => now(member.incoming.begin(*parcel)),
         Request::Chunk { digest, offset } => now(member.incoming.chunk(&digest, offset, &body)?),
-        Request::Install { vote, digest } => later(install(member, vote.into(), digest)),
+        Request::Install { vote, digest } => {
+            own(peer, &vote)?;
+            later(install(member, vote.into(), digest))
+        }
         Request::Write { epoch, first } => {
             let command = codec::get::<M::Command>(&body)?;
-            Box::pin(write(member, Epoch(epoch), first.map(Epoch), command))
+            Box::pin(write(member, peer, (Epoch(epoch), first.map(Epoch)), command))
         }
+        Request::Checkpoint => Box::pin(checkpoint(member, peer)),
         Request::ReadIndex => later(async move {
             match member.leader() {
                 leader if leader != Some(member.shared.member) => Answer::NotLeader { leader },
@@ -187,9 +198,18 @@ fn start<M: Machine, RT: AsyncRuntime>(
                 },
             }
         }),
-        Request::Change(change) => later(membership::asked(member, change)),
+        Request::Change(change) => later(membership::asked(member, peer, change)),
         Request::Ping { .. } => now(pong(member, peer)),
     })
+}
+
+/// A vote is the one of the member that sends it: nobody leads, or asks for votes, in another's name. Whether it may vote at
+/// all is not asked here: one that is behind does not know the newest voters, and must follow them all the same.
+fn own(peer: u64, vote: &Voted) -> Result<(), FrameError> {
+    match Vote::from(*vote).leader_id.node_id == peer {
+        true => Ok(()),
+        false => Err(FrameError::Unexpected("a vote of another member than the one that sends it")),
+    }
 }
 
 /// Entries follow each other and what was there, and none is of a later leader than the one that sends them: openraft
@@ -286,8 +306,8 @@ async fn install<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, vote: Vote
 
 async fn write<M: Machine, RT: AsyncRuntime>(
     member: &Inner<M, RT>,
-    epoch: Epoch,
-    first: Option<Epoch>,
+    peer: u64,
+    (epoch, first): (Epoch, Option<Epoch>),
     command: M::Command,
 ) -> Told {
     let (none, own) = (Epoch::default(), member.shared.head().epoch);
@@ -295,10 +315,48 @@ async fn write<M: Machine, RT: AsyncRuntime>(
     if leader != Some(member.shared.member) || (epoch != own && epoch != none && own != none) {
         return (Answer::NotLeader { leader }, Bytes::new());
     }
+    if let Err(what) = may_send(member, peer, &command) {
+        not_allowed(member, peer, what);
+        return tell::<M>(Err(WriteError::NotAllowed { member: peer, command: what.to_owned() }));
+    }
     match member.decide(command, first).await {
         // Whoever asked goes on asking; here, or of the next leader.
         Err(WriteError::Removed) => (Answer::NotLeader { leader: None }, Bytes::new()),
         result => tell::<M>(result),
+    }
+}
+
+/// An error names what it may not.
+fn may_send<M: Machine, RT: AsyncRuntime>(
+    member: &Inner<M, RT>,
+    peer: u64,
+    command: &M::Command,
+) -> Result<(), &'static str> {
+    let sender = membership::sender(member, peer).ok_or("any command: it is no member")?;
+    M::from_member(command, sender)?;
+    match M::once(command) {
+        Some(once) if !sender.votes && !owns(peer, once) => Err("a command under another's number"),
+        Some(_) | None => Ok(()),
+    }
+}
+
+async fn checkpoint<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, peer: u64) -> Told {
+    let leader = member.leader();
+    if leader != Some(member.shared.member) {
+        return (Answer::NotLeader { leader }, Bytes::new());
+    }
+    let attested = match membership::votes(member, peer) {
+        true => attest::lead(member).await,
+        false => {
+            not_allowed(member, peer, "a checkpoint");
+            Err(WriteError::NotAllowed { member: peer, command: "a checkpoint".to_owned() })
+        }
+    };
+    match attested {
+        Ok(Attested { checkpoint: Checkpoint { epoch, seq }, root, digest }) => {
+            (Answer::Attested { epoch: epoch.0, seq: seq.0, root, digest }, Bytes::new())
+        }
+        Err(error) => tell::<M>(Err(error)),
     }
 }
 

@@ -1,16 +1,18 @@
 //! A member and somebody who speaks to it by hand: what is refused, and what closes a connection.
 
-use crate::counter::{Command, Counter};
+use crate::counter::{Command, Counter, Refused};
 use crate::disk::FileDisk;
+use crate::error::{MemberError, WriteError};
 use crate::member::Member;
 use crate::options::Options;
-use crate::peer::codec::{self, Answer, FRAME_MAX, Hello, Message, PROTOCOL, Refusal, Request, put_entries};
+use crate::peer::codec::{self, Answer, Change, FRAME_MAX, Hello, Message, PROTOCOL, Refusal, Request, put_entries};
 use crate::peer::link::{CallError, Link};
 use crate::peer::{CHUNK_BYTES, CLUSTER, Dial};
 use crate::transport::{NoTransport, Pipe};
 use crate::types::{Cfg, Entry, LeaderId, LogId, Payload, Vote};
 use bytes::Bytes;
 use cvlan_core::id::Epoch;
+use cvlan_core::machine::SystemFact;
 use openraft::async_runtime::{MpscReceiver, MpscSender};
 use openraft::base::BoxFuture;
 use openraft::type_config::TypeConfigExt;
@@ -95,6 +97,7 @@ async fn a_frame_that_may_not_come_closes_the_connection_and_nothing_else() {
     let entry =
         |index| Entry { log_id: LogId { leader_id: LeaderId { term: 1, node_id: 9 }, index }, payload: Payload::Blank };
     let vote = (&Vote { leader_id: LeaderId { term: 1, node_id: 9 }, committed: true }).into();
+    let theirs = (&Vote { leader_id: LeaderId { term: 1, node_id: 8 }, committed: true }).into();
     let append = |body: &[u8]| request(Request::Append { vote, prev: None, commit: None }, body);
     let mut long = vec![PROTOCOL];
     long.resize(FRAME_MAX + 1, 0);
@@ -113,6 +116,11 @@ async fn a_frame_that_may_not_come_closes_the_connection_and_nothing_else() {
         codec::frame(&Message::Answer(1, Answer::Appended), &[]),
         request(Request::ReadIndex, b"x"),
         append(&put_entries(&[entry(0), entry(2)])),
+        // In another's name.
+        request(Request::Append { vote: theirs, prev: None, commit: None }, &[]),
+        request(Request::Vote { pre: false, vote: theirs, last: None, transfer: true }, &[]),
+        request(Request::Transfer { from: theirs, to: 1, last: None }, &[]),
+        request(Request::Install { vote: theirs, digest: [0; 32] }, &[]),
         append(&[9, 0, 0, 0, 1]),
         append(&[1, 0, 0, 0, 9]),
         request(Request::Chunk { digest: [0; 32], offset: 0 }, &vec![0; CHUNK_BYTES + 1]),
@@ -136,6 +144,55 @@ async fn a_frame_that_may_not_come_closes_the_connection_and_nothing_else() {
     member.write(Command::add(1)).await.unwrap();
     member.shutdown().await;
     assert_eq!(next(&mut pipe).await, None, "a member that stops hangs up");
+}
+
+async fn asked(pipe: &mut Pipe<Rt>, request: Request, body: &[u8]) -> (Answer, Bytes) {
+    pipe.tx.send(codec::frame(&Message::Request(1, request), body)).await.unwrap();
+    let frame = tokio::time::timeout(PATIENCE, pipe.rx.recv()).await.unwrap().unwrap();
+    let (Message::Answer(1, answer), body) = codec::read(&frame).unwrap() else { panic!("no answer") };
+    (answer, body)
+}
+
+async fn sent(pipe: &mut Pipe<Rt>, command: Command) -> Result<(), WriteError<Refused>> {
+    let mut body = Vec::new();
+    codec::put(&command, &mut body);
+    match asked(pipe, Request::Write { epoch: EPOCH.0, first: None }, &body).await {
+        (Answer::Written { .. }, _) => Ok(()),
+        (Answer::Refused, body) => Err(codec::get(&body).unwrap()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_member_may_not_ask_for_is_refused_and_changes_nothing() {
+    let (_folder, member) = member().await;
+    let mut pipe = greeted(&member).await;
+    let not = |what: &str| Err(WriteError::NotAllowed { member: 9, command: what.into() });
+    let numbered = |session| Command::add_once(1, session, 1);
+    assert_eq!(sent(&mut pipe, Command::add(1)).await, not("any command: it is no member"));
+    member.learner_add(9, "nine:1".into()).await.unwrap();
+    assert_eq!(sent(&mut pipe, Command::add(1)).await, Ok(()));
+    let before = (member.head().seq, member.head().members.clone());
+    assert_eq!(sent(&mut pipe, Command::Refuse).await, not("refuse"));
+    for fact in [
+        SystemFact::CheckpointOpened,
+        SystemFact::Checkpointed { seq: before.0, root: [0; 32], digest: [0; 32] },
+        SystemFact::EpochBegun { previous: EPOCH, member: 9 },
+    ] {
+        assert_eq!(sent(&mut pipe, Command::System(fact)).await, not("system"));
+    }
+    assert_eq!(sent(&mut pipe, numbered(1)).await, not("a command under another's number"));
+    let learner = Change::Learner { id: 10, address: "ten:1".into() };
+    for change in [Change::Promote { id: 9 }, Change::Remove { id: 1 }, Change::Transfer { to: Some(9) }, learner] {
+        let (answer, _) = asked(&mut pipe, Request::Change(change), &[]).await;
+        assert_eq!(answer, Answer::Failed(MemberError::NotAllowed(9)));
+    }
+    let (answer, body) = asked(&mut pipe, Request::Checkpoint, &[]).await;
+    assert_eq!((answer, codec::get(&body).unwrap()), (Answer::Refused, not("a checkpoint").unwrap_err()));
+    assert_eq!((member.head().seq, member.head().members.clone()), before);
+    assert_eq!(member.status().not_allowed, 11);
+    assert_eq!(sent(&mut pipe, numbered(9 << 32 | 9)).await, Ok(()), "under its own");
+    member.shutdown().await;
 }
 
 /// Hands out one end of a connection; the other waits for the test.

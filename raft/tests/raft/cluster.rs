@@ -34,6 +34,18 @@ async fn three_members_elect_and_write_from_anywhere_a_learner_too() {
     let nothing = Command::Add { by: 1, times: 0, note: Default::default(), once: None };
     let answer = cluster.member(other).write(nothing).await.unwrap();
     assert_eq!((answer.events.len(), answer.first_seq), (0, Seq(0)));
+    // Not every command comes from one that follows.
+    let not_allowed = |command: &str| Some(WriteError::NotAllowed { member: 4, command: command.into() });
+    assert_eq!(cluster.member(4).write(Command::Refuse).await.err(), not_allowed("refuse"));
+    let fact = Command::System(cvlan_core::machine::SystemFact::CheckpointOpened);
+    assert_eq!(cluster.member(4).write(fact.clone()).await.err(), not_allowed("system"));
+    let seq = cluster.member(leader).head().seq;
+    assert!(matches!(cluster.member(other).write(fact).await, Err(WriteError::NotAllowed { .. })), "nor from a voter");
+    assert!(matches!(cluster.member(4).checkpoint().await, Err(WriteError::NotAllowed { member: 4, .. })));
+    assert_eq!(cluster.member(leader).head().seq, seq);
+    let attested = cluster.member(other).checkpoint().await.unwrap();
+    assert_eq!(attested.checkpoint.seq.0, seq.0 + 1);
+    assert!(cluster.member(leader).status().not_allowed >= 4);
     cluster.same().await;
     // Clocks are compared, and everybody is heard.
     eventually("every member hears every other", || {
@@ -167,9 +179,14 @@ async fn a_learner_catches_up_by_the_log_and_is_promoted() {
     eventually("it has caught up", || cluster.member(2).head().machine.sum == first.head().machine.sum).await;
     assert_eq!(cluster.member(2).history(Seq(1), 10).await.unwrap(), first.history(Seq(1), 10).await.unwrap());
     assert_eq!(cluster.member(2).status().history_from, 1);
-    // Asked of the learner itself.
-    cluster.member(2).promote(2).await.unwrap();
-    cluster.member(2).promote(2).await.unwrap();
+    // Who does not vote has no say in who does, itself included; a voter may be asked twice.
+    for refused in [cluster.member(2).promote(2).await, cluster.member(2).member_remove(1).await] {
+        assert_eq!(refused, Err(MemberError::NotAllowed(2)));
+    }
+    assert_eq!(cluster.member(2).transfer(Some(2)).await, Err(MemberError::NotAllowed(2)));
+    assert_eq!(cluster.voters(1), [1]);
+    first.promote(2).await.unwrap();
+    first.promote(2).await.unwrap();
     eventually("both vote", || cluster.voters(1) == [1, 2] && cluster.voters(2) == [1, 2]).await;
     cluster.write(2, 7).await;
     cluster.same().await;
@@ -271,7 +288,7 @@ async fn the_leadership_is_handed_over_on_request_and_at_a_stop() {
     for id in cluster.ids() {
         cluster.write(id, 1).await;
     }
-    let next = cluster.member(4).transfer(None).await.unwrap();
+    let next = cluster.member(leader).transfer(None).await.unwrap();
     assert_ne!(next, to);
     cluster.write(4, 1).await;
     // Writes go on over a stop in order.

@@ -137,7 +137,7 @@ impl Cluster {
                 peers.iter().any(|peer| peer.id == id && peer.answered_ms.is_some() && peer.behind == Some(0))
             })
             .await;
-            cluster.member(id).promote(id).await.unwrap();
+            cluster.member(cluster.leader().await).promote(id).await.unwrap();
         }
         cluster
     }

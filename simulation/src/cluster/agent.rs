@@ -9,7 +9,7 @@
 use super::Cluster;
 use super::machine::Up;
 use crate::runtime::{now_us, sleep_us};
-use cvlan_core::grammar::Grammar;
+use cvlan_core::grammar::Rng;
 use cvlan_core::id::{Checkpoint, CommandId, NodeId};
 use cvlan_core::map::place;
 use cvlan_core::node::{NodeCommand, Status};
@@ -112,7 +112,7 @@ impl Cluster {
                 return End::Cut;
             }
             if let Ok(Upward::Endpoints(endpoints)) = &said {
-                self.endpoints(agent, up, local.node, endpoints.clone()).await;
+                self.endpoints(up, local.node, endpoints.clone()).await;
             }
             said = Ok(Upward::Nothing);
             let head = up.member.head();
@@ -168,14 +168,14 @@ impl Cluster {
     }
 
     /// An agent's endpoints become a command of its own.
-    async fn endpoints(&self, agent: u64, up: &Up, node: NodeId, endpoints: Vec<String>) {
+    async fn endpoints(&self, up: &Up, node: NodeId, endpoints: Vec<String>) {
         let head = up.member.head();
         let Ok(here) = place(&head.machine, node) else { return };
-        let id = CommandId(cvlan_core::grammar::Rng(self.draw(u64::MAX)).uuid());
+        let id = CommandId(Rng(self.draw(u64::MAX)).uuid());
         let meta = Meta { id, actor: Actor::Node(node, "agent".to_owned()), ..Meta::default() };
         let wish = Wish::Node(NodeCommand::Endpoints { tenant: here.tenant.record.id, id: node, endpoints });
         // It says so once more when it connects again.
-        if self.tell(up, Grammar::numbered(Command { meta, wish }, 500 + agent, now_us())).await {
+        if self.tell(up, Command { meta, wish }).await {
             self.count(|c| c.one("endpoints"));
         }
     }

@@ -5,8 +5,11 @@ use super::{CALL_LIMIT, Cluster, PROGRESS_MS};
 use crate::lock;
 use crate::runtime::{now_us, sleep_us};
 use crate::trace::Sign;
+use cvlan_core::access::Role;
 use cvlan_core::grammar::Grammar;
-use cvlan_core::{Command, Rejection, Rules};
+use cvlan_core::member::MemberCommand;
+use cvlan_core::node::NodeCommand;
+use cvlan_core::{Actor, Command, Rejection, Rules, State, Wish};
 use cvlan_raft::{Answer, WriteError};
 use futures_util::future::join;
 use std::sync::Arc;
@@ -25,6 +28,19 @@ enum Told {
     Not,
     /// Nothing: it may have been, or may yet be.
     Open,
+}
+
+/// Who wishes it, where that is a person: members take no such wish of the cluster's own from each other. What only one of
+/// them may say is sent until it comes to the one that leads.
+fn person(state: &State, command: &Command) -> Option<Actor> {
+    let wishes = match &command.wish {
+        Wish::Tenant(_) | Wish::Cvlan(_) | Wish::Token(_) | Wish::User(_) => true,
+        Wish::Node(c) => !matches!(c, NodeCommand::Register(_) | NodeCommand::Endpoints { .. }),
+        Wish::Member(c) => matches!(c, MemberCommand::Admit { .. } | MemberCommand::Remove { .. }),
+        Wish::System(_) | Wish::Presence(_) => false,
+    };
+    let root = || state.users.values().find(|user| user.role == Role::Superadmin);
+    root().filter(|_| wishes).map(|user| Actor::User(user.id, user.name.to_string()))
 }
 
 impl Cluster {
@@ -48,7 +64,10 @@ impl Cluster {
     fn next_command(&self, session: u64, n: u64) -> Option<Command> {
         let head =
             self.any().map(|up| up.member.head()).filter(|head| head.seq.0 > 0).or_else(|| self.ledger.head())?;
-        let (kind, command) = lock(&self.grammar).next(&head.machine);
+        let (kind, mut command) = lock(&self.grammar).next(&head.machine);
+        if let Some(person) = person(&head.machine, &command) {
+            command.meta.actor = person;
+        }
         self.trace.line(format_args!("client {session} sends {n}: {kind} {}", command.meta.id));
         Some(Grammar::numbered(command, session, n))
     }
@@ -128,6 +147,7 @@ impl Cluster {
                     WriteError::Busy => ("busy", Told::Not),
                     WriteError::DiskFull => ("full_answers", Told::Not),
                     WriteError::Removed => ("removed_answers", Told::Not),
+                    WriteError::NotAllowed { .. } => ("not_allowed", Told::Not),
                     WriteError::OutcomeUnknown => ("unknown", Told::Open),
                     WriteError::Stopped => ("stopped", Told::Open),
                     _ => ("", Told::Not),

@@ -10,7 +10,7 @@ use super::machine::{Called, Machine, Up};
 use super::{CALL_LIMIT, Cluster};
 use crate::lock;
 use crate::runtime::{now_us, sleep_us};
-use cvlan_core::grammar::{Grammar, Rng};
+use cvlan_core::grammar::Rng;
 use cvlan_core::id::{CommandId, MemberId, NodeId, TenantId};
 use cvlan_core::map::place;
 use cvlan_core::presence::{Open, PresenceCommand, Transition, due, transitions};
@@ -101,14 +101,12 @@ impl Cluster {
 
     /// A member tells of its streams, as long as its process lives.
     pub(super) async fn presence(self: Arc<Self>, up: Up, member: MemberId) {
-        let (session, mut n) = (1 + self.draw(u64::MAX - 1), 0);
         while !self.over() && !up.process.is_dead() {
             sleep_us(100_000 + self.draw(300_000)).await;
             for wish in self.presence_due(&up, member) {
-                n += 1;
                 let meta = Meta { id: CommandId(Rng(self.draw(u64::MAX)).uuid()), ..Meta::default() };
-                let wish_of = Wish::Presence(wish.clone());
-                let command = Grammar::numbered(Command { meta, wish: wish_of }, session, n);
+                // The member numbers it.
+                let command = Command { meta, wish: Wish::Presence(wish.clone()) };
                 if self.tell(&up, command).await {
                     self.count(|c| c.one("presence"));
                     self.told(&up, &wish);

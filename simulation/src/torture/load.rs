@@ -372,7 +372,7 @@ impl Load {
                 self.full.fetch_or(1 << door, SeqCst);
                 Outcome::Refused
             }
-            (503, "no_leader" | "busy" | "member_removed") => Outcome::Refused,
+            (503, "no_leader" | "busy" | "member_removed" | "member_not_allowed") => Outcome::Refused,
             (409, _) if wish.rival.is_some() => Outcome::Taken,
             // A door whose member is behind knows neither the node nor the tenant yet.
             (404, _) => Outcome::Refused,

@@ -112,6 +112,7 @@ impl World {
                 | WriteError::TooLarge { .. }
                 | WriteError::Diverged
                 | WriteError::Removed
+                | WriteError::NotAllowed { .. }
                 | WriteError::NotBootstrapped
                 | WriteError::AlreadyBootstrapped),
             ) => {

@@ -157,6 +157,11 @@ pub fn now_ms() -> u64 {
 }
 
 impl App {
+    /// This member carries out by itself what takes the cluster's keys: it has them, and it votes.
+    pub fn decides(&self) -> bool {
+        self.vault.need_voting(&self.log).is_ok()
+    }
+
     /// Carries out a person's wish.
     pub async fn write(&self, caller: &Caller, wish: Wish) -> Result<Answer<Rules>, Problem> {
         if text_check("reason", &caller.reason).is_err() {

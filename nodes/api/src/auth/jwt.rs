@@ -139,6 +139,19 @@ impl Default for Jwt {
     }
 }
 
+/// Clocks of other members may be ahead by this much, seconds.
+const SKEW_S: u64 = 5 * 60;
+
+/// What an access token says that another member is to check; refused where it cannot be one of this log's: of another issuer,
+/// under a key that the log does not have, or good for longer than any is made for.
+pub fn claims_likely(system: &SystemState, token: &str, now_s: u64) -> Result<Claims, Problem> {
+    let claims = claims_read(token, TokenType::Access, now_s)?;
+    let header = jsonwebtoken::decode_header(token).map_err(|_| expired())?;
+    let known = system.jwt_keys.iter().any(|key| Some(&key.kid) == header.kid.as_ref());
+    let likely = header.alg == Algorithm::HS256 && claims.iss == ISSUER && claims.exp <= now_s + ACCESS_S + SKEW_S;
+    if known && likely { Ok(claims) } else { Err(expired()) }
+}
+
 /// What a token says that somebody else has checked, or will.
 pub fn claims_read(token: &str, token_type: TokenType, now_s: u64) -> Result<Claims, Problem> {
     use base64::Engine as _;
@@ -205,7 +218,25 @@ mod tests {
             assert_eq!(read(bad, kind, now), Err("session_invalid"), "{bad}");
         }
 
+        // What a member without the keys can see of it.
+        let at = |system: &SystemState, claims: &Claims, now| {
+            let token = jwt.sign(&cluster, system, claims).unwrap();
+            claims_likely(&state, &token, now).map(|c| c.sub).map_err(|p| p.code)
+        };
         let other = Claims { iss: "other".into(), ..claims(later) };
+        let refresh = Claims { token_type: TokenType::Refresh, ..claims(later) };
+        let (now, over) = (later - ACCESS_S, Err("session_invalid"));
+        for (what, got, wanted) in [
+            ("good", at(&state, &claims(later), now), Ok("u".to_owned())),
+            ("of a clock that is ahead", at(&state, &claims(later), now - SKEW_S), Ok("u".to_owned())),
+            ("too long", at(&state, &claims(later), now - SKEW_S - 1), over.clone()),
+            ("ended", at(&state, &claims(later), later), over.clone()),
+            ("another issuer", at(&state, &other, now), over.clone()),
+            ("another kind", at(&state, &refresh, now), over.clone()),
+            ("another key", at(&system(&cluster, &["three"]), &claims(later), now), over.clone()),
+        ] {
+            assert_eq!(got, wanted, "{what}");
+        }
         let none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.eyJzdWIiOiJ1In0.";
         for (bad, what) in [
             (jwt.sign(&cluster, &state, &claims(1)).unwrap(), "expired"),

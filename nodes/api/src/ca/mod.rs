@@ -17,7 +17,7 @@ mod peer;
 pub use csr::Csr;
 pub use live::Live;
 pub use member::{ANY_MEMBER, MEMBER_MS, MemberPeer, member_name, member_read};
-pub use peer::{Peer, Server, peer_read, server_read};
+pub use peer::{Host, Peer, Server, peer_read, server_read};
 
 use cvlan_core::id::NodeId;
 use rcgen::{

@@ -21,8 +21,31 @@ pub struct Server {
     pub names: Vec<String>,
     /// The public key.
     pub key: Vec<u8>,
+    /// Good from, milliseconds since 1970.
+    pub not_before_ms: u64,
     /// Good until, milliseconds since 1970.
     pub not_after_ms: u64,
+}
+
+/// A host as it is compared: there are many ways to write one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Host {
+    /// An address; one of IPv4 in IPv6 is that of IPv4.
+    Address(IpAddr),
+    /// A DNS name in lower case, without its final dot.
+    Name(String),
+}
+
+impl Host {
+    /// As it is written: with brackets or not, with a final dot or not.
+    pub fn of(text: &str) -> Self {
+        let text = text.strip_suffix('.').unwrap_or(text);
+        let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+        match bare.parse::<IpAddr>() {
+            Ok(address) => Self::Address(address.to_canonical()),
+            Err(_) => Self::Name(text.to_ascii_lowercase()),
+        }
+    }
 }
 
 /// Reads a door's certificate.
@@ -37,11 +60,13 @@ pub fn server_read(der: &[u8]) -> Option<Server> {
         },
         _ => None,
     };
-    let ends = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or_default();
+    let ms = |t: x509_parser::time::ASN1Time| u64::try_from(t.timestamp()).unwrap_or_default().saturating_mul(1000);
+    let validity = cert.validity();
     Some(Server {
         names: san.value.general_names.iter().filter_map(name).collect(),
         key: cert.public_key().subject_public_key.data.to_vec(),
-        not_after_ms: ends.saturating_mul(1000),
+        not_before_ms: ms(validity.not_before),
+        not_after_ms: ms(validity.not_after),
     })
 }
 

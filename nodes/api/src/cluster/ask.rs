@@ -24,8 +24,10 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// Questions on their way at once.
+/// Questions on their way at once: what is to be carried out, and whether tokens are good. Anybody can ask with a token that
+/// nobody knows, and is not to take the others' turns.
 const ASKING: usize = 256;
+const VOUCHING: usize = 32;
 /// A voter that cannot be connected to within this is not there.
 const CONNECT_TIME: Duration = Duration::from_secs(2);
 /// All voters together.
@@ -36,6 +38,7 @@ pub struct Voters {
     log: Log,
     transport: TlsTransport,
     turns: Semaphore,
+    vouching: Semaphore,
 }
 
 enum Failed {
@@ -53,7 +56,7 @@ fn unreachable(why: &str) -> Problem {
 impl Voters {
     /// Of this log, over this transport.
     pub fn new(log: Log, transport: TlsTransport) -> Self {
-        Self { log, transport, turns: Semaphore::new(ASKING) }
+        Self { log, transport, turns: Semaphore::new(ASKING), vouching: Semaphore::new(VOUCHING) }
     }
 
     /// Who votes, with addresses; who leads comes first.
@@ -69,11 +72,20 @@ impl Voters {
 
     /// Asks one voter after the other. `again`: it does no harm if two of them do it.
     pub async fn ask(&self, kind: Kind, again: bool) -> Result<VoterAnswer, Problem> {
+        self.asked(&self.turns, kind, again).await
+    }
+
+    /// The same, about a token that was not seen before.
+    pub async fn vouch(&self, kind: Kind) -> Result<VoterAnswer, Problem> {
+        self.asked(&self.vouching, kind, true).await
+    }
+
+    async fn asked(&self, turns: &Semaphore, kind: Kind, again: bool) -> Result<VoterAnswer, Problem> {
         let busy = || {
             let detail = "too many requests wait for members that vote; try again";
             Problem::later(StatusCode::SERVICE_UNAVAILABLE, "busy", detail, 1)
         };
-        let _turn = self.turns.try_acquire().map_err(|_| busy())?;
+        let _turn = turns.try_acquire().map_err(|_| busy())?;
         let (end, question) = (Instant::now() + ASK_TIME, VoterQuestion { kind: Some(kind) });
         let mut why = "none is known here".to_owned();
         for (id, address) in self.all() {

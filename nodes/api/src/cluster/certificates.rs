@@ -6,9 +6,9 @@
 //!  daily    the doors' at a third of its life, the member's at two thirds
 //! ```
 
-use super::identity::{IdentityError, certificate_write, certified, due, own_key};
+use super::identity::{Fit, IdentityError, certificate_write, certified, due, fits, own_key};
 use crate::app::{App, now_ms};
-use crate::ca::{CaError, Live, SERVER_MS, server_read};
+use crate::ca::{CaError, Host, Live, SERVER_MS, Server, server_read};
 use crate::engine::FIRST_STATE;
 use crate::problem::Problem;
 use crate::start_error::StartError;
@@ -18,6 +18,7 @@ use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::sign::CertifiedKey;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -54,12 +55,17 @@ fn doors_kept(app: &App, names: &[String]) -> Result<Option<(Arc<CertifiedKey>, 
     let Ok(leaf) = CertificateDer::from_pem_slice(pem.as_bytes()) else { return Ok(None) };
     let (Ok(key), Some(read)) = (KeyPair::from_pem(&key), server_read(&leaf)) else { return Ok(None) };
     let now = now_ms();
-    let fits =
-        app.ca.signed(&leaf) && read.names == names && read.not_after_ms > now && read.key == key.public_key_raw();
-    if !fits {
+    if !app.ca.signed(&leaf) || !doors_fit(&read, &key, names, now) {
         return Ok(None);
     }
     Ok(Some((app.ca.chain(leaf, &key)?, now + SERVER_MS / 3 < read.not_after_ms)))
+}
+
+/// Whether it is for this key and these names, each however it is written, and good now.
+fn doors_fit(read: &Server, key: &KeyPair, names: &[String], now_ms: u64) -> bool {
+    let hosts = |names: &[String]| names.iter().map(|name| Host::of(name)).collect::<BTreeSet<_>>();
+    let good = (read.not_before_ms..read.not_after_ms).contains(&now_ms);
+    good && hosts(&read.names) == hosts(names) && read.key == key.public_key_raw()
 }
 
 async fn doors_new(app: &App, names: &[String]) -> Result<Arc<CertifiedKey>, Problem> {
@@ -68,6 +74,9 @@ async fn doors_new(app: &App, names: &[String]) -> Result<Arc<CertifiedKey>, Pro
         Some(secrets) => secrets.signer.server(names, &key, now_ms()).map_err(Problem::internal)?,
         None => {
             let leaf = asked(app, &key, names).await?;
+            if !server_read(&leaf).is_some_and(|read| doors_fit(&read, &key, names, now_ms())) {
+                return Err(Problem::internal("a voter's certificate is not good now, or not for these doors"));
+            }
             app.keys.doors_write(&key.serialize_pem(), &leaf).map_err(Problem::internal)?;
             leaf
         }
@@ -123,7 +132,15 @@ async fn own_renewed(app: &App) -> Result<Option<Arc<CertifiedKey>>, Problem> {
         return Ok(None);
     }
     if secrets.is_none() {
-        let made = asked(app, &own_key(&app.keys).map_err(broken)?, &[]).await?;
+        let key = own_key(&app.keys).map_err(broken)?;
+        let made = asked(app, &key, &[]).await?;
+        // What is there is better than one that nobody takes.
+        match fits(&app.ca, &made, member, &key, now_ms()) {
+            Fit::Good(_) => {}
+            fit @ (Fit::Early | Fit::Ended | Fit::Other) => {
+                return Err(Problem::internal(format!("a voter's certificate is not one to keep: {fit:?}")));
+            }
+        }
         certificate_write(&app.keys, &made).map_err(broken)?;
     }
     let signer = secrets.as_ref().map(|secrets| &secrets.signer);
@@ -149,6 +166,15 @@ mod tests {
         let signer = Signer::open(&ca_key, ca.clone()).unwrap();
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let leaf = signer.server(&["m5.example".to_owned()], &key, made).unwrap();
+        let read = server_read(&leaf).unwrap();
+        let fits = |names: &[&str], key: &KeyPair, now| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            doors_fit(&read, key, &names, now)
+        };
+        assert!(fits(&["M5.example."], &key, made) && !fits(&["m5.example", "box"], &key, made));
+        assert!(!fits(&["m5.example"], &KeyPair::generate().unwrap(), made));
+        assert!(!fits(&["m5.example"], &key, made - 24 * 3_600_000), "of a machine whose clock is ahead");
+        assert!(!fits(&["m5.example"], &key, made + SERVER_MS));
         let served = ca.chain(leaf, &key).unwrap();
         let day = 24 * 3600 * 1000;
         assert!(!doors_due(&served, made + 29 * day));

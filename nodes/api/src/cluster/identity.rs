@@ -1,7 +1,7 @@
 //! What this member proves itself with: keys/member.key, which stays, and keys/member.pem, signed by the embedded CA and
 //! again at two thirds of its life: by itself where it has the CA's key, else by a voter.
 
-use crate::ca::{Ca, CaError, MEMBER_MS, Signer, member_read, pem_of};
+use crate::ca::{Ca, CaError, MEMBER_MS, MemberPeer, Signer, member_read, pem_of};
 use crate::keys::{Keys, KeysError};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use rustls::pki_types::CertificateDer;
@@ -55,15 +55,37 @@ pub fn certificate_write(keys: &Keys, der: &[u8]) -> Result<(), IdentityError> {
     Ok(keys.member_pem_write(&pem_of("CERTIFICATE", der))?)
 }
 
-/// The member's own certificate as it lies in keys/, if this CA signed it for this member and its key, and it has not
-/// ended.
+/// What a certificate is to a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// Its own, good now.
+    Good(MemberPeer),
+    /// Its own; it begins later, by this machine's clock.
+    Early,
+    /// Its own; it has ended.
+    Ended,
+    /// Not of this CA, this member, or this key.
+    Other,
+}
+
+/// Whether this CA signed it for this member and its key, and whether it is good now.
+pub fn fits(ca: &Ca, der: &[u8], member: u64, key: &KeyPair, now_ms: u64) -> Fit {
+    let own = member_read(der).filter(|p| ca.signed(der) && p.member == member && p.key_sha256 == key_sha256(key));
+    match own {
+        None => Fit::Other,
+        Some(p) if now_ms < p.not_before_ms => Fit::Early,
+        Some(p) if now_ms >= p.not_after_ms => Fit::Ended,
+        Some(p) => Fit::Good(p),
+    }
+}
+
+/// The member's own certificate as it lies in keys/, if it fits, and is good now.
 fn kept(keys: &Keys, ca: &Ca, member: u64, key: &KeyPair, now_ms: u64) -> Result<Option<Kept>, IdentityError> {
     let der = keys.member_pem()?.and_then(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).ok());
-    let Some(der) = der.filter(|der| ca.signed(der)) else { return Ok(None) };
-    let fits = member_read(&der).filter(|p| {
-        p.member == member && p.key_sha256 == key_sha256(key) && (p.not_before_ms..p.not_after_ms).contains(&now_ms)
-    });
-    Ok(fits.map(|p| Kept { der, fresh: now_ms + MEMBER_MS / 3 < p.not_after_ms }))
+    Ok(der.and_then(|der| match fits(ca, &der, member, key, now_ms) {
+        Fit::Good(p) => Some(Kept { der, fresh: now_ms + MEMBER_MS / 3 < p.not_after_ms }),
+        Fit::Early | Fit::Ended | Fit::Other => None,
+    }))
 }
 
 struct Kept {
@@ -134,6 +156,13 @@ mod tests {
         let now = NOW + MEMBER_MS * 2 / 3;
         assert_ne!(leaf(&ours, 4, now), second, "another member's");
         assert_ne!(leaf(&theirs, 4, now), leaf(&ours, 4, now), "another CA's");
+        let key = own_key(&keys).unwrap();
+        let fit = |member, now| fits(ours.ca(), &second, member, &key, now);
+        assert_eq!(fit(3, now), Fit::Good(id));
+        // One from a machine whose clock is ahead.
+        assert_eq!((fit(3, NOW), fit(3, now + MEMBER_MS), fit(4, now)), (Fit::Early, Fit::Ended, Fit::Other));
+        assert_eq!(fits(theirs.ca(), &second, 3, &key, now), Fit::Other);
+        assert_eq!(fits(ours.ca(), &second, 3, &KeyPair::generate().unwrap(), now), Fit::Other);
         keys.member_pem_write("nonsense").unwrap();
         assert_eq!(member_read(&leaf(&ours, 4, now)).unwrap().member, 4);
         keys.member_key_write("nonsense").unwrap();

@@ -9,13 +9,13 @@
 //! has them serves it, one that has not sends it on. Both sides may die at any point: the same token with the same key gets the
 //! same answer again; a folder without keys/identity asks again; it never begins a log of its own.
 
-use super::identity::{IdentityError, certificate_write, key_sha256, own_key};
+use super::identity::{Fit, IdentityError, certificate_write, fits, own_key};
 use super::pin::{joiner_config, spki_sha256};
 use super::tls::{HANDSHAKE_TIME, tune};
 use super::vault::Vault;
 use crate::Log;
 use crate::app::now_ms;
-use crate::ca::{ANY_MEMBER, Ca, Csr, member_read, pem_of};
+use crate::ca::{ANY_MEMBER, Ca, Csr, pem_of};
 use crate::keys::{Identity, Keys};
 use crate::problem::Problem;
 use crate::random::uuid;
@@ -49,7 +49,7 @@ const JOIN_TIME: Duration = Duration::from_secs(60);
 /// Between two rounds through the addresses.
 const REST: Duration = Duration::from_millis(500);
 /// Refusals that pass.
-const LATER: [&str; 10] = [
+const LATER: [&str; 11] = [
     "no_leader",
     "keys_elsewhere",
     "busy",
@@ -59,6 +59,7 @@ const LATER: [&str; 10] = [
     "outcome_unknown",
     "change_in_progress",
     "member_removed",
+    "member_not_allowed",
     "member_alive",
 ];
 
@@ -159,7 +160,7 @@ pub async fn join(keys: &Keys, token: &str, through: &[String], address: &str) -
     let pin = pin.map_err(|_| JoinError::Unreachable("the token pins no CA".to_owned()))?;
     let tls = joiner_config(pin).map_err(crate::ca::CaError::from)?;
     let response = ask(tls, addresses, &request, JOIN_TIME).await?;
-    given(claims.member_id, &pin, &key, &response)?.keep(keys)
+    given(claims.member_id, &pin, &key, &response, now_ms())?.keep(keys)
 }
 
 /// Asks one address after the other until one answers for good; where none does, says what each of them said last.
@@ -224,16 +225,20 @@ pub(super) fn given<'a>(
     pin: &[u8; 32],
     key: &KeyPair,
     response: &'a JoinResponse,
+    now_ms: u64,
 ) -> Result<Given<'a>, JoinError> {
     let wrong = |what: &str| JoinError::Unreachable(format!("the answer has {what}"));
     let mut epoch = [0; 16];
     hex::decode_to_slice(&response.epoch, &mut epoch).map_err(|_| wrong("no epoch"))?;
     let pinned = spki_sha256(&response.ca_certificate).is_some_and(|ca| ca == *pin);
     let ca = Ca::read(&response.ca_certificate)?;
-    let own = member_read(&response.certificate);
-    let fits = own.is_some_and(|o| o.member == id && o.key_sha256 == key_sha256(key));
-    if !pinned || !fits {
-        return Err(wrong("another CA or another member's certificate"));
+    match fits(&ca, &response.certificate, id, key, now_ms) {
+        _ if !pinned => return Err(wrong("another CA")),
+        Fit::Good(_) => {}
+        Fit::Other => return Err(wrong("another member's certificate, or another CA's")),
+        Fit::Early | Fit::Ended => {
+            return Err(wrong("a certificate that is not good now, by this machine's clock; compare the clocks"));
+        }
     }
     let identity = Identity { epoch: Epoch(epoch), member: id, settled: false, left: None };
     Ok(Given { response, identity, ca })
@@ -281,7 +286,7 @@ pub(super) fn refused(code: &str, detail: &str) -> JoinResponse {
 
 async fn admit(log: &Log, vault: &Vault, request: JoinRequest, source: IpAddr) -> Result<JoinResponse, Problem> {
     // Before the log says that it joined.
-    vault.need()?;
+    vault.need_voting(log)?;
     let csr = Csr::read(&pem_of("CERTIFICATE REQUEST", &request.csr))?;
     let id = MemberId(request.member_id);
     let wish = MemberCommand::Join {

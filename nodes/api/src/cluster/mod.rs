@@ -135,8 +135,11 @@ async fn enter(shared: &Shared, tcp: TcpStream, address: SocketAddr, entering: O
     }
 }
 
-/// Tells the log, for the member itself, that it is reached elsewhere now.
+/// Tells the log, for the member itself, that it is reached elsewhere now; a voter's word counts for another member.
 async fn moved(log: &Log, peer: &MemberPeer, address: String) {
+    if !log.votes() {
+        return;
+    }
     let id = MemberId(peer.member);
     let head = log.head();
     let Some(joined) = head.machine.members.get(&id).and_then(|m| m.joined.clone()) else { return };

@@ -200,7 +200,7 @@ pub async fn rebuild(asked: Asked<'_>, say: impl Fn(&str)) -> Result<(), StartEr
     if !asked.yes {
         return Err(RebuildError::Look(meaning(asked.data, &identity, &begun, &response)).into());
     }
-    let given = given(response.member_id, &ca.spki_sha256(), &key, &response)?;
+    let given = given(response.member_id, &ca.spki_sha256(), &key, &response, now_ms())?;
     say(&format!("2/4 {} is member {} now; {} is gone for good", response.name, response.member_id, identity.member));
     begun.to = Some(response.member_id);
     keys.json_write(FILE, &begun)?;
@@ -316,7 +316,7 @@ async fn anew(
     source: IpAddr,
 ) -> Result<JoinResponse, Problem> {
     // Before anything is removed.
-    vault.need()?;
+    vault.need_voting(log)?;
     let csr = Csr::read(&pem_of("CERTIFICATE REQUEST", &request.csr))?;
     if csr.key_sha256 != peer.key_sha256 {
         return Err(Problem::invalid("csr_invalid", "the certificate request is of another key than the certificate"));

@@ -6,6 +6,7 @@
 //! ```
 //! Who has none asks one who has (see [`super::ask`]). Nothing takes them away again: a member that voted keeps them.
 
+use crate::Log;
 use crate::bootstrap::purpose;
 use crate::ca::{Ca, Signer};
 use crate::keys::Keys;
@@ -15,7 +16,7 @@ use cvlan_core::State;
 use cvlan_core::seal::ClusterKey;
 use cvlan_proto::v1::ClusterKeys;
 use http::StatusCode;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// What a voter keeps in keys/ besides its own identity.
 pub struct Secrets {
@@ -41,7 +42,11 @@ impl Secrets {
 
 /// The place for them in this process.
 #[derive(Default)]
-pub struct Vault(RwLock<Option<Arc<Secrets>>>);
+pub struct Vault {
+    here: RwLock<Option<Arc<Secrets>>>,
+    /// Keys are taken in one after the other.
+    receiving: Mutex<()>,
+}
 
 /// They are not here.
 pub fn elsewhere() -> Problem {
@@ -52,12 +57,18 @@ pub fn elsewhere() -> Problem {
 impl Vault {
     /// With what is there at the start.
     pub fn new(secrets: Option<Secrets>) -> Arc<Self> {
-        Arc::new(Self(RwLock::new(secrets.map(Arc::new))))
+        Arc::new(Self { here: RwLock::new(secrets.map(Arc::new)), receiving: Mutex::default() })
     }
 
     /// The keys, where they are here.
     pub fn get(&self) -> Option<Arc<Secrets>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.here.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The keys, for what is then asked of the member that leads: it takes that from a voter alone. 503 `keys_elsewhere`
+    /// where this one does not vote, or has none: one that was rebuilt has them still.
+    pub fn need_voting(&self, log: &Log) -> Result<Arc<Secrets>, Problem> {
+        self.get().filter(|_| log.votes()).ok_or_else(elsewhere)
     }
 
     /// The keys; 503 `keys_elsewhere` where they are not here.
@@ -67,7 +78,7 @@ impl Vault {
 
     /// Puts them in.
     pub fn set(&self, secrets: Secrets) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(secrets));
+        *self.here.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(secrets));
     }
 
     /// Keeps keys that were handed over, durably, if they are those of this log. Blocks on the disk.
@@ -79,6 +90,7 @@ impl Vault {
         opened.map_err(|e| wrong(&e.to_string()))?;
         let ca = Ca::read(&state.system.ca_certificate).map_err(Problem::internal)?;
         let signer = Signer::open(&given.ca_key, Arc::new(ca)).map_err(|e| wrong(&e.to_string()))?;
+        let _turn = self.receiving.lock().unwrap_or_else(PoisonError::into_inner);
         if self.get().is_none() {
             keys.ca_key_write(&given.ca_key).map_err(Problem::internal)?;
             keys.cluster_write(&cluster).map_err(Problem::internal)?;

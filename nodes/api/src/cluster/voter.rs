@@ -14,7 +14,7 @@ use super::{Standing, standing};
 use crate::Log;
 use crate::app::now_ms;
 use crate::app::token::host_of;
-use crate::ca::{ANY_MEMBER, Csr, MemberPeer, pem_of};
+use crate::ca::{ANY_MEMBER, Csr, Host, MemberPeer, pem_of};
 use crate::doors::accept::Client;
 use crate::doors::body::BODY_MAX;
 use crate::keys::Keys;
@@ -76,38 +76,53 @@ pub async fn serve(
     let question: VoterQuestion = timeout(QUESTION_TIME, message_read(&mut stream, QUESTION_MAX)).await??;
     let answer = match timeout(ANSWER_TIME, answers.answer(&peer, question)).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(problem)) => {
+        // Whether it was done, or what came of it, cannot be told: say nothing.
+        Ok(Err(Not::Told(why))) => return Err(io::Error::other(why)),
+        Ok(Err(Not::Done(problem))) => {
             let (member, code) = (peer.member, problem.code);
             tracing::warn!(member, code, detail = %problem.detail, "a member was refused what takes keys");
             VoterAnswer { refused: code.to_owned(), detail: problem.detail.into_owned(), ..VoterAnswer::default() }
         }
-        // Whether it was done is not known: say nothing.
         Err(slow) => return Err(slow.into()),
     };
     timeout(QUESTION_TIME, message_write(&mut stream, &answer)).await??;
     stream.shutdown().await
 }
 
+/// Why there is no answer.
+enum Not {
+    /// It was not done: the next voter may be asked.
+    Done(Problem),
+    /// It may have been done.
+    Told(String),
+}
+
+impl From<Problem> for Not {
+    fn from(problem: Problem) -> Self {
+        Self::Done(problem)
+    }
+}
+
 impl Answers {
-    async fn answer(&self, peer: &MemberPeer, question: VoterQuestion) -> Result<VoterAnswer, Problem> {
+    async fn answer(&self, peer: &MemberPeer, question: VoterQuestion) -> Result<VoterAnswer, Not> {
         match question.kind {
             Some(Kind::Request(request)) => self.request(request).await,
-            Some(Kind::Certificate(wanted)) => self.certificate(peer, &wanted).await,
-            Some(Kind::Keys(given)) => self.keys(peer, given).await,
-            None => Err(Problem::invalid("question_unknown", "this member does not know that question")),
+            Some(Kind::Certificate(wanted)) => Ok(self.certificate(peer, &wanted).await?),
+            Some(Kind::Keys(given)) => Ok(self.keys(peer, given).await?),
+            None => Err(Problem::invalid("question_unknown", "this member does not know that question").into()),
         }
     }
 
-    async fn request(&self, asked: ForwardedRequest) -> Result<VoterAnswer, Problem> {
-        // One that has none would only pass it on.
-        self.vault.need()?;
+    async fn request(&self, asked: ForwardedRequest) -> Result<VoterAnswer, Not> {
+        // One that has none, or does not vote, would only pass it on.
+        self.vault.need_voting(&self.log)?;
         let routers = self.routers.get().ok_or_else(elsewhere)?;
         let router = if asked.machines { routers.node.clone() } else { routers.rest.clone() };
         let request = request(asked).ok_or_else(|| Problem::invalid("request_invalid", "that is no request"))?;
         // A router answers everything.
-        let response = TowerToHyperService::new(router).call(request).await.map_err(Problem::internal)?;
-        let (parts, body) = response.into_parts();
-        let body = axum::body::to_bytes(body, ANSWER_BODY_MAX).await.map_err(Problem::internal)?;
+        let answered = TowerToHyperService::new(router).call(request).await;
+        let (parts, body) = answered.map_err(|e| Not::Told(e.to_string()))?.into_parts();
+        let body = axum::body::to_bytes(body, ANSWER_BODY_MAX).await.map_err(|e| Not::Told(e.to_string()))?;
         let header = |(name, value): (&HeaderName, &HeaderValue)| ForwardedHeader {
             name: name.as_str().to_owned(),
             value: value.as_bytes().to_vec(),
@@ -139,8 +154,8 @@ impl Answers {
             }
             secrets.signer.member(peer.member, csr.key(), now_ms())
         } else {
-            names_check(&head.machine, MemberId(peer.member), &wanted.names)?;
-            secrets.signer.server(&wanted.names, csr.key(), now_ms())
+            let names = names_check(&head.machine, MemberId(peer.member), &wanted.names)?;
+            secrets.signer.server(&names, csr.key(), now_ms())
         };
         let certificate = made.map_err(Problem::internal)?.to_vec();
         tracing::info!(member = peer.member, names = ?wanted.names, "a certificate for a member that follows");
@@ -177,31 +192,40 @@ fn request(asked: ForwardedRequest) -> Option<Request<Body>> {
 }
 
 /// A member's doors are not under what it would prove itself as to other members, nor under the name of another one's.
-fn names_check(state: &State, id: MemberId, names: &[String]) -> Result<(), Problem> {
+/// Returns them, each written in one way.
+fn names_check(state: &State, id: MemberId, names: &[String]) -> Result<Vec<String>, Problem> {
     let refused = |detail: String| Err(Problem::new(StatusCode::FORBIDDEN, "names_refused", detail));
     if names.len() > NAMES_MAX {
         return refused(format!("more than {NAMES_MAX} names"));
     }
-    let hosts = |member: &cvlan_core::member::Member| -> Vec<String> {
+    let hosts = |member: &cvlan_core::member::Member| -> Vec<Host> {
         let urls = member.node_urls.iter().chain(member.api_urls.iter());
-        let doors = urls.filter_map(|url| host_of(url)).map(str::to_lowercase);
-        doors.chain(member.address().rsplit_once(':').map(|(host, _)| host.to_lowercase())).collect()
+        let doors = urls.filter_map(|url| host_of(url)).map(Host::of);
+        doors.chain(member.address().rsplit_once(':').map(|(host, _)| Host::of(host))).collect()
     };
     let own = state.members.get(&id).map(|m| hosts(m)).unwrap_or_default();
-    for name in names.iter().map(|name| name.to_lowercase()) {
-        let fits = !name.is_empty()
-            && name.len() <= NAME_MAX
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b".:-".contains(&b));
-        if !fits || name.trim_end_matches('.').ends_with(ANY_MEMBER) {
+    let others: Vec<Host> = state.members.values().filter(|m| m.id != id).flat_map(|m| hosts(m)).collect();
+    let mut written = Vec::with_capacity(names.len());
+    for name in names {
+        let host = Host::of(name);
+        let (fits, here, text) = match &host {
+            Host::Address(ip) => (true, ip.is_loopback(), ip.to_string()),
+            Host::Name(name) => (is_dns(name) && !name.ends_with(ANY_MEMBER), name == "localhost", name.clone()),
+        };
+        if !fits {
             return refused(format!("{name:?} is no name of a door"));
         }
-        let here = name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        let others = || state.members.values().filter(|m| m.id != id).any(|m| hosts(m).contains(&name));
-        if !here && !own.contains(&name) && others() {
+        if !here && !own.contains(&host) && others.contains(&host) {
             return refused(format!("{name} is another member's"));
         }
+        written.push(text);
     }
-    Ok(())
+    Ok(written)
+}
+
+fn is_dns(name: &str) -> bool {
+    let label = |label: &str| !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    name.len() <= NAME_MAX && name.split('.').all(label)
 }
 
 #[cfg(test)]
@@ -227,15 +251,36 @@ mod tests {
             };
             (MemberId(id), Arc::new(member))
         };
-        let members = [member(1, "m1.example"), member(5, "m5.example")].into_iter().collect();
+        let members = [(1, "m1.example"), (2, "10.0.0.1"), (3, "[2001:db8::1]"), (5, "m5.example")];
+        let members = members.into_iter().map(|(id, host)| member(id, host)).collect();
         let state = State { members, ..State::default() };
         let check = |name: &str| names_check(&state, MemberId(5), &[name.to_owned()]).map_err(|p| p.code);
-        for good in ["localhost", "127.0.0.1", "::1", "m5.example", "M5.example", "cvlan.example", "10.0.0.7", "box"] {
-            assert_eq!(check(good), Ok(()), "{good}");
+        for (good, written) in [
+            ("localhost", "localhost"),
+            ("127.0.0.1", "127.0.0.1"),
+            ("::1", "::1"),
+            ("m5.example", "m5.example"),
+            ("M5.example.", "m5.example"),
+            ("cvlan.example", "cvlan.example"),
+            ("10.0.0.7", "10.0.0.7"),
+            ("[2001:DB8:0:0::6]", "2001:db8::6"),
+            ("box", "box"),
+        ] {
+            assert_eq!(check(good), Ok(vec![written.to_owned()]), "{good}");
         }
         for bad in [
             "m1.example",
             "M1.Example",
+            "m1.example.",
+            "10.0.0.1",
+            "10.0.0.1.",
+            "::ffff:10.0.0.1",
+            "2001:db8::1",
+            "2001:DB8:0:0:0::1",
+            "[2001:db8::1]",
+            "m1.example..",
+            ".m1.example",
+            "a:b",
             "m1.member.cvlan.internal",
             "m5.member.cvlan.internal",
             "member.cvlan.internal",
@@ -245,7 +290,7 @@ mod tests {
             "a b",
             &"x".repeat(NAME_MAX + 1),
         ] {
-            assert_eq!(check(bad), Err("names_refused"), "{bad}");
+            assert_eq!(check(bad), Err("names_refused"), "{bad:?}");
         }
         let many = vec!["a".to_owned(); NAMES_MAX + 1];
         assert!(names_check(&state, MemberId(5), &many).is_err());

@@ -5,10 +5,16 @@ use cvlan_api::ca::{ANY_MEMBER, Ca, Signer, ca_make, member_name, member_read};
 use cvlan_api::cluster::identity::key_sha256;
 use cvlan_api::cluster::pin::joiner_config;
 use cvlan_api::server::{Options, Running, StartError, start};
-use cvlan_core::member::{join_token_make, join_token_parse};
+use cvlan_core::id::{CommandId, MemberId, TenantId, UserId};
+use cvlan_core::machine::SystemFact;
+use cvlan_core::member::{MemberCommand, join_token_make, join_token_parse};
+use cvlan_core::presence::PresenceCommand;
+use cvlan_core::system::SystemCommand;
+use cvlan_core::user::UserCommand;
+use cvlan_core::{Actor, Command, Meta, Wish};
 use cvlan_proto::v1::voter_question::Kind;
 use cvlan_proto::v1::{CertificateRequest, JoinTokenClaims};
-use cvlan_raft::FileDisk;
+use cvlan_raft::{FileDisk, MemberError, WriteError};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -122,6 +128,55 @@ async fn a_token_lets_one_key_in_and_nothing_else_does() {
     let given = Kind::Keys(founder.running.app().vault.get().unwrap().to_proto());
     let said = app.voters.ask(given, true).await.unwrap_err();
     assert!(said.code == "voter_unreachable" && said.detail.contains("not_a_voter"), "{}", said.detail);
+
+    // What its own doors cannot have proven is not done for it, by whichever of the members' words it asks.
+    let root = head().machine.users.values().next().cloned().unwrap();
+    let person = Actor::User(root.id, root.name.to_string());
+    let (seq, members) = (founder.seq(), head().members.clone());
+    let mallory = || {
+        Wish::User(UserCommand::Create {
+            tenant: TenantId::default(),
+            id: UserId(uuid::Uuid::new_v4()),
+            name: "mallory".into(),
+            role: "superadmin".into(),
+            password_hash: root.password_hash.to_string(),
+        })
+    };
+    let advertise = |member| {
+        Wish::System(SystemCommand::Advertise { member, node_urls: third.app().node_urls.clone(), api_urls: vec![] })
+    };
+    let password = UserCommand::Password { id: root.id, password_hash: "$argon2id$".into() };
+    let admit = MemberCommand::Admit { name: "m4".into(), secret_hash: [1; 32], life_ms: 3_600_000 };
+    let report = PresenceCommand::Report { tenant: TenantId::default(), member: MemberId(1), transitions: vec![] };
+    for (actor, wish, command) in [
+        (Actor::System, mallory(), "user.create"),
+        (person.clone(), mallory(), "user.create"),
+        (person.clone(), Wish::User(password), "user.password"),
+        (person, Wish::Member(admit), "member.admit"),
+        (Actor::System, advertise(MemberId(1)), "system.advertise"),
+        (Actor::System, Wish::Presence(report), "presence.report"),
+        (Actor::System, Wish::System(SystemCommand::Fact(SystemFact::CheckpointOpened)), "system.fact"),
+    ] {
+        let meta = Meta { id: CommandId(uuid::Uuid::new_v4()), actor, ..Meta::default() };
+        let refused = app.log.write(Command { meta, wish }).await.err();
+        assert_eq!(refused, Some(WriteError::NotAllowed { member: member.0, command: command.into() }));
+    }
+    for refused in [
+        app.log.promote(member.0).await,
+        app.log.member_remove(1).await,
+        app.log.transfer(Some(member.0)).await.map(drop),
+        app.log.learner_add(77, "127.0.0.1:1".into()).await,
+    ] {
+        assert_eq!(refused, Err(MemberError::NotAllowed(member.0)));
+    }
+    assert_eq!(app.log.checkpoint().await.err().map(|e| e.code()), Some("member_not_allowed"));
+    assert_eq!((founder.seq(), head().members.clone()), (seq, members), "nothing was appended");
+    let counted = founder.running.app().metrics.render(founder.running.app());
+    assert!(counted.contains("\ncvlan_members_not_allowed_total 12\n"), "{counted}");
+    // What it says of itself is taken.
+    let meta = Meta { id: CommandId(uuid::Uuid::new_v4()), ..Meta::default() };
+    let said = app.log.write(Command { meta, wish: advertise(member) }).await.unwrap();
+    assert_eq!(said.events.len(), 1);
 
     // Another key comes too late, and this folder is not another member's.
     let seq = founder.seq();

@@ -198,7 +198,8 @@ async fn nobody_votes_before_it_has_the_keys() {
     std::fs::create_dir(&blocked).unwrap();
     cluster
         .until_at(0..1, "m2 follows", |c| {
-            crate::common::roles(c).iter().any(|(name, r)| name == "m2" && r == "learner")
+            let ready = c["items"][1]["behind"] == "0" && c["items"][1].get("heardMs").is_some();
+            ready && crate::common::roles(c).iter().any(|(name, r)| name == "m2" && r == "learner")
         })
         .await;
     let promoted = cluster.post(1, "/cluster/members/m2/promote", json!({})).await;

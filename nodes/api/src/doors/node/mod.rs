@@ -91,7 +91,7 @@ async fn register(
     json_expected(request.headers())?;
     let (parts, body) = request.into_parts();
     let (body, request_id) = (body_read(body).await?, app.request_ids.next());
-    if app.vault.get().is_none() {
+    if !app.decides() {
         let (method, uri, headers) = (&parts.method, &parts.uri, &parts.headers);
         let (client, request_id, body) = (client.as_ref(), request_id.as_str(), body.to_vec());
         // The same machine again is the same node.

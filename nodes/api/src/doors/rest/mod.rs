@@ -5,7 +5,7 @@
 //!       ─► app ─► answer with ETag, Cvlan-Checkpoint, Cvlan-Time, X-Request-Id          any error: problem+json
 //! ```
 //! A write with an `Idempotency-Key` that was carried out before gets its answer again ([`replay`]).
-//! At a member without the cluster's keys every write goes whole to one that has them ([`super::forward`]).
+//! At a member that does not vote every write goes whole to one that does ([`super::forward`]).
 //! What a route needs is in its line of [`routes::ROUTES`], nowhere else. Everything outside /api/v1 is the UI.
 
 pub mod call;
@@ -136,8 +136,12 @@ async fn run(
     let headers = &parts.headers;
     let query = parts.uri.query().unwrap_or_default();
     let reads = parts.method == Method::GET;
-    let proven = prove(app, client, headers, request_id).await;
-    if !reads && !route.here() && app.vault.get().is_none() {
+    let proven = match route.access {
+        // Whatever is shown there proves nothing.
+        Access::Public => Err(session_missing()),
+        Access::Session | Access::May(..) => prove(app, client, headers, request_id).await,
+    };
+    if !reads && !route.here() && !app.decides() {
         return forwarded(app, route, client, Request::from_parts(parts, body), request_id, proven).await;
     }
     // Nobody waits for one who has no token of ours.
@@ -214,18 +218,20 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     given.and_then(|v| v.strip_prefix("Bearer ")).map(str::trim)
 }
 
+fn session_missing() -> Problem {
+    Problem::unproven("session_missing", "log in first: POST /api/v1/auth/login, then Authorization: Bearer TOKEN")
+}
+
 /// What the token says, if it is one of this cluster's, whoever it is for.
 async fn prove(app: &App, client: &Client, headers: &HeaderMap, request_id: &str) -> Result<Arc<Claims>, Problem> {
-    let token = bearer(headers).ok_or_else(|| {
-        Problem::unproven("session_missing", "log in first: POST /api/v1/auth/login, then Authorization: Bearer TOKEN")
-    })?;
+    let token = bearer(headers).ok_or_else(session_missing)?;
     match app.auth.claims(&app.log.head().machine, token, now_ms())? {
         Some(claims) => Ok(claims),
         None => vouched(app, client, headers, token, request_id).await,
     }
 }
 
-/// A write at a member without keys: one that votes carries it out.
+/// A write at a member that does not vote: one that does carries it out.
 async fn forwarded(
     app: &App,
     route: &Route,
