@@ -222,9 +222,10 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
     }
 
     /// Serves one connection from another member, until it is lost or this one stops. `from`: who it is, by its
-    /// certificate; whoever says to be another one is refused.
-    pub async fn accept(&self, from: Option<u64>, pipe: Pipe<RT>) {
-        serve(&self.0, from, pipe).await;
+    /// certificate; whoever says to be another one is refused. `votes`: it proves that it may vote and lead; from others no
+    /// entries, votes and snapshots are taken.
+    pub async fn accept(&self, from: Option<u64>, votes: bool, pipe: Pipe<RT>) {
+        serve(&self.0, from, votes, pipe).await;
     }
 
     /// This member votes, by the membership that is applied here.

@@ -349,7 +349,7 @@ impl Transport<NodeRt> for SimTransport {
         net.0.trace.line(format_args!("s{here} connects to s{there}, m{} to m{to}: #{}", self.member, connection.id));
         let (mine, theirs) = net.pipes(&connection);
         let (member, from) = (door.member.clone(), self.member);
-        let _accepted = door.process.spawn(async move { member.accept(Some(from), theirs).await });
+        let _accepted = door.process.spawn(async move { member.accept(Some(from), true, theirs).await });
         Ok(mine)
     }
 }

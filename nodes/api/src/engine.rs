@@ -122,11 +122,16 @@ impl Core {
         let log: Log = Member::open(raft, transport.clone()).await?;
 
         let routers = Arc::new(OnceLock::new());
-        let answers =
-            || Answers { log: log.clone(), keys: keys.clone(), vault: vault.clone(), routers: routers.clone() };
+        let answers = |own: &Arc<Live>| Answers {
+            log: log.clone(),
+            keys: keys.clone(),
+            vault: vault.clone(),
+            own: own.clone(),
+            routers: routers.clone(),
+        };
         let mut gate = Gate { listener, transport: transport.clone(), door: None };
-        if own.is_some() {
-            gate.open(answers());
+        if let Some(own) = &own {
+            gate.open(answers(own));
         }
         let finished = async {
             let ready = ready(&log, &keys, &vault, identity, &transport).await?;
@@ -134,7 +139,7 @@ impl Core {
                 Some(own) => own,
                 None => identify(&keys, &ready.ca, &vault, member, &transport, &address)?,
             };
-            gate.open(answers());
+            gate.open(answers(&own));
             views.start(&log)?;
             Ok::<_, StartError>((ready, own))
         };

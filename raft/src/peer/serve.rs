@@ -5,7 +5,7 @@
 //!                               └─ not what may come: the connection is closed
 //! ```
 //! Who asks is known by its certificate, and what it may ask for depends on it: entries, votes and snapshots come from the
-//! very member that leads or wants to; changes of the membership, and checkpoints, from one that votes; of commands, the
+//! very member that leads or wants to, over a connection that proves that it may vote; changes of the membership, and checkpoints, from one that votes; of commands, the
 //! machine says what it takes from whom ([`Machine::from_member`]).
 
 use crate::attest;
@@ -36,8 +36,13 @@ use std::pin::Pin;
 type Told = (Answer, Bytes);
 type Doing<'m> = Pin<Box<dyn Future<Output = Told> + Send + 'm>>;
 
-/// See the module. `from`: who the other side is, where its certificate says it.
-pub(crate) async fn serve<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, from: Option<u64>, mut pipe: Pipe<RT>) {
+/// See the module. `from`: who the other side is, where its certificate says it; `votes`: it says that it may vote.
+pub(crate) async fn serve<M: Machine, RT: AsyncRuntime>(
+    member: &Inner<M, RT>,
+    from: Option<u64>,
+    votes: bool,
+    mut pipe: Pipe<RT>,
+) {
     let greeted = Cfg::<RT>::timeout(DIAL_LIMIT, greet(member, from, &mut pipe)).await;
     let peer = match greeted {
         Ok(Ok(peer)) => peer,
@@ -50,7 +55,7 @@ pub(crate) async fn serve<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, f
             return;
         }
     };
-    if let Err(error) = answer(member, peer, pipe).await {
+    if let Err(error) = answer(member, (peer, votes), pipe).await {
         tracing::warn!(member = peer, %error, code = error.code(), "closing the connection");
     }
 }
@@ -82,7 +87,7 @@ async fn greet<M: Machine, RT: AsyncRuntime>(
 
 async fn answer<M: Machine, RT: AsyncRuntime>(
     member: &Inner<M, RT>,
-    peer: u64,
+    (peer, votes): (u64, bool),
     pipe: Pipe<RT>,
 ) -> Result<(), FrameError> {
     let Pipe { tx, mut rx } = pipe;
@@ -121,6 +126,9 @@ async fn answer<M: Machine, RT: AsyncRuntime>(
         let (message, body) = codec::read(&frame)?;
         drop(frame);
         let Message::Request(id, request) = message else { return Err(FrameError::Unexpected("no request")) };
+        if !votes && is_rafts(&request) {
+            return Err(FrameError::Unexpected("what only a voter says, over a connection that proves none"));
+        }
         bytes += length;
         let doing = match request {
             Request::Append { vote, prev, commit } => {
@@ -203,8 +211,25 @@ fn start<M: Machine, RT: AsyncRuntime>(
     })
 }
 
-/// A vote is the one of the member that sends it: nobody leads, or asks for votes, in another's name. Whether it may vote at
-/// all is not asked here: one that is behind does not know the newest voters, and must follow them all the same.
+/// True of what Raft itself says: only a voter does. Whether the sender is one is not asked of the membership that is known
+/// here: one that is behind does not know the newest voters, and must follow them all the same.
+fn is_rafts(request: &Request) -> bool {
+    match request {
+        Request::Append { .. }
+        | Request::Vote { .. }
+        | Request::Transfer { .. }
+        | Request::Snapshot(_)
+        | Request::Chunk { .. }
+        | Request::Install { .. } => true,
+        Request::Write { .. }
+        | Request::ReadIndex
+        | Request::Change(_)
+        | Request::Ping { .. }
+        | Request::Checkpoint => false,
+    }
+}
+
+/// A vote is the one of the member that sends it: nobody leads, or asks for votes, in another's name.
 fn own(peer: u64, vote: &Voted) -> Result<(), FrameError> {
     match Vote::from(*vote).leader_id.node_id == peer {
         true => Ok(()),

@@ -5,7 +5,9 @@ use crate::disk::FileDisk;
 use crate::error::{MemberError, WriteError};
 use crate::member::Member;
 use crate::options::Options;
-use crate::peer::codec::{self, Answer, Change, FRAME_MAX, Hello, Message, PROTOCOL, Refusal, Request, put_entries};
+use crate::peer::codec::{
+    self, Answer, Change, FRAME_MAX, Hello, Message, PROTOCOL, Parcel, Refusal, Request, put_entries,
+};
 use crate::peer::link::{CallError, Link};
 use crate::peer::{CHUNK_BYTES, CLUSTER, Dial};
 use crate::transport::{NoTransport, Pipe};
@@ -43,11 +45,15 @@ fn hello() -> Hello {
     Hello { epoch: EPOCH.0, from: 9, to: 1, cluster: CLUSTER.into() }
 }
 
-/// Connects as member 9.
+/// Connects as member 9, which may vote.
 fn connect(member: &Member<Counter, Rt>) -> Pipe<Rt> {
+    connect_as(member, true)
+}
+
+fn connect_as(member: &Member<Counter, Rt>, votes: bool) -> Pipe<Rt> {
     let (ours, theirs) = pipes();
     let member = member.clone();
-    tokio::spawn(async move { member.accept(Some(9), theirs).await });
+    tokio::spawn(async move { member.accept(Some(9), votes, theirs).await });
     ours
 }
 
@@ -57,7 +63,10 @@ async fn next(pipe: &mut Pipe<Rt>) -> Option<Message> {
 }
 
 async fn greeted(member: &Member<Counter, Rt>) -> Pipe<Rt> {
-    let mut pipe = connect(member);
+    hello_said(connect(member)).await
+}
+
+async fn hello_said(mut pipe: Pipe<Rt>) -> Pipe<Rt> {
     pipe.tx.send(codec::frame(&Message::Hello(hello()), &[])).await.unwrap();
     let theirs = Hello { from: 1, to: 9, ..hello() };
     assert_eq!(next(&mut pipe).await, Some(Message::Hello(theirs)));
@@ -144,6 +153,38 @@ async fn a_frame_that_may_not_come_closes_the_connection_and_nothing_else() {
     member.write(Command::add(1)).await.unwrap();
     member.shutdown().await;
     assert_eq!(next(&mut pipe).await, None, "a member that stops hangs up");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_proves_no_voter_says_nothing_of_rafts() {
+    let (_folder, member) = member().await;
+    let vote = (&Vote { leader_id: LeaderId { term: 99, node_id: 9 }, committed: true }).into();
+    let log_id = LogId { leader_id: LeaderId { term: 99, node_id: 9 }, index: 50 };
+    let members = (&openraft::Membership::new_with_defaults(vec![[9u64].into()], [])).into();
+    let parcel = Parcel { last: None, members_at: None, members, saved: 1, length: 1, digest: [0; 32] };
+    let before = member.status();
+    for request in [
+        Request::Append { vote, prev: None, commit: None },
+        Request::Vote { pre: true, vote, last: Some((&log_id).into()), transfer: false },
+        Request::Vote { pre: false, vote, last: Some((&log_id).into()), transfer: true },
+        Request::Transfer { from: vote, to: 1, last: None },
+        Request::Snapshot(Box::new(parcel)),
+        Request::Chunk { digest: [0; 32], offset: 0 },
+        Request::Install { vote, digest: [0; 32] },
+    ] {
+        let mut pipe = hello_said(connect_as(&member, false)).await;
+        pipe.tx.send(codec::frame(&Message::Request(1, request.clone()), &[])).await.unwrap();
+        assert_eq!(next(&mut pipe).await, None, "{request:?}");
+    }
+    let after = member.status();
+    assert_eq!((after.term, after.leader, after.last_index), (before.term, Some(1), before.last_index));
+    let mut pipe = hello_said(connect_as(&member, false)).await;
+    assert!(matches!(asked(&mut pipe, Request::Ping { wall_ms: 1 }, &[]).await.0, Answer::Pong { .. }));
+    // From one that may vote it is believed.
+    let mut pipe = greeted(&member).await;
+    asked(&mut pipe, Request::Vote { pre: false, vote, last: Some((&log_id).into()), transfer: true }, &[]).await;
+    assert_eq!(member.status().term, 99);
+    member.shutdown().await;
 }
 
 async fn asked(pipe: &mut Pipe<Rt>, request: Request, body: &[u8]) -> (Answer, Bytes) {

@@ -86,7 +86,7 @@ impl Transport<Rt> for Net {
         tokio::spawn(self.clone().carry(to, near.rx, far.tx));
         tokio::spawn(self.clone().carry(to, far.rx, near.tx));
         let me = self.me;
-        member.runtime.spawn(async move { member.member.accept(Some(me), theirs).await });
+        member.runtime.spawn(async move { member.member.accept(Some(me), true, theirs).await });
         Ok(ours)
     }
 }

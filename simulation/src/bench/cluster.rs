@@ -37,7 +37,7 @@ impl<M: Machine> Transport<TokioRuntime> for Wires<M> {
         let (there, back) = (Cfg::<TokioRuntime>::mpsc(DEPTH), Cfg::<TokioRuntime>::mpsc(DEPTH));
         let theirs = Pipe { tx: back.0, rx: there.1 };
         let me = self.me;
-        tokio::spawn(async move { member.accept(Some(me), theirs).await });
+        tokio::spawn(async move { member.accept(Some(me), true, theirs).await });
         Ok(Pipe { tx: there.0, rx: back.1 })
     }
 }

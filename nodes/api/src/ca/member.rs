@@ -10,6 +10,8 @@ use x509_parser::extensions::GeneralName;
 pub const MEMBER_MS: u64 = 90 * DAY_MS;
 /// What every member answers to: a joiner knows no id yet.
 pub const ANY_MEMBER: &str = "member.cvlan.internal";
+/// A name more, in the certificate of who has the CA's key, as everybody who votes: nobody else is given one with it.
+const VOTES: &str = "votes.member.cvlan.internal";
 /// Before the id, in the one URI of the certificate.
 const URI: &str = "cvlan:member:";
 
@@ -25,6 +27,8 @@ pub struct MemberPeer {
     pub member: u64,
     /// SHA-256 of its SubjectPublicKeyInfo.
     pub key_sha256: [u8; 32],
+    /// It has the CA's key, and so may vote and lead.
+    pub votes: bool,
     /// Good from, milliseconds since 1970.
     pub not_before_ms: u64,
     /// Good until, milliseconds since 1970.
@@ -32,8 +36,23 @@ pub struct MemberPeer {
 }
 
 impl Signer {
-    /// The certificate of member `id` for this key.
+    /// The certificate of member `id` for this key: of any other than the one that signs it.
     pub fn member(&self, id: u64, key: &impl PublicKeyData, now_ms: u64) -> Result<CertificateDer<'static>, CaError> {
+        self.member_with(&[], id, key, now_ms)
+    }
+
+    /// The certificate of member `id`, which has this very signer, for its own key.
+    pub fn voter(&self, id: u64, key: &impl PublicKeyData, now_ms: u64) -> Result<CertificateDer<'static>, CaError> {
+        self.member_with(&[VOTES], id, key, now_ms)
+    }
+
+    fn member_with(
+        &self,
+        names: &[&str],
+        id: u64,
+        key: &impl PublicKeyData,
+        now_ms: u64,
+    ) -> Result<CertificateDer<'static>, CaError> {
         let mut params = params(&format!("cvlan member {id}"), now_ms.saturating_sub(SKEW_MS), now_ms + MEMBER_MS)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -42,6 +61,9 @@ impl Signer {
             SanType::DnsName(ANY_MEMBER.try_into()?),
             SanType::URI(format!("{URI}{id}").as_str().try_into()?),
         ];
+        for name in names {
+            params.subject_alt_names.push(SanType::DnsName((*name).try_into()?));
+        }
         Ok(params.signed_by(key, &self.issuer)?.der().clone())
     }
 }
@@ -62,8 +84,10 @@ pub fn member_read(der: &[u8]) -> Option<MemberPeer> {
     }
     let ms = |t: x509_parser::time::ASN1Time| u64::try_from(t.timestamp()).unwrap_or_default().saturating_mul(1000);
     let validity = cert.validity();
+    let votes = san.value.general_names.iter().any(|name| matches!(name, GeneralName::DNSName(VOTES)));
     Some(MemberPeer {
         member,
+        votes,
         key_sha256: Sha256::digest(cert.public_key().raw).into(),
         not_before_ms: ms(validity.not_before),
         not_after_ms: ms(validity.not_after),
@@ -89,7 +113,9 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let member = ca.member(7, &key, NOW).unwrap();
         let peer = member_read(&member).unwrap();
-        assert_eq!((peer.member, peer.not_after_ms), (7, NOW + MEMBER_MS));
+        assert_eq!((peer.member, peer.votes, peer.not_after_ms), (7, false, NOW + MEMBER_MS));
+        let voter = member_read(&ca.voter(7, &key, NOW).unwrap()).unwrap();
+        assert_eq!(voter, MemberPeer { votes: true, ..peer });
         let spki: [u8; 32] = Sha256::digest(key.subject_public_key_info()).into();
         assert_eq!(peer.key_sha256, spki);
         assert!(peer_read(&member).is_none());
@@ -98,7 +124,7 @@ mod tests {
         assert!(usage.client_auth && usage.server_auth && !usage.any);
 
         // Whatever a machine asks for.
-        let mut params = CertificateParams::new(vec!["m7.member.cvlan.internal".to_owned()]).unwrap();
+        let mut params = CertificateParams::new(vec![member_name(7), VOTES.to_owned()]).unwrap();
         params.subject_alt_names.push(SanType::URI("cvlan:member:7".try_into().unwrap()));
         let csr = Csr::read(&params.serialize_request(&key).unwrap().pem().unwrap()).unwrap();
         let node = ca.node(NodeId(Uuid::from_u128(7)), &csr, &[0; 32], NOW, 0).unwrap();

@@ -1,5 +1,6 @@
 //! What this member proves itself with: keys/member.key, which stays, and keys/member.pem, signed by the embedded CA and
-//! again at two thirds of its life: by itself where it has the CA's key, else by a voter.
+//! again at two thirds of its life: by itself where it has the CA's key, else by a voter. One that it signs itself says that it
+//! votes, or may: others take Raft's entries, votes and snapshots from who shows such a one, and from nobody else.
 
 use crate::ca::{Ca, CaError, MEMBER_MS, MemberPeer, Signer, member_read, pem_of};
 use crate::keys::{Keys, KeysError};
@@ -83,7 +84,7 @@ pub fn fits(ca: &Ca, der: &[u8], member: u64, key: &KeyPair, now_ms: u64) -> Fit
 fn kept(keys: &Keys, ca: &Ca, member: u64, key: &KeyPair, now_ms: u64) -> Result<Option<Kept>, IdentityError> {
     let der = keys.member_pem()?.and_then(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).ok());
     Ok(der.and_then(|der| match fits(ca, &der, member, key, now_ms) {
-        Fit::Good(p) => Some(Kept { der, fresh: now_ms + MEMBER_MS / 3 < p.not_after_ms }),
+        Fit::Good(p) => Some(Kept { der, fresh: now_ms + MEMBER_MS / 3 < p.not_after_ms, votes: p.votes }),
         Fit::Early | Fit::Ended | Fit::Other => None,
     }))
 }
@@ -92,6 +93,8 @@ struct Kept {
     der: CertificateDer<'static>,
     /// False in the last third of its life.
     fresh: bool,
+    /// It says that it votes.
+    votes: bool,
 }
 
 /// True where it is time for another certificate.
@@ -99,8 +102,8 @@ pub fn due(keys: &Keys, ca: &Ca, member: u64, now_ms: u64) -> Result<bool, Ident
     Ok(!kept(keys, ca, member, &own_key(keys)?, now_ms)?.is_some_and(|kept| kept.fresh))
 }
 
-/// The member's certificate with its key and chain. With the CA's key it is made anew where there is none that fits, or
-/// at two thirds of its life; without, what is there is taken until it ends.
+/// The member's certificate with its key and chain. With the CA's key it is made anew where there is none that fits and says
+/// that it votes, or at two thirds of its life; without, what is there is taken until it ends.
 pub fn certified(
     keys: &Keys,
     ca: &Ca,
@@ -112,9 +115,9 @@ pub fn certified(
     let kept = kept(keys, ca, member, &key, now_ms)?;
     let leaf = match (kept, signer) {
         (Some(kept), None) => kept.der,
-        (Some(kept), Some(_)) if kept.fresh => kept.der,
+        (Some(kept), Some(_)) if kept.fresh && kept.votes => kept.der,
         (_, Some(signer)) => {
-            let made = signer.member(member, &key, now_ms)?;
+            let made = signer.voter(member, &key, now_ms)?;
             certificate_write(keys, &made)?;
             made
         }
@@ -159,6 +162,11 @@ mod tests {
         let key = own_key(&keys).unwrap();
         let fit = |member, now| fits(ours.ca(), &second, member, &key, now);
         assert_eq!(fit(3, now), Fit::Good(id));
+        // What a voter signed for it while it followed is none for one that votes.
+        assert!(id.votes);
+        certificate_write(&keys, &ours.member(3, &key, now).unwrap()).unwrap();
+        assert!(!member_read(&follows(now).unwrap().cert[0]).unwrap().votes);
+        assert!(member_read(&leaf(&ours, 3, now)).unwrap().votes);
         // One from a machine whose clock is ahead.
         assert_eq!((fit(3, NOW), fit(3, now + MEMBER_MS), fit(4, now)), (Fit::Early, Fit::Ended, Fit::Other));
         assert_eq!(fits(theirs.ca(), &second, 3, &key, now), Fit::Other);

@@ -8,7 +8,7 @@
 //!  log's members ─► keeper (on the leader) ─► Raft's members: learners first, voters once caught up, 1, 3 or 5
 //! ```
 //! Invariants: a node's certificate opens nothing here, a member's nothing at the node door; whom the log has removed
-//! and Raft too is turned away; nobody without a certificate reaches Raft. Start reading at [`serve`].
+//! and Raft too is turned away; nobody without a certificate reaches Raft, nobody without the CA's key leads. Start reading at [`serve`].
 
 pub mod ask;
 pub mod certificates;
@@ -128,7 +128,7 @@ async fn enter(shared: &Shared, tcp: TcpStream, address: SocketAddr, entering: O
             let pipe = welcome(stream).await?;
             drop(entering);
             // While the one that leads looks for it elsewhere, it cannot tell the log itself.
-            let (told, served) = (moved(log, &peer, address), log.accept(Some(peer.member), pipe));
+            let (told, served) = (moved(log, &peer, address), log.accept(Some(peer.member), peer.votes, pipe));
             tokio::join!(told, served);
             Ok(())
         }

@@ -81,8 +81,9 @@ impl Vault {
         *self.here.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(secrets));
     }
 
-    /// Keeps keys that were handed over, durably, if they are those of this log. Blocks on the disk.
-    pub fn receive(&self, keys: &Keys, state: &State, given: &ClusterKeys) -> Result<(), Problem> {
+    /// Keeps keys that were handed over, durably, if they are those of this log; returns those that are here then. Blocks on
+    /// the disk.
+    pub fn receive(&self, keys: &Keys, state: &State, given: &ClusterKeys) -> Result<Arc<Secrets>, Problem> {
         let wrong = |what: &str| Problem::invalid("keys_invalid", format!("the keys are not this log's: {what}"));
         let key = given.key.as_slice().try_into().map_err(|_| wrong("the cluster key is not 32 bytes"))?;
         let cluster = ClusterKey { id: given.id.clone(), key };
@@ -97,7 +98,7 @@ impl Vault {
             self.set(Secrets { cluster, signer });
             tracing::info!("the cluster's keys are here: this member is about to vote");
         }
-        Ok(())
+        self.need()
     }
 }
 
@@ -127,7 +128,7 @@ mod tests {
             ("another CA", ClusterKeys { ca_key: ca_make(NOW).unwrap().0, ..good.clone() }),
             ("no CA", ClusterKeys { ca_key: String::new(), ..good.clone() }),
         ] {
-            assert_eq!(vault.receive(&keys, &state, &bad).unwrap_err().code, "keys_invalid", "{what}");
+            assert_eq!(vault.receive(&keys, &state, &bad).err().unwrap().code, "keys_invalid", "{what}");
             assert!(vault.get().is_none() && keys.cluster().unwrap().is_none() && keys.ca_key().unwrap().is_none());
         }
         assert_eq!(vault.need().err().unwrap().code, "keys_elsewhere");

@@ -3,18 +3,19 @@
 //! ```text
 //!  ForwardedRequest   keys here? ─► this member's own router, as if it had come to its door ─► answer
 //!  CertificateRequest keys here? ─► signed by its own key? ─► the asking member's, or its doors', under names of its own
-//!  ClusterKeys        of one who votes? ─► those of this log? ─► keys/, durable
+//!  ClusterKeys        of one who votes? ─► those of this log? ─► keys/, durable ─► a certificate that says so
 //! ```
 //! A forwarded request brings the caller's credentials, and nothing else counts: what the member that forwards it is allowed
 //! to do gives it no right. Only where it came from, for limits and audit, is taken on that member's word.
 
+use super::identity::certified;
 use super::join::{QUESTION_TIME, message_read, message_write};
 use super::vault::{Vault, elsewhere};
 use super::{Standing, standing};
 use crate::Log;
 use crate::app::now_ms;
 use crate::app::token::host_of;
-use crate::ca::{ANY_MEMBER, Csr, Host, MemberPeer, pem_of};
+use crate::ca::{ANY_MEMBER, Csr, Host, Live, MemberPeer, pem_of};
 use crate::doors::accept::Client;
 use crate::doors::body::BODY_MAX;
 use crate::keys::Keys;
@@ -63,6 +64,8 @@ pub struct Answers {
     pub keys: Keys,
     /// The cluster's keys, where they are here.
     pub vault: Arc<Vault>,
+    /// What this member shows to others.
+    pub own: Arc<Live>,
     /// Filled as soon as the doors are open.
     pub routers: Arc<OnceLock<Routers>>,
 }
@@ -171,9 +174,14 @@ impl Answers {
                 "only a member that votes has keys to give",
             ));
         }
-        let (vault, keys) = (self.vault.clone(), self.keys.clone());
-        let kept = tokio::task::spawn_blocking(move || vault.receive(&keys, &head.machine, &given)).await;
-        kept.map_err(Problem::internal)??;
+        let (vault, keys, member) = (self.vault.clone(), self.keys.clone(), self.log.status().member);
+        let certified = tokio::task::spawn_blocking(move || {
+            let secrets = vault.receive(&keys, &head.machine, &given)?;
+            let signer = &secrets.signer;
+            certified(&keys, signer.ca(), Some(signer), member, now_ms()).map_err(Problem::internal)
+        });
+        // Connections that prove less are closed by the others as soon as it votes or leads, and made anew.
+        self.own.set(certified.await.map_err(Problem::internal)??);
         Ok(VoterAnswer::default())
     }
 }

@@ -114,6 +114,11 @@ async fn a_token_lets_one_key_in_and_nothing_else_does() {
     let made = ask(&own, &[]).await.unwrap();
     let peer = member_read(&made).unwrap();
     assert!(app.ca.signed(&made) && peer.member == member.0 && peer.key_sha256 == key_sha256(&own));
+    let shown = |dir: &Path| {
+        let pem = std::fs::read_to_string(dir.join("keys/member.pem")).unwrap();
+        member_read(&CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap()
+    };
+    assert!(!peer.votes && !shown(dir.path()).votes && shown(founder.dir.path()).votes);
     assert!(member_read(&ask(&own, &["box.example"]).await.unwrap()).is_none());
     let other_key = KeyPair::generate().unwrap();
     for (key, names, code) in [
