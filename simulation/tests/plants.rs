@@ -35,6 +35,13 @@ fn every_bug_is_found_in_a_cluster() {
 }
 
 #[test]
+fn what_was_decided_on_a_lost_head_is_skipped_for_its_root() {
+    let summary = seeds(12..=12, THREADS, &planted(&[NO_FENCE]), false, &|_| {});
+    assert_eq!(summary.failed, Default::default());
+    assert!(summary.counts.get("skipped") > 0, "{:?}", summary.counts);
+}
+
+#[test]
 fn a_disk_that_lies_is_found_in_most_seeds_of_one_member() {
     for name in ["skip_fsync", "early_ack"] {
         let setup = Setup::alone().with_plant(name).unwrap();
