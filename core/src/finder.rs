@@ -20,6 +20,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 /// Stale items that are not worth a new table: 24 KB.
 const STALE_MIN: usize = 1024;
 
+/// Candidates under one hash that are worth a new table: each is looked at by whoever asks. A name or a key that comes and goes
+/// all the time has another node each time.
+const ALIKE_MAX: usize = 256;
+
 /// See the module.
 #[derive(Clone)]
 pub struct Finder<V> {
@@ -56,13 +60,21 @@ impl<V: Copy + Eq> Finder<V> {
         self.len += 1;
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let item = (table.hasher.hash_one(key), value);
-        table.items.entry(item.0, |there| *there == item, |(hash, _)| *hash).or_insert(item);
+        let mut alike = 0;
+        let same = |there: &(u64, V)| {
+            alike += usize::from(there.0 == item.0);
+            *there == item
+        };
+        table.items.entry(item.0, same, |(hash, _)| *hash).or_insert(item);
+        if alike >= ALIKE_MAX {
+            self.stale = usize::MAX;
+        }
     }
 
     /// A key that this state had.
     pub(crate) fn remove(&mut self) {
         self.len = self.len.saturating_sub(1);
-        self.stale += 1;
+        self.stale = self.stale.saturating_add(1);
     }
 
     /// Time for a new table.
@@ -116,6 +128,17 @@ mod tests {
         now.remove();
         now.insert("b", 3);
         assert_eq!((of(&now, "b"), now.len()), (vec![3], 2), "there and back is one candidate");
+    }
+
+    #[test]
+    fn a_new_table_is_due_where_one_key_comes_and_goes() {
+        let mut finder = Finder::of((0..100_000u32).map(|n| (n, n)));
+        let due = (0..2 * ALIKE_MAX as u32).position(|n| {
+            finder.insert("ci", n);
+            finder.remove();
+            finder.due()
+        });
+        assert_eq!(due, Some(ALIKE_MAX));
     }
 
     #[test]

@@ -35,6 +35,8 @@ enum Word {
     OwnOrVoter(u64),
     /// A voter's, for a person.
     Person,
+    /// A voter's, for a person, or for whoever has its folder.
+    PersonOrFolder,
     /// A voter's, for a machine with a token.
     Token,
     /// Any member's, for a machine.
@@ -52,6 +54,7 @@ pub(crate) fn from_member(command: &Command, from: Sender) -> Result<(), &'stati
         Word::Voter => system && from.votes,
         Word::OwnOrVoter(member) => system && (from.votes || member == from.member),
         Word::Person => from.votes && matches!(meta.actor, Actor::User(..)),
+        Word::PersonOrFolder => from.votes && (system || matches!(meta.actor, Actor::User(..))),
         Word::Token => from.votes && matches!(meta.actor, Actor::Token(_)),
         Word::Machine => matches!(meta.actor, Actor::Node(..)),
     };
@@ -99,7 +102,8 @@ fn word(wish: &Wish) -> (Word, &'static str) {
         },
         Wish::User(c) => match c {
             UserCommand::Create { .. } => (Word::Person, "user.create"),
-            UserCommand::Password { .. } => (Word::Person, "user.password"),
+            // `cvlan-api admin reset-password` has nobody to name.
+            UserCommand::Password { .. } => (Word::PersonOrFolder, "user.password"),
             UserCommand::Delete { .. } => (Word::Person, "user.delete"),
         },
         Wish::Member(c) => match c {
@@ -165,7 +169,6 @@ mod tests {
             token_create(1, 1, 1, 60_000),
             Wish::Token(TokenCommand::Delete { tenant, id: token(1) }),
             user_create(None, 1, "ann", "superadmin"),
-            Wish::User(UserCommand::Password { id: user(1), password_hash: String::new() }),
             Wish::User(UserCommand::Delete { tenant, id: user(1) }),
             Wish::Member(MemberCommand::Admit { name: "m".into(), secret_hash: [1; 32], life_ms: 60_000 }),
             Wish::Member(MemberCommand::Remove { id: MemberId(1) }),
@@ -204,6 +207,23 @@ mod tests {
                         assert_eq!(got.is_ok(), may == Some(actor), "{command:?} {votes} {got:?}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_password_is_a_persons_or_the_folders_to_change_through_a_voter() {
+        let wish = || Wish::User(UserCommand::Password { id: user(1), password_hash: String::new() });
+        for (actor, voter) in [
+            (Actor::System, true),
+            (Actor::User(user(1), "ann".into()), true),
+            (Actor::Node(node(1), "box".into()), false),
+            (Actor::Token(token(1)), false),
+        ] {
+            for votes in [false, true] {
+                let command = Command { meta: Meta { actor: actor.clone(), ..Meta::default() }, wish: wish() };
+                let may = from_member(&command, Sender { member: OWN, votes }).is_ok();
+                assert_eq!(may, votes && voter, "{actor:?} {votes}");
             }
         }
     }

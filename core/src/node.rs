@@ -603,8 +603,9 @@ fn change(state: &mut State, stamp: Stamp, tenant: TenantId, id: NodeId, f: impl
 /// A new table of names, once it is due.
 fn names_renew(home: &mut TenantState, cvlan: CvlanId) {
     let Some(place) = home.cvlans.get_mut(&cvlan).filter(|place| place.names.due()) else { return };
-    let here = home.nodes.values().filter(|node| node.cvlan == cvlan);
-    Arc::make_mut(place).names = Finder::of(here.map(|node| (&*node.name, node.id)));
+    let here = place.scope.nodes().filter_map(|id| home.nodes.get(&id));
+    let names = Finder::of(here.map(|node| (&*node.name, node.id)));
+    Arc::make_mut(place).names = names;
 }
 
 fn apply_deleted(state: &mut State, stamp: Stamp, tenant: TenantId, id: NodeId) {

@@ -50,6 +50,11 @@ impl Failure {
         self.code == "broken_pipe"
     }
 
+    /// It may have been done all the same.
+    pub fn is_uncertain(&self) -> bool {
+        ["outcome_unknown", "unreachable", "timeout"].contains(&self.code.as_str())
+    }
+
     /// The controller knows no thing of this noun by the name alone: none, or several.
     pub fn is_unresolved(&self, noun: &Noun) -> bool {
         self.code == "name_ambiguous" || self.code == format!("{}_not_found", noun.name)

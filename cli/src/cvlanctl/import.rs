@@ -52,7 +52,7 @@ pub async fn import(
     }
     let (mut made, mut failed) = (Vec::new(), None);
     for lot in lots(devices) {
-        let first = made.len() + 1;
+        let (first, lot_len) = (made.len() + 1, lot.len());
         match client.post(&format!("{home}/nodes:bulk"), Some(json!({"items": lot}))).await {
             Ok(mut answer) => {
                 if let Some(Value::Array(items)) = answer.get_mut("items").map(Value::take) {
@@ -61,7 +61,13 @@ pub async fn import(
                 bar.set_position(made.len() as u64);
             }
             Err(failure) => {
-                let hint = format!("device 1 of it is number {first} of the file; {} of {all} were added", first - 1);
+                let last = made.len() + lot_len;
+                let hint = match failure.is_uncertain() {
+                    true => {
+                        format!("devices {first} to {last} of {all} may have been added, those before were; look first")
+                    }
+                    false => format!("device 1 of it is number {first} of the file; {} of {all} were added", first - 1),
+                };
                 failed = Some(failure.hint(hint));
                 break;
             }
@@ -70,7 +76,9 @@ pub async fn import(
     bar.finish_and_clear();
     let count = made.len();
     if !matches!(global.output, Format::Table) {
-        let names = Names::of(&client.list(&format!("{home}/cvlans"), crate::client::LIST_MAX).await?);
+        // What was added is said also where nothing more can be asked.
+        let listed = client.list(&format!("{home}/cvlans"), crate::client::LIST_MAX).await;
+        let names = listed.map(|cvlans| Names::of(&cvlans)).unwrap_or_default();
         NOUN.list(global, made, &names)?;
     }
     match failed {

@@ -10,6 +10,9 @@ use x509_parser::extensions::GeneralName;
 pub const MEMBER_MS: u64 = 90 * DAY_MS;
 /// What every member answers to: a joiner knows no id yet.
 pub const ANY_MEMBER: &str = "member.cvlan.internal";
+/// A voter's own begins so long before it was made: one whose clock is ahead is not shut out by it, and nobody judges a member
+/// by when its certificate begins.
+const VOTER_BACK_MS: u64 = 30 * DAY_MS;
 /// A name more, in the certificate of who has the CA's key, as everybody who votes: nobody else is given one with it.
 const VOTES: &str = "votes.member.cvlan.internal";
 /// Before the id, in the one URI of the certificate.
@@ -38,12 +41,12 @@ pub struct MemberPeer {
 impl Signer {
     /// The certificate of member `id` for this key: of any other than the one that signs it.
     pub fn member(&self, id: u64, key: &impl PublicKeyData, now_ms: u64) -> Result<CertificateDer<'static>, CaError> {
-        self.member_with(&[], id, key, now_ms)
+        self.member_with(&[], id, key, (now_ms.saturating_sub(SKEW_MS), now_ms + MEMBER_MS))
     }
 
     /// The certificate of member `id`, which has this very signer, for its own key.
     pub fn voter(&self, id: u64, key: &impl PublicKeyData, now_ms: u64) -> Result<CertificateDer<'static>, CaError> {
-        self.member_with(&[VOTES], id, key, now_ms)
+        self.member_with(&[VOTES], id, key, (now_ms.saturating_sub(VOTER_BACK_MS), now_ms + MEMBER_MS))
     }
 
     fn member_with(
@@ -51,9 +54,9 @@ impl Signer {
         names: &[&str],
         id: u64,
         key: &impl PublicKeyData,
-        now_ms: u64,
+        (from_ms, to_ms): (u64, u64),
     ) -> Result<CertificateDer<'static>, CaError> {
-        let mut params = params(&format!("cvlan member {id}"), now_ms.saturating_sub(SKEW_MS), now_ms + MEMBER_MS)?;
+        let mut params = params(&format!("cvlan member {id}"), from_ms, to_ms)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.subject_alt_names = vec![
@@ -115,7 +118,8 @@ mod tests {
         let peer = member_read(&member).unwrap();
         assert_eq!((peer.member, peer.votes, peer.not_after_ms), (7, false, NOW + MEMBER_MS));
         let voter = member_read(&ca.voter(7, &key, NOW).unwrap()).unwrap();
-        assert_eq!(voter, MemberPeer { votes: true, ..peer });
+        let not_before_ms = NOW - 30 * DAY_MS;
+        assert_eq!(voter, MemberPeer { votes: true, not_before_ms, ..peer }, "good for who is hours behind");
         let spki: [u8; 32] = Sha256::digest(key.subject_public_key_info()).into();
         assert_eq!(peer.key_sha256, spki);
         assert!(peer_read(&member).is_none());

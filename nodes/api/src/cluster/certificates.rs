@@ -127,11 +127,11 @@ fn doors_due(served: &CertifiedKey, now_ms: u64) -> bool {
 /// Another one of the member, where it is time.
 async fn own_renewed(app: &App) -> Result<Option<Arc<CertifiedKey>>, Problem> {
     let broken = |e: IdentityError| Problem::internal(e);
-    let (member, secrets) = (app.member.0, app.vault.get());
-    if !due(&app.keys, &app.ca, member, now_ms()).map_err(broken)? {
+    let (member, signs) = (app.member.0, app.vault.get().is_some());
+    if !due(&app.keys, &app.ca, signs, member, now_ms()).map_err(broken)? {
         return Ok(None);
     }
-    if secrets.is_none() {
+    if !signs {
         let key = own_key(&app.keys).map_err(broken)?;
         let made = asked(app, &key, &[]).await?;
         // What is there is better than one that nobody takes.
@@ -141,8 +141,12 @@ async fn own_renewed(app: &App) -> Result<Option<Arc<CertifiedKey>>, Problem> {
                 return Err(Problem::internal(format!("a voter's certificate is not one to keep: {fit:?}")));
             }
         }
-        certificate_write(&app.keys, &made).map_err(broken)?;
+        // Keys that came meanwhile have brought a better one.
+        if app.vault.get().is_none() {
+            certificate_write(&app.keys, &made).map_err(broken)?;
+        }
     }
+    let secrets = app.vault.get();
     let signer = secrets.as_ref().map(|secrets| &secrets.signer);
     certified(&app.keys, &app.ca, signer, member, now_ms()).map(Some).map_err(broken)
 }

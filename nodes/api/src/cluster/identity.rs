@@ -97,9 +97,10 @@ struct Kept {
     votes: bool,
 }
 
-/// True where it is time for another certificate.
-pub fn due(keys: &Keys, ca: &Ca, member: u64, now_ms: u64) -> Result<bool, IdentityError> {
-    Ok(!kept(keys, ca, member, &own_key(keys)?, now_ms)?.is_some_and(|kept| kept.fresh))
+/// True where it is time for another certificate; `signs`: this member has the CA's key, so that its own says that it votes.
+pub fn due(keys: &Keys, ca: &Ca, signs: bool, member: u64, now_ms: u64) -> Result<bool, IdentityError> {
+    let kept = kept(keys, ca, member, &own_key(keys)?, now_ms)?;
+    Ok(!kept.is_some_and(|kept| kept.fresh && (kept.votes || !signs)))
 }
 
 /// The member's certificate with its key and chain. With the CA's key it is made anew where there is none that fits and says
