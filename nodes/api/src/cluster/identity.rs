@@ -149,8 +149,8 @@ mod tests {
         let first = leaf(&ours, 3, NOW);
         assert_eq!(leaf(&ours, 3, NOW + MEMBER_MS / 2), first);
         // Without the CA's key it is shown as long as it is good.
-        assert!(!due(&keys, ours.ca(), 3, NOW + MEMBER_MS / 2).unwrap());
-        assert!(due(&keys, ours.ca(), 3, NOW + MEMBER_MS * 2 / 3).unwrap());
+        assert!(!due(&keys, ours.ca(), true, 3, NOW + MEMBER_MS / 2).unwrap());
+        assert!(due(&keys, ours.ca(), true, 3, NOW + MEMBER_MS * 2 / 3).unwrap());
         assert_eq!(follows(NOW + MEMBER_MS - 1).unwrap().cert[0], first);
         assert_eq!(follows(NOW + MEMBER_MS).unwrap_err().code(), "certificate_ended");
         let second = leaf(&ours, 3, NOW + MEMBER_MS * 2 / 3);
@@ -167,6 +167,8 @@ mod tests {
         assert!(id.votes);
         certificate_write(&keys, &ours.member(3, &key, now).unwrap()).unwrap();
         assert!(!member_read(&follows(now).unwrap().cert[0]).unwrap().votes);
+        let due = |signs| due(&keys, ours.ca(), signs, 3, now).unwrap();
+        assert!(due(true) && !due(false));
         assert!(member_read(&leaf(&ours, 3, now)).unwrap().votes);
         // One from a machine whose clock is ahead.
         assert_eq!((fit(3, NOW), fit(3, now + MEMBER_MS), fit(4, now)), (Fit::Early, Fit::Ended, Fit::Other));
