@@ -5,12 +5,12 @@
 //! state after event 8 ─┼─► one table: hash of the key ─► candidates
 //! a state never agreed ┘
 //! ```
-//! In a persistent map each such insert copies another leaf and the way to it, five times the cost of everything else that
-//! a new node changes. A table is not persistent: all copies of a state share it, and it only grows, so that it has what each
+//! In a persistent map each such insert copies another leaf and the way to it: that of a WireGuard key cost as much as
+//! everything else that a new node changes. A table is not persistent: all copies of a state share it, and it only grows, so that it has what each
 //! of them has, and more. Whoever asks looks at each candidate in the state that the question is about; what is not so there
 //! is none. Nothing of the answer depends on what else is in the table, nor on its order.
 //!
-//! What is removed stays in the table. Once more is stale than is alive, the state that noticed it makes a table of its own
+//! What is removed stays in the table. Once more is stale than is alive, or many candidates share a hash, the state that noticed it makes a table of its own
 //! for itself and what follows it; others keep the old one.
 
 use hashbrown::HashTable;
