@@ -16,15 +16,27 @@ use std::time::{Duration, Instant};
 /// make one candidate cost more than a person waits.
 const RETRANSMIT_FAST: Duration = Duration::from_millis(700);
 
+/// How long until a device that was taken away is made again, once that failed: doubled with each failure, up to
+/// [`AGAIN_MOST`]. What held the port before may hold it for a moment longer.
+const AGAIN_FIRST: Duration = Duration::from_millis(100);
+const AGAIN_MOST: Duration = Duration::from_secs(5);
+
 type GotaTun = gotatun::device::Device<(Factory, Tun, Tun)>;
 
 /// WireGuard on a TUN device.
 pub struct WireGuard {
     device: Device,
     running: Option<Running>,
+    /// What is to be there again since the device was taken away from outside.
+    lost: Option<Lost>,
     initiations: Initiations,
     /// The networks that this machine is on, as last told.
     locals: Vec<IpNet>,
+}
+
+struct Lost {
+    config: Config,
+    again: Duration,
 }
 
 struct Running {
@@ -38,7 +50,7 @@ struct Running {
 impl WireGuard {
     /// A tunnel that is down.
     pub fn new(device: Device) -> Self {
-        Self { device, running: None, initiations: Initiations::default(), locals: Vec::new() }
+        Self { device, running: None, lost: None, initiations: Initiations::default(), locals: Vec::new() }
     }
 
     async fn up(&mut self, now: Instant) -> Result<&mut Running, TunnelError> {
@@ -77,7 +89,9 @@ impl Tunnel for WireGuard {
                 .map(|peer| (*peer).clone())
                 .collect(),
         };
-        running.patch(&ifname, &patch, &initiations, now).await
+        running.patch(&ifname, &patch, &initiations, now).await?;
+        self.lost = None;
+        Ok(())
     }
 
     async fn patch(&mut self, patch: &Patch, now: Instant) -> Result<(), TunnelError> {
@@ -86,6 +100,7 @@ impl Tunnel for WireGuard {
     }
 
     async fn down(&mut self) {
+        self.lost = None;
         if let Some(running) = self.running.take() {
             running.gotatun.stop().await;
         }
@@ -100,17 +115,23 @@ impl Tunnel for WireGuard {
 
     async fn tick(&mut self, now: Instant, locals: &[IpNet]) -> Duration {
         self.locals = locals.to_vec();
-        let Some(running) = self.running.as_mut() else { return Duration::from_secs(30) };
-        if running.died().await {
+        if let Some(running) = &mut self.running
+            && running.died().await
+        {
             tracing::error!("the device {} is gone; making it again", self.device.ifname);
             let config =
                 Config { addresses: running.addresses.clone(), peers: running.peers.values().cloned().collect() };
             self.down().await;
-            if let Err(error) = self.configure(&config, now).await {
-                tracing::error!("{error}");
-            }
-            return Duration::from_secs(5);
+            self.lost = Some(Lost { config, again: AGAIN_FIRST });
         }
+        if let Some(Lost { config, again }) = self.lost.take()
+            && let Err(error) = self.configure(&config, now).await
+        {
+            tracing::warn!("{error}; the device {} is tried again in {again:?}", self.device.ifname);
+            self.lost = Some(Lost { config, again: (again * 2).min(AGAIN_MOST) });
+            return again;
+        }
+        let Some(running) = self.running.as_mut() else { return Duration::from_secs(30) };
         running.paths_step(locals, &self.initiations, now).await
     }
 }
