@@ -19,7 +19,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptor.bin"), &bytes)?;
 
-    prost_build::Config::new()
+    // What is large is in a box: an event is moved several times on its way from `decide` to the entry.
+    let large = [
+        "CvlanEvent.kind.created",
+        "NodeEvent.kind.created",
+        "SystemEvent.kind.bootstrapped",
+        "TenantEvent.kind.created",
+        "TokenEvent.kind.created",
+        "UserEvent.kind.created",
+    ];
+    let mut config = prost_build::Config::new();
+    for kind in large {
+        config.boxed(format!(".cvlan.v1.{kind}"));
+    }
+    config
         .btree_map(["."])
         .bytes([".cvlan.v1.Entry.events"])
         .compile_well_known_types()

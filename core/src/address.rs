@@ -23,7 +23,8 @@ pub const IPV4_PREFIX_MIN: u8 = 8;
 /// Free, resting and (by omission) taken addresses of one range.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Pool {
-    /// First → last address of each free range; ranges never touch.
+    /// Last → first address of each free range; ranges never touch. By the last: taking the lowest address, as is
+    /// nearly always done, then changes no key.
     free: OrdMap<u128, u128>,
     /// (free from, address).
     resting: OrdSet<(u64, u128)>,
@@ -44,28 +45,33 @@ impl Pool {
     }
 
     fn between(low: u128, high: u128) -> Self {
-        let free = if low <= high { OrdMap::unit(low, high) } else { OrdMap::new() };
+        let free = if low <= high { OrdMap::unit(high, low) } else { OrdMap::new() };
         Self { free, resting: OrdSet::new() }
     }
 
     /// The address that would be given at `now_ms`: the lowest free one, else the one that has rested longest.
     pub fn next(&self, now_ms: u64) -> Option<u128> {
-        let mut pool = self.clone();
-        pool.ripen(now_ms);
-        pool.free.get_min().map(|(low, _)| *low).or_else(|| pool.resting.get_min().map(|(_, address)| *address))
+        let oldest = self.resting.get_min();
+        if oldest.is_some_and(|(until, _)| *until <= now_ms) {
+            let mut pool = self.clone();
+            pool.ripen(now_ms);
+            return pool.free.get_min().map(|(_, low)| *low);
+        }
+        self.free.get_min().map(|(_, low)| *low).or_else(|| oldest.map(|(_, address)| *address))
     }
 
     /// Takes an address out of the free or the resting ones; false where it is neither.
     pub fn take(&mut self, address: u128, now_ms: u64) -> bool {
         self.ripen(now_ms);
-        let range = self.free.range(..=address).next_back().map(|(low, high)| (*low, *high));
-        if let Some((low, high)) = range.filter(|(_, high)| address <= *high) {
-            self.free.remove(&low);
-            if low < address {
-                self.free.insert(low, address - 1);
+        let range = self.free.get_next(&address).map(|(high, low)| (*low, *high));
+        if let Some((low, high)) = range.filter(|(low, _)| *low <= address) {
+            if address == high {
+                self.free.remove(&high);
+            } else {
+                self.free.insert(high, address + 1);
             }
-            if address < high {
-                self.free.insert(address + 1, high);
+            if low < address {
+                self.free.insert(address - 1, low);
             }
             return true;
         }
@@ -93,7 +99,7 @@ impl Pool {
 
     /// Free addresses, resting ones included.
     pub fn available(&self) -> u128 {
-        self.free.iter().map(|(low, high)| high - low + 1).sum::<u128>() + self.resting.len() as u128
+        self.free.iter().map(|(high, low)| high - low + 1).sum::<u128>() + self.resting.len() as u128
     }
 
     fn ripen(&mut self, now_ms: u64) {
@@ -105,18 +111,72 @@ impl Pool {
 
     fn put_free(&mut self, address: u128) {
         let (mut low, mut high) = (address, address);
-        if let Some((l, h)) = self.free.range(..address).next_back().map(|(l, h)| (*l, *h))
-            && h + 1 == address
+        if let Some(before) = address.checked_sub(1)
+            && let Some(first) = self.free.remove(&before)
         {
-            self.free.remove(&l);
-            low = l;
+            low = first;
         }
-        if let Some(h) = self.free.get(&(address + 1)).copied() {
-            self.free.remove(&(address + 1));
-            high = h;
+        if let Some((last, first)) = self.free.get_next(&address).map(|(last, first)| (*last, *first))
+            && first == address + 1
+        {
+            high = last;
         }
-        self.free.insert(low, high);
+        self.free.insert(high, low);
     }
+}
+
+/// As `Display` writes it, without its detours.
+pub fn ipv4_text(address: Ipv4Addr) -> String {
+    let mut text = String::with_capacity("255.255.255.255".len());
+    for (octet, n) in address.octets().into_iter().zip(0..) {
+        if n > 0 {
+            text.push('.');
+        }
+        digits(&mut text, u16::from(octet), [100, 10]);
+    }
+    text
+}
+
+/// As `Display` writes it (RFC 5952), without its detours.
+pub fn ipv6_text(address: Ipv6Addr) -> String {
+    let groups = address.segments();
+    if let [0, 0, 0, 0, 0, 0xffff, ..] = groups {
+        return address.to_string();
+    }
+    // The first of the longest runs of zeros; one alone is written out.
+    let (mut start, mut len, mut run) = (8, 1, 0);
+    for (group, n) in groups.into_iter().zip(0usize..) {
+        run = if group == 0 { run + 1 } else { 0 };
+        if run > len {
+            (start, len) = (n + 1 - run, run);
+        }
+    }
+    let mut text = String::with_capacity("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".len());
+    for (group, n) in groups.into_iter().zip(0usize..) {
+        if n == start {
+            text.push_str("::");
+        }
+        if (start..start + len).contains(&n) {
+            continue;
+        }
+        if n > 0 && !text.ends_with("::") {
+            text.push(':');
+        }
+        digits(&mut text, group, [0x1000, 0x100, 0x10]);
+    }
+    text
+}
+
+/// A number to the base of the last weight, without zeros before it.
+fn digits<const N: usize>(text: &mut String, number: u16, weights: [u16; N]) {
+    let mut rest = number;
+    for weight in weights {
+        if number >= weight {
+            text.extend(char::from_digit(u32::from(rest / weight), 16));
+            rest %= weight;
+        }
+    }
+    text.extend(char::from_digit(u32::from(rest), 16));
 }
 
 /// Reads an IPv4 CIDR for a CVLAN: a network address, private or public unicast, /8 to /29.
@@ -248,6 +308,32 @@ mod tests {
         assert_eq!(p.next(30), Some(host(4)));
         assert!(p.take(host(4), 30));
         assert_eq!(p.next(30), Some(host(3)));
+    }
+
+    #[test]
+    fn texts_are_as_the_library_writes_them() {
+        let mut rng = crate::grammar::Rng(1);
+        for _ in 0..20_000 {
+            let ([a, b, c, d, zeros, ..], mut groups) = (rng.bytes::<8>(), [0u16; 8]);
+            for (group, n) in groups.iter_mut().zip(0..) {
+                let [high, low, shift] = rng.bytes();
+                *group = if zeros >> n & 1 == 0 { 0 } else { u16::from_be_bytes([high, low]) >> (shift & 15) };
+            }
+            let (v4, v6) = (Ipv4Addr::new(a, b, c >> (d & 7), d), Ipv6Addr::from(groups));
+            assert_eq!((ipv4_text(v4), ipv6_text(v6)), (v4.to_string(), v6.to_string()));
+        }
+    }
+
+    #[test]
+    fn special_addresses_are_as_the_library_writes_them() {
+        for text in
+            ["::", "::1", "1::", "::ffff:10.0.0.1", "::2:0:0:0:1", "1:0:0:2::1", "1:0:2:3:4:5:6:7", "fd00::a0:ff"]
+        {
+            assert_eq!(ipv6_text(text.parse().unwrap()), text);
+        }
+        for text in ["0.0.0.0", "10.0.0.100", "255.255.255.255", "9.10.99.101"] {
+            assert_eq!(ipv4_text(text.parse().unwrap()), text);
+        }
     }
 
     #[test]

@@ -112,12 +112,12 @@ pub(crate) fn decide(state: &State, _: &Context, meta: &Meta, command: &CvlanCom
             }
             let ipv4 = range4(home, ipv4)?;
             let ipv6 = range6(home, ipv6, *global_id)?;
-            Kind::Created(v1::CvlanCreated {
+            Kind::Created(Box::new(v1::CvlanCreated {
                 cvlan_id: id.to_string(),
                 name: name.clone(),
                 ipv4_cidr: ipv4.to_string(),
                 ipv6_cidr: ipv6.map(|n| n.to_string()).unwrap_or_default(),
-            })
+            }))
         }
         CvlanCommand::Update { id, name, .. } => {
             let cvlan = home.cvlans.get(id).ok_or_else(cvlan_unknown)?;

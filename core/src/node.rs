@@ -1,7 +1,7 @@
 //! Nodes: machines in one CVLAN. The server alone decides where one lands and which address it gets.
 
 use crate::access::{Permission, permit, tenant_unknown};
-use crate::address::Pool;
+use crate::address::{Pool, ipv4_text, ipv6_text};
 use crate::command::{Actor, Meta};
 use crate::cvlan::cvlan_unknown;
 use crate::finder::Finder;
@@ -219,8 +219,8 @@ impl Node {
             cvlan_id: self.cvlan.text(),
             name: self.name.to_string(),
             wg_public_key: BASE64.encode(self.wg_key),
-            ipv4: self.ipv4.to_string(),
-            ipv6: self.ipv6.map(|a| a.to_string()).unwrap_or_default(),
+            ipv4: ipv4_text(self.ipv4),
+            ipv6: self.ipv6.map(ipv6_text).unwrap_or_default(),
             endpoints: self.endpoints.to_vec(),
             tags: self.tags.to_vec(),
             owner_id: self.owner.map(|o| o.text()).unwrap_or_default(),
@@ -249,7 +249,7 @@ pub(crate) fn decide(state: &State, ctx: &Context, meta: &Meta, command: &NodeCo
     let home = state.tenants.get(&tenant).ok_or_else(tenant_unknown)?;
     let kind = match command {
         NodeCommand::Create { devices, .. } => return create(state, ctx, home, devices),
-        NodeCommand::Register(r) => register(state, ctx, home, r)?.map(Kind::Created),
+        NodeCommand::Register(r) => register(state, ctx, home, r)?.map(|made| Kind::Created(made.into())),
         NodeCommand::Update { id, name, status, .. } => update(home, meta, *id, name.as_ref(), status.as_ref())?,
         NodeCommand::Endpoints { id, endpoints, .. } => {
             let node = home.nodes.get(id).ok_or_else(node_unknown)?;
@@ -301,7 +301,7 @@ fn create(state: &State, ctx: &Context, home: &TenantState, devices: &[Device]) 
             true => Rejection { detail: format!("device {n} of {}: {refused}", devices.len()), ..refused },
             false => refused,
         })?;
-        facts.push(fact(home.record.id, Kind::Created(made)));
+        facts.push(fact(home.record.id, Kind::Created(made.into())));
     }
     Ok(facts)
 }
@@ -451,8 +451,8 @@ fn created(
         cvlan_id: place.record.id.text(),
         name,
         wg_public_key: wg_key.to_vec(),
-        ipv4: Ipv4Addr::from(ipv4 as u32).to_string(),
-        ipv6: ipv6.map(|a| Ipv6Addr::from(a).to_string()).unwrap_or_default(),
+        ipv4: ipv4_text(Ipv4Addr::from(ipv4 as u32)),
+        ipv6: ipv6.map(|a| ipv6_text(Ipv6Addr::from(a))).unwrap_or_default(),
         tags,
         endpoints: machine.endpoints.clone(),
         hostname: machine.hostname.clone(),
@@ -559,7 +559,9 @@ fn node_of(stamp: Stamp, tenant: TenantId, e: &v1::NodeCreated) -> Node {
 
 fn apply_created(state: &mut State, stamp: Stamp, tenant: TenantId, e: &v1::NodeCreated) {
     let node = node_of(stamp, tenant, e);
-    if let (Some(home), Some(x)) = (state.tenant_mut(tenant), &e.enrolment) {
+    if let Some(x) = &e.enrolment
+        && let Some(home) = state.tenant_mut(tenant)
+    {
         let token = TokenId::of(&x.token_id);
         if let Some(token) = home.tokens.get_mut(&token).map(Arc::make_mut) {
             token.uses += 1;

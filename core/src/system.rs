@@ -83,13 +83,13 @@ pub(crate) fn decide(state: &State, _: &Context, meta: &Meta, command: &SystemCo
             if !state.system.ca_certificate.is_empty() {
                 return Err(Rejection::conflict("already_bootstrapped", "this log has its first entry already"));
             }
-            let bootstrapped = Kind::Bootstrapped(v1::Bootstrapped {
+            let bootstrapped = Kind::Bootstrapped(Box::new(v1::Bootstrapped {
                 epoch: b.epoch.to_string(),
                 ca_certificate: b.ca_certificate.clone(),
                 challenge_public_key: b.challenge_public_key.to_vec(),
                 challenge_key: Some(b.challenge_key.clone()),
                 jwt_key: Some(b.jwt_key.clone()),
-            });
+            }));
             let admin = user::created_superadmin(b.admin_id, &b.admin_name, &b.admin_password_hash);
             return Ok(vec![fact(bootstrapped), admin]);
         }

@@ -117,7 +117,7 @@ pub(crate) fn decide(state: &State, _: &Context, meta: &Meta, command: &TenantCo
                 }),
                 signing_seed: key.seed.clone(),
             };
-            Ok(vec![fact(*id, Kind::Created(created))])
+            Ok(vec![fact(*id, Kind::Created(created.into()))])
         }
         TenantCommand::Update { id, name } => {
             let tenant = find(state, *id)?;

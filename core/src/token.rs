@@ -297,7 +297,7 @@ pub(crate) fn decide(
             let mut tags = tags.clone();
             tags.sort();
             tags.dedup();
-            Kind::Created(v1::TokenCreated {
+            Kind::Created(Box::new(v1::TokenCreated {
                 token_id: id.to_string(),
                 cvlan_id: cvlan.to_string(),
                 key_id: key.to_string(),
@@ -305,7 +305,7 @@ pub(crate) fn decide(
                 expires_at: Some(timestamp(ctx.time_ms + life_ms)),
                 tags,
                 note: note.clone(),
-            })
+            }))
         }
         TokenCommand::Delete { id, .. } => {
             let token = home.tokens.get(id).ok_or_else(token_unknown)?;

@@ -105,7 +105,7 @@ pub(crate) fn created_superadmin(id: UserId, name: &str, password_hash: &str) ->
         role: Role::Superadmin.as_str().to_owned(),
         password_hash: password_hash.to_owned(),
     };
-    fact(TenantId::default(), Kind::Created(created))
+    fact(TenantId::default(), Kind::Created(created.into()))
 }
 
 fn fact(tenant: TenantId, kind: Kind) -> Fact {
@@ -134,7 +134,7 @@ pub(crate) fn decide(state: &State, _: &Context, meta: &Meta, command: &UserComm
                 role: role.clone(),
                 password_hash: password_hash.clone(),
             };
-            Ok(vec![fact(*tenant, Kind::Created(created))])
+            Ok(vec![fact(*tenant, Kind::Created(created.into()))])
         }
         UserCommand::Password { id, password_hash } => {
             let user = state.users.get(id).ok_or_else(user_unknown)?;

@@ -29,7 +29,7 @@ pub struct Limits {
     pub leader_wait_ms: u64,
     /// A snapshot is made after this many bytes of log: 64 MiB …
     pub snapshot_bytes: u64,
-    /// … or this many events, whichever is first: 200,000.
+    /// … or this many events, whichever is first: 200,000; where making one takes long, later.
     pub snapshot_events: u64,
     /// The leader attests a checkpoint this often, ms, where something else changed: 60,000; 0 = only on demand.
     pub checkpoint_ms: u64,

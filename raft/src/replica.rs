@@ -37,6 +37,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 /// Raft with this replica in it.
 pub(crate) type Raft<M, RT> = openraft::Raft<Cfg<RT>, Replica<M, RT>>;
 
+/// How much longer nothing is done for snapshots than they take: a large state under many writes would otherwise be saved
+/// all the time.
+const SNAPSHOT_REST: u64 = 10;
+
 /// The newest snapshot of this life.
 pub(crate) struct Kept<S> {
     pub(crate) meta: SnapshotMeta,
@@ -333,10 +337,14 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
         }
     }
 
-    /// True once enough was applied since the last snapshot.
+    /// True once enough was applied since the last snapshot, and that is [`SNAPSHOT_REST`] times as long ago as it took.
     pub(crate) fn snapshot_due(&self) -> bool {
         let [bytes, events] = &self.grown;
-        bytes.load(Relaxed) >= self.limits.snapshot_bytes || events.load(Relaxed) >= self.limits.snapshot_events
+        let enough =
+            bytes.load(Relaxed) >= self.limits.snapshot_bytes || events.load(Relaxed) >= self.limits.snapshot_events;
+        let rest = self.stats.snapshot_us.load(Relaxed).saturating_mul(SNAPSHOT_REST);
+        let rested = |made_us: u64| self.clock.monotonic_us().saturating_sub(made_us) >= rest;
+        enough && lock(&self.kept).as_ref().and_then(|kept| kept.made_us).is_none_or(rested)
     }
 
     /// Head and place as of now.

@@ -9,6 +9,7 @@ use crate::head::{Reader, put_len, unreadable};
 use cvlan_core::id::Seq;
 use cvlan_core::machine::{Once, Unreadable};
 use imbl::OrdMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Numbers below the highest of a session whose outcomes are kept.
@@ -37,26 +38,100 @@ pub enum Seen {
     Forgotten,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A command's number and what became of it.
+type Numbered = (u64, Outcome);
+
+/// Numbered outcomes that are copied with every change of their session; the others never are.
+const RECENT: usize = 32;
+
+/// Outcomes as they came, nearly in the order of their numbers. Those below the window do not count, there or not.
+#[derive(Clone, Debug)]
 struct Session {
     highest: u64,
     used: Seq,
-    outcomes: OrdMap<u64, Outcome>,
+    recent: [Numbered; RECENT],
+    len: usize,
+    older: Arc<Vec<Arc<Older>>>,
+}
+
+#[derive(Debug)]
+struct Older {
+    /// The lowest and the highest number among them.
+    least: u64,
+    most: u64,
+    outcomes: Vec<Numbered>,
 }
 
 /// Sessions by id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sessions(OrdMap<u64, Arc<Session>>);
 
+impl Session {
+    fn new(used: Seq) -> Self {
+        let none = (0, Outcome { first_seq: Seq(0), count: 0 });
+        Self { highest: 0, used, recent: [none; RECENT], len: 0, older: Arc::default() }
+    }
+
+    fn recent(&self) -> &[Numbered] {
+        self.recent.get(..self.len).unwrap_or_default()
+    }
+
+    fn is_old(&self, n: u64) -> bool {
+        n.saturating_add(WINDOW) <= self.highest
+    }
+
+    /// The newest first, should a number be there twice.
+    fn find(&self, n: u64) -> Option<Outcome> {
+        let among =
+            |outcomes: &[Numbered]| outcomes.iter().rfind(|(other, _)| *other == n).map(|(_, outcome)| *outcome);
+        let older = || self.older.iter().rev().filter(|older| (older.least..=older.most).contains(&n));
+        among(self.recent()).or_else(|| older().find_map(|older| among(&older.outcomes)))
+    }
+
+    fn push(&mut self, numbered: Numbered) {
+        self.highest = self.highest.max(numbered.0);
+        if self.len == RECENT {
+            let outcomes = self.recent.to_vec();
+            let numbers = || outcomes.iter().map(|(n, _)| *n);
+            let (least, most) = (numbers().min().unwrap_or_default(), numbers().max().unwrap_or_default());
+            let highest = self.highest;
+            let older = Arc::make_mut(&mut self.older);
+            older.retain(|older| older.most.saturating_add(WINDOW) > highest);
+            older.push(Arc::new(Older { least, most, outcomes }));
+            self.len = 0;
+        }
+        if let Some(free) = self.recent.get_mut(self.len) {
+            *free = numbered;
+            self.len += 1;
+        }
+    }
+
+    /// Those of the window by number, the newest of each: what they are, however they came.
+    fn outcomes(&self) -> BTreeMap<u64, Outcome> {
+        let older = self.older.iter().flat_map(|older| &older.outcomes);
+        older.chain(self.recent()).filter(|(n, _)| !self.is_old(*n)).copied().collect()
+    }
+}
+
+impl PartialEq for Session {
+    fn eq(&self, other: &Self) -> bool {
+        (self.highest, self.used, self.outcomes()) == (other.highest, other.used, other.outcomes())
+    }
+}
+
+impl Eq for Session {}
+
 impl Sessions {
     /// What is known of the command with this number.
     pub fn look(&self, once: Once) -> Seen {
         let Some(session) = self.0.get(&once.session) else { return Seen::No };
-        match session.outcomes.get(&once.n) {
-            Some(outcome) => Seen::Done(*outcome),
-            None if once.n.saturating_add(WINDOW) <= session.highest => Seen::Forgotten,
-            None => Seen::No,
+        if once.n > session.highest {
+            return Seen::No;
         }
+        if session.is_old(once.n) {
+            return Seen::Forgotten;
+        }
+        session.find(once.n).map_or(Seen::No, Seen::Done)
     }
 
     /// Sessions known.
@@ -71,28 +146,25 @@ impl Sessions {
 
     /// A command's first event.
     pub(crate) fn note(&mut self, once: Once, seq: Seq) {
-        if !self.0.contains_key(&once.session) {
-            self.make_room();
+        let numbered = (once.n, Outcome { first_seq: seq, count: 1 });
+        if let Some(session) = self.0.get_mut(&once.session) {
+            let session = Arc::make_mut(session);
+            session.used = seq;
+            session.push(numbered);
+            return;
         }
-        let session = self
-            .0
-            .entry(once.session)
-            .or_insert_with(|| Arc::new(Session { highest: 0, used: seq, outcomes: OrdMap::new() }));
-        let session = Arc::make_mut(session);
-        session.used = seq;
-        session.highest = session.highest.max(once.n);
-        session.outcomes.insert(once.n, Outcome { first_seq: seq, count: 1 });
-        while let Some(oldest) = session.outcomes.get_min().map(|(n, _)| *n)
-            && oldest.saturating_add(WINDOW) <= session.highest
-        {
-            session.outcomes.remove(&oldest);
-        }
+        self.make_room();
+        let mut session = Session::new(seq);
+        session.push(numbered);
+        self.0.insert(once.session, Arc::new(session));
     }
 
-    /// One more event of the same command.
+    /// One more event of the same command: the one that was noted last.
     pub(crate) fn extend(&mut self, once: Once) {
-        if let Some(session) = self.0.get_mut(&once.session)
-            && let Some(outcome) = Arc::make_mut(session).outcomes.get_mut(&once.n)
+        if let Some(session) = self.0.get_mut(&once.session).map(Arc::make_mut)
+            && let Some(last) = session.len.checked_sub(1)
+            && let Some((n, outcome)) = session.recent.get_mut(last)
+            && *n == once.n
         {
             outcome.count += 1;
         }
@@ -113,8 +185,9 @@ impl Sessions {
             for number in [*id, session.highest, session.used.0] {
                 out.extend_from_slice(&number.to_le_bytes());
             }
-            put_len(out, session.outcomes.len());
-            for (n, outcome) in &session.outcomes {
+            let outcomes = session.outcomes();
+            put_len(out, outcomes.len());
+            for (n, outcome) in outcomes {
                 out.extend_from_slice(&n.to_le_bytes());
                 out.extend_from_slice(&outcome.first_seq.0.to_le_bytes());
                 out.extend_from_slice(&outcome.count.to_le_bytes());
@@ -128,7 +201,9 @@ impl Sessions {
             let outcomes = from.list(|from| {
                 Ok((from.u64()?, Outcome { first_seq: Seq(from.u64()?), count: u32::from_le_bytes(from.take()?) }))
             })?;
-            Ok((id, Arc::new(Session { highest, used, outcomes: outcomes.into_iter().collect() })))
+            let mut session = Session { highest, ..Session::new(used) };
+            outcomes.into_iter().for_each(|numbered| session.push(numbered));
+            Ok((id, Arc::new(session)))
         })?;
         if sessions.len() > MAX_SESSIONS {
             return Err(unreadable(format!("{} sessions", sessions.len())));
@@ -180,6 +255,44 @@ mod tests {
         assert_eq!(sessions.len(), MAX_SESSIONS);
         assert_eq!(sessions.look(once(2, 1)), Seen::No, "the oldest went");
         assert!(matches!(sessions.look(once(1, 1)), Seen::Done(_)));
+    }
+
+    proptest::proptest! {
+        /// Numbers that are ahead, late, missing or too late: kept is what a plain map keeps, and not much more.
+        #[test]
+        fn kept_is_the_window_whatever_the_order(steps in proptest::collection::vec((0u64..40, 0u64..1300, 0u32..3), 1..3000)) {
+            let (mut sessions, mut all, mut highest) = (Sessions::default(), BTreeMap::new(), 1u64);
+            for ((ahead, late, more), seq) in steps.into_iter().zip(1..) {
+                let n = if late < 1200 { highest + ahead } else { (highest + 1).saturating_sub(late - 1200).max(1) };
+                if sessions.look(once(1, n)) != Seen::No {
+                    continue;
+                }
+                sessions.note(once(1, n), Seq(seq));
+                (0..more).for_each(|_| sessions.extend(once(1, n)));
+                all.insert(n, Outcome { first_seq: Seq(seq), count: 1 + more });
+                highest = highest.max(n);
+                all.retain(|n, _| n + WINDOW > highest);
+                let wanted = all.get(&n).map_or(Seen::Forgotten, |outcome| Seen::Done(*outcome));
+                proptest::prop_assert_eq!(sessions.look(once(1, n)), wanted);
+            }
+            for n in 1..=highest + 2 {
+                let wanted = match all.get(&n) {
+                    Some(outcome) => Seen::Done(*outcome),
+                    None if n + WINDOW <= highest => Seen::Forgotten,
+                    None => Seen::No,
+                };
+                proptest::prop_assert_eq!(sessions.look(once(1, n)), wanted, "{}", n);
+            }
+            proptest::prop_assert_eq!(sessions.0.get(&1).unwrap().outcomes(), all);
+            proptest::prop_assert!(sessions.0.get(&1).unwrap().older.len() <= 2 * WINDOW as usize / RECENT + 1);
+            let mut bytes = Vec::new();
+            sessions.save(&mut bytes);
+            let loaded = Sessions::load(&mut Reader(&bytes)).unwrap();
+            proptest::prop_assert_eq!(&loaded, &sessions);
+            let mut again = Vec::new();
+            loaded.save(&mut again);
+            proptest::prop_assert_eq!(again, bytes);
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, oneshot};
 const BULK: u64 = 64;
 
 /// Callers of bulks.
-const BULK_CALLERS: usize = 16;
+const BULK_CALLERS: usize = 64;
 
 /// Before a measurement begins.
 const WARM_UP: Duration = Duration::from_millis(300);
