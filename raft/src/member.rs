@@ -221,6 +221,11 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         Ok(Self(inner))
     }
 
+    /// Makes the connections to other members anew before they are next used: this one proves more than it did.
+    pub fn connections_renew(&self) {
+        self.0.peers.renew();
+    }
+
     /// Serves one connection from another member, until it is lost or this one stops. `from`: who it is, by its
     /// certificate; whoever says to be another one is refused. `votes`: it proves that it may vote and lead; from others no
     /// entries, votes and snapshots are taken.

@@ -10,7 +10,7 @@
 //! stalled, broken or half-open. Every frame is in the trace.
 
 use crate::lock;
-use crate::runtime::{Inside, NodeRt, Process, now_us, sleep_us};
+use crate::runtime::{Inside, NodeRt, Process, Until, Waiters, now_us, sleep_us};
 use crate::trace::{Sign, Trace};
 use bytes::Bytes;
 use cvlan_core::Rules;
@@ -23,7 +23,7 @@ use openraft::type_config::TypeConfigExt;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, Weak};
-use std::task::{Poll, Waker};
+use std::task::Waker;
 
 /// Frames that a side may have written before the other one reads.
 const PIPE: usize = 32;
@@ -91,7 +91,7 @@ struct Condition {
     swallows: [bool; 2],
     /// By end: it lost power, and nobody was told.
     silent: [bool; 2],
-    wakers: Vec<Waker>,
+    waiters: Waiters,
 }
 
 /// The name of a machine, which is its address too.
@@ -287,22 +287,13 @@ impl Connection {
         let wakers = {
             let mut now = lock(&self.now);
             now.broken = true;
-            std::mem::take(&mut now.wakers)
+            now.waiters.take()
         };
-        wakers.into_iter().for_each(Waker::wake);
+        wakers.for_each(Waker::wake);
     }
 
     fn broken(&self) -> impl Future<Output = ()> {
-        std::future::poll_fn(|cx| {
-            let mut now = lock(&self.now);
-            if now.broken {
-                return Poll::Ready(());
-            }
-            if !now.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
-                now.wakers.push(cx.waker().clone());
-            }
-            Poll::Pending
-        })
+        Until::new(&self.now, |now| (now.broken, &mut now.waiters))
     }
 
     fn is_silent(&self, end: usize) -> bool {

@@ -7,6 +7,7 @@ use crate::lock;
 use openraft::{AsyncRuntime, OptionalSend};
 use openraft_rt_sim::{SimInstant, SimRuntime};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker};
@@ -25,7 +26,67 @@ pub struct Process(Mutex<Tasks>);
 struct Tasks {
     dead: bool,
     all: Vec<Weak<dyn Kill>>,
-    mourners: Vec<Waker>,
+    mourners: Waiters,
+}
+
+/// Who waits for something to be so. The simulated runtime makes another waker each time it polls a task, so that only
+/// its place tells whose waker it takes the place of.
+#[derive(Default)]
+pub(crate) struct Waiters {
+    next: u64,
+    wakers: BTreeMap<u64, Waker>,
+}
+
+impl Waiters {
+    /// In the order in which they began to wait.
+    pub(crate) fn take(&mut self) -> impl Iterator<Item = Waker> + use<> {
+        std::mem::take(&mut self.wakers).into_values()
+    }
+}
+
+/// Ready once it is so.
+pub(crate) struct Until<'a, T> {
+    state: &'a Mutex<T>,
+    /// Whether it is so, and who waits for it.
+    look: fn(&mut T) -> (bool, &mut Waiters),
+    place: Option<u64>,
+}
+
+impl<'a, T> Until<'a, T> {
+    pub(crate) fn new(state: &'a Mutex<T>, look: fn(&mut T) -> (bool, &mut Waiters)) -> Self {
+        Self { state, look, place: None }
+    }
+}
+
+impl<T> Future for Until<'_, T> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = lock(self.state);
+        let (so, waiters) = (self.look)(&mut state);
+        if so {
+            return Poll::Ready(());
+        }
+        let place = self.place.unwrap_or_else(|| {
+            waiters.next += 1;
+            waiters.next
+        });
+        let before = waiters.wakers.insert(place, cx.waker().clone());
+        drop(state);
+        drop(before);
+        self.place = Some(place);
+        Poll::Pending
+    }
+}
+
+impl<T> Drop for Until<'_, T> {
+    fn drop(&mut self) {
+        if let Some(place) = self.place {
+            // Outside of the lock: a waker may be the last to know of its task.
+            let waker = (self.look)(&mut lock(self.state)).1.wakers.remove(&place);
+            drop(waker);
+        }
+    }
 }
 
 impl Process {
@@ -44,27 +105,18 @@ impl Process {
         let (tasks, mourners) = {
             let mut tasks = lock(&self.0);
             tasks.dead = true;
-            (std::mem::take(&mut tasks.all), std::mem::take(&mut tasks.mourners))
+            (std::mem::take(&mut tasks.all), tasks.mourners.take())
         };
         let _inside = Inside::of(Some(self.clone()));
         for task in tasks.iter().filter_map(Weak::upgrade) {
             task.kill();
         }
-        mourners.into_iter().for_each(Waker::wake);
+        mourners.for_each(Waker::wake);
     }
 
     /// Done once the process is killed: for those outside who wait for an answer of it.
     pub fn gone(&self) -> impl Future<Output = ()> {
-        std::future::poll_fn(|cx| {
-            let mut tasks = lock(&self.0);
-            if tasks.dead {
-                return Poll::Ready(());
-            }
-            if !tasks.mourners.iter().any(|waker| waker.will_wake(cx.waker())) {
-                tasks.mourners.push(cx.waker().clone());
-            }
-            Poll::Pending
-        })
+        Until::new(&self.0, |tasks| (tasks.dead, &mut tasks.mourners))
     }
 
     /// True after [`Process::kill`].

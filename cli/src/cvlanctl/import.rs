@@ -30,7 +30,13 @@ pub async fn import(
     let mut devices = read(file)?;
     let mut places: BTreeMap<String, String> = BTreeMap::new();
     for (device, n) in devices.iter_mut().zip(1..) {
-        let named = device.get("cvlan").and_then(Value::as_str).or(place);
+        let named = match device.get("cvlan") {
+            Some(Value::String(named)) => Some(named.as_str()),
+            Some(Value::Null) | None => place,
+            Some(other) => {
+                return Err(Failure::usage(format!("device {n}: its CVLAN is {other}, not a name or an id")));
+            }
+        };
         let named = named.ok_or_else(|| Failure::usage(format!("device {n} names no CVLAN; say --cvlan CVLAN")))?;
         let id = match places.get(named) {
             Some(id) => id.clone(),

@@ -23,6 +23,8 @@ fn devices_come_from_a_file() {
     assert!(said.err.contains("device 1 of 500") && said.err.contains("0 of 620 were added"), "{}", said.err);
     std::fs::write(&file, "[{}, 7]").unwrap();
     shell.args(&["node", "import", path, "--cvlan", "warehouse"]).fails(2, "device 2 is no JSON object");
+    std::fs::write(&file, "[{\"name\": \"a\", \"cvlan\": 7}]").unwrap();
+    shell.args(&["node", "import", path, "--cvlan", "warehouse"]).fails(2, "device 1: its CVLAN is 7");
     std::fs::write(&file, "{").unwrap();
     shell.args(&["node", "import", path, "--cvlan", "warehouse"]).fails(2, "devices.json: ");
     let listed = shell.run("node list --cvlan warehouse --columns name --no-headers --limit 1000").ok().out;

@@ -55,6 +55,8 @@ pub(crate) struct Conn<RT: AsyncRuntime> {
     waiting: Arc<Mutex<Waiting<RT>>>,
     clock: Arc<dyn Clock>,
     to: u64,
+    /// When it was made, own monotonic time.
+    made_us: u64,
     /// Dropped with the connection: its reader ends.
     _end: Mutex<Once<RT, ()>>,
 }
@@ -182,7 +184,11 @@ enum State<RT: AsyncRuntime> {
         why: String,
         waiting: Vec<Once<RT, ()>>,
     },
-    Up(Arc<Conn<RT>>),
+    /// `pause`: before the next one, should this one be lost at once.
+    Up {
+        conn: Arc<Conn<RT>>,
+        pause: Duration,
+    },
 }
 
 /// See the module.
@@ -225,10 +231,18 @@ impl<RT: AsyncRuntime> Link<RT> {
     /// Closes the connection; the next call makes another.
     pub(crate) fn give_up(&self) {
         let mut state = lock(&self.state);
-        if let State::Up(conn) = &*state {
+        if let State::Up { conn, .. } = &*state {
             lock(&conn.waiting).end();
         }
         if !matches!(*state, State::Dialing { .. }) {
+            *state = State::Down { until_us: 0, pause: PAUSE_MIN, why: String::new() };
+        }
+    }
+
+    /// The next call makes another connection; what is on its way over this one still ends there.
+    pub(crate) fn renew(&self) {
+        let mut state = lock(&self.state);
+        if matches!(*state, State::Up { .. }) {
             *state = State::Down { until_us: 0, pause: PAUSE_MIN, why: String::new() };
         }
     }
@@ -254,9 +268,13 @@ impl<RT: AsyncRuntime> Link<RT> {
     pub(crate) async fn connection(self: &Arc<Self>) -> Result<Arc<Conn<RT>>, CallError> {
         let made = {
             let mut state = lock(&self.state);
+            if let State::Up { conn, pause } = &*state
+                && !lock(&conn.waiting).open
+            {
+                *state = lost(conn.made_us, *pause, self.clock.monotonic_us());
+            }
             match &mut *state {
-                State::Up(conn) if lock(&conn.waiting).open => return Ok(conn.clone()),
-                State::Up(_) => self.dial_now(&mut state, PAUSE_MIN, String::new()),
+                State::Up { conn, .. } => return Ok(conn.clone()),
                 State::Down { until_us, why, .. } if *until_us > self.clock.monotonic_us() => {
                     return Err(CallError::Unreachable(why.clone()));
                 }
@@ -273,7 +291,7 @@ impl<RT: AsyncRuntime> Link<RT> {
         };
         let _ = made.await;
         match &*lock(&self.state) {
-            State::Up(conn) => Ok(conn.clone()),
+            State::Up { conn, .. } => Ok(conn.clone()),
             State::Down { why, .. } => Err(CallError::Unreachable(why.clone())),
             State::Dialing { .. } => Err(CallError::Unreachable("the connection was lost".into())),
         }
@@ -306,11 +324,11 @@ impl<RT: AsyncRuntime> Link<RT> {
         let mut state = lock(&self.state);
         let (pause, before, waiting) = match &mut *state {
             State::Dialing { pause, why, waiting } => (*pause, std::mem::take(why), std::mem::take(waiting)),
-            State::Down { .. } | State::Up(_) => return,
+            State::Down { .. } | State::Up { .. } => return,
         };
         *state = match up {
             Ok(_) if moved => State::Down { until_us: 0, pause: PAUSE_MIN, why: "it has moved".into() },
-            Ok(conn) => State::Up(conn),
+            Ok(conn) => State::Up { conn, pause },
             Err(why) => {
                 if why != before {
                     tracing::info!(member = self.to, address, why, "cannot be reached");
@@ -366,8 +384,18 @@ impl<RT: AsyncRuntime> Link<RT> {
             }
             lock(&theirs).end();
         });
-        Arc::new(Conn { tx, waiting, clock: self.clock.clone(), to, _end: Mutex::new(end) })
+        let (clock, made_us) = (self.clock.clone(), self.clock.monotonic_us());
+        Arc::new(Conn { tx, waiting, clock, to, made_us, _end: Mutex::new(end) })
     }
+}
+
+/// A connection was lost. One that was taken up and closed at once is a failed attempt: the next waits longer.
+fn lost<RT: AsyncRuntime>(made_us: u64, pause: Duration, now_us: u64) -> State<RT> {
+    let why = "the connection was lost".to_owned();
+    if now_us.saturating_sub(made_us) > PAUSE_MAX.as_micros() as u64 {
+        return State::Down { until_us: 0, pause: PAUSE_MIN, why };
+    }
+    State::Down { until_us: made_us + pause.as_micros() as u64, pause: (pause * 2).min(PAUSE_MAX), why }
 }
 
 /// Gives an answer to who waits for it; one that nobody waits for any more is dropped.

@@ -144,6 +144,13 @@ impl<RT: AsyncRuntime> Peers<RT> {
         id == self.me || answered().is_some_and(|ms| ms <= LOST_MS)
     }
 
+    /// Every connection is made anew, before it is next used.
+    pub(crate) fn renew(&self) {
+        for link in lock(&self.links).values() {
+            link.renew();
+        }
+    }
+
     /// Closes every connection.
     pub(crate) fn close(&self) {
         let links = std::mem::take(&mut *lock(&self.links));

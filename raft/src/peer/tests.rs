@@ -246,6 +246,60 @@ impl Dial<Rt> for Hand {
     }
 }
 
+/// Greets who dials.
+async fn greets(mut theirs: Pipe<Rt>) -> Pipe<Rt> {
+    assert!(matches!(next(&mut theirs).await, Some(Message::Hello(_))));
+    let welcome = Hello { from: 1, to: 9, ..hello() };
+    theirs.tx.send(codec::frame(&Message::Hello(welcome), &[])).await.unwrap();
+    theirs
+}
+
+fn link(pipes: Vec<Pipe<Rt>>) -> (Arc<Link<Rt>>, Arc<Hand>) {
+    let hand = Arc::new(Hand(Mutex::new(pipes)));
+    let clock = Arc::new(crate::clock::SystemClock::default());
+    let link = Link::<Rt>::new((9, 1), hand.clone(), clock, Arc::new(|| EPOCH));
+    link.moved("there");
+    (link, hand)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_renewed_still_brings_what_is_on_its_way() {
+    let ((first, theirs), (second, others)) = (pipes(), pipes());
+    let (link, _) = link(vec![second, first]);
+    let call = |link: Arc<Link<Rt>>| tokio::spawn(async move { link.call(Request::ReadIndex, &[], PATIENCE).await });
+    let before = call(link.clone());
+    let mut theirs = greets(theirs).await;
+    assert_eq!(next(&mut theirs).await, Some(Message::Request(1, Request::ReadIndex)));
+    link.renew();
+    let after = call(link.clone());
+    let mut others = greets(others).await;
+    assert_eq!(next(&mut others).await, Some(Message::Request(1, Request::ReadIndex)));
+    for (pipe, call) in [(&theirs, before), (&others, after)] {
+        pipe.tx.send(codec::frame(&Message::Answer(1, Answer::Appended), &[])).await.unwrap();
+        assert_eq!(call.await.unwrap().map(|(answer, _)| answer), Ok(Answer::Appended));
+    }
+    assert_eq!(next(&mut theirs).await, None, "and is closed then");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_up_connections_and_closes_them_is_not_dialled_all_the_time() {
+    let mut ends: Vec<_> = (0..1000).map(|_| pipes()).collect();
+    let theirs: Vec<_> = ends.iter_mut().map(|(_, theirs)| std::mem::replace(theirs, pipes().0)).collect();
+    let (link, hand) = link(ends.into_iter().map(|(ours, _)| ours).collect());
+    let closes = tokio::spawn(async move {
+        for pipe in theirs.into_iter().rev() {
+            drop(greets(pipe).await);
+        }
+    });
+    let started = std::time::Instant::now();
+    while started.elapsed() < Duration::from_millis(400) {
+        assert!(link.call(Request::ReadIndex, &[], PATIENCE).await.is_err());
+    }
+    let dialled = 1000 - hand.0.lock().unwrap().len();
+    assert!((1..=5).contains(&dialled), "at 0, 50, 150 and 350 ms, and not {dialled} times");
+    closes.abort();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_waits_hears_of_a_lost_connection_and_of_nonsense() {
     let answer = |id| codec::frame(&Message::Answer(id, Answer::Appended), &[]);
@@ -256,18 +310,13 @@ async fn whoever_waits_hears_of_a_lost_connection_and_of_nonsense() {
         ("an answer to nothing", vec![answer(7)], Err(CallError::Lost)),
     ];
     for (what, frames, expected) in cases {
-        let (ours, mut theirs) = pipes();
-        let hand = Arc::new(Hand(Mutex::new(vec![ours])));
-        let clock = Arc::new(crate::clock::SystemClock::default());
-        let link = Link::<Rt>::new((9, 1), hand, clock, Arc::new(|| EPOCH));
-        link.moved("there");
+        let (ours, theirs) = pipes();
+        let (link, _) = link(vec![ours]);
         let call = {
             let link = link.clone();
             tokio::spawn(async move { link.call(Request::ReadIndex, &[], PATIENCE).await })
         };
-        assert!(matches!(next(&mut theirs).await, Some(Message::Hello(_))));
-        let welcome = Hello { from: 1, to: 9, ..hello() };
-        theirs.tx.send(codec::frame(&Message::Hello(welcome), &[])).await.unwrap();
+        let mut theirs = greets(theirs).await;
         assert_eq!(next(&mut theirs).await, Some(Message::Request(1, Request::ReadIndex)));
         for frame in frames {
             theirs.tx.send(frame).await.unwrap();

@@ -291,9 +291,7 @@ impl Cluster {
             if tickets.closed {
                 return Poll::Ready(false);
             }
-            if !tickets.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
-                tickets.wakers.push(cx.waker().clone());
-            }
+            tickets.wakers.push(cx.waker().clone());
             Poll::Pending
         })
         .await

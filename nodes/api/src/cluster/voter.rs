@@ -180,8 +180,9 @@ impl Answers {
             let signer = &secrets.signer;
             certified(&keys, signer.ca(), Some(signer), member, now_ms()).map_err(Problem::internal)
         });
-        // Connections that prove less are closed by the others as soon as it votes or leads, and made anew.
         self.own.set(certified.await.map_err(Problem::internal)??);
+        // Over those that prove less its first vote would be lost.
+        self.log.connections_renew();
         Ok(VoterAnswer::default())
     }
 }
