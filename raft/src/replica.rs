@@ -25,7 +25,7 @@ use bytes::Bytes;
 use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::machine::Machine;
 use futures_util::{Stream, StreamExt};
-use openraft::async_runtime::WatchSender;
+use openraft::async_runtime::{Select2, WatchReceiver, WatchSender};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::type_config::TypeConfigExt;
 use openraft::type_config::alias::{WatchReceiverOf, WatchSenderOf};
@@ -33,6 +33,7 @@ use openraft::{AsyncRuntime, EntryPayload, OptionalSend, StoredMembership};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 /// Raft with this replica in it.
 pub(crate) type Raft<M, RT> = openraft::Raft<Cfg<RT>, Replica<M, RT>>;
@@ -40,6 +41,9 @@ pub(crate) type Raft<M, RT> = openraft::Raft<Cfg<RT>, Replica<M, RT>>;
 /// How much longer nothing is done for snapshots than they take: a large state under many writes would otherwise be saved
 /// all the time.
 const SNAPSHOT_REST: u64 = 10;
+
+/// Until a disk that was full is tried again.
+const FULL_REST: Duration = Duration::from_millis(500);
 
 /// The newest snapshot of this life.
 pub(crate) struct Kept<S> {
@@ -372,6 +376,38 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
         let kept = self.limits.snapshots_kept;
         on_disk::<RT, _>(&self.disk, Lane::Work, move |files| snapshot::write::<M>(files, &snapshot, kept)).await?
     }
+
+    /// Writes a snapshot that this member goes on from: without it there is no going on, so that a full disk is waited for.
+    async fn write_received(
+        self: &Arc<Self>,
+        head: &Arc<Head<M::State>>,
+        meta: &SnapshotMeta,
+        skipped: Vec<u64>,
+    ) -> io::Result<()> {
+        let mut halt = self.halt();
+        let mut said = false;
+        loop {
+            let error = match self.write(head, meta, skipped.clone()).await {
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => error,
+                done => {
+                    if said {
+                        self.stats.snapshot_failed(None);
+                    }
+                    return done;
+                }
+            };
+            if !std::mem::replace(&mut said, true) {
+                tracing::warn!(%error, "the leader's snapshot waits for room on the disk");
+                self.stats.snapshot_failed(Some(error.to_string()));
+            }
+            let halted = *halt.borrow_watched();
+            if halted
+                || matches!(Cfg::<RT>::select2(halt.changed(), Cfg::<RT>::sleep(FULL_REST)).await, Select2::First(_))
+            {
+                return Err(error);
+            }
+        }
+    }
 }
 
 /// The state machine that openraft drives.
@@ -461,7 +497,7 @@ impl<M: Machine, RT: AsyncRuntime> RaftStateMachine<Cfg<RT>> for Replica<M, RT> 
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
         let skipped = own.skipped;
-        shared.write(&head, meta, skipped).await?;
+        shared.write_received(&head, meta, skipped).await?;
         shared.wal.superseded(own.last);
         shared.desk.jumped();
         if index(&shared.wal.marks().last) < index(&meta.last_log_id) && !shared.plant.kept_tail {

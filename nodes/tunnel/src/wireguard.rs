@@ -128,6 +128,8 @@ impl Tunnel for WireGuard {
             && let Err(error) = self.configure(&config, now).await
         {
             tracing::warn!("{error}; the device {} is tried again in {again:?}", self.device.ifname);
+            // Nothing half made: what is changed meanwhile would be lost with it.
+            self.down().await;
             self.lost = Some(Lost { config, again: (again * 2).min(AGAIN_MOST) });
             return again;
         }

@@ -219,7 +219,7 @@ impl File for DiskFile {
     }
 
     fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        WRITTEN.set(WRITTEN.get() + bytes.len());
+        WRITTEN.set(WRITTEN.get().saturating_add(bytes.len()));
         self.0.write_all_at(bytes, at)
     }
 

@@ -174,21 +174,16 @@ fn ago_ms(us: &AtomicU64, clock: &dyn Clock) -> Option<u64> {
 
 enum State<RT: AsyncRuntime> {
     /// It was not tried since `until_us`, when a pause ends.
-    Down {
-        until_us: u64,
-        pause: Duration,
-        why: String,
-    },
+    Down { until_us: u64, pause: Duration, why: String },
     Dialing {
         pause: Duration,
         why: String,
         waiting: Vec<Once<RT, ()>>,
+        /// What comes of it is not used: it may prove less than the next.
+        stale: bool,
     },
     /// `pause`: before the next one, should this one be lost at once.
-    Up {
-        conn: Arc<Conn<RT>>,
-        pause: Duration,
-    },
+    Up { conn: Arc<Conn<RT>>, pause: Duration },
 }
 
 /// See the module.
@@ -242,8 +237,11 @@ impl<RT: AsyncRuntime> Link<RT> {
     /// The next call makes another connection; what is on its way over this one still ends there.
     pub(crate) fn renew(&self) {
         let mut state = lock(&self.state);
-        if matches!(*state, State::Up { .. }) {
-            *state = State::Down { until_us: 0, pause: PAUSE_MIN, why: String::new() };
+        match &mut *state {
+            State::Dialing { stale, .. } => *stale = true,
+            State::Up { .. } | State::Down { .. } => {
+                *state = State::Down { until_us: 0, pause: PAUSE_MIN, why: String::new() };
+            }
         }
     }
 
@@ -305,7 +303,7 @@ impl<RT: AsyncRuntime> Link<RT> {
         why: String,
     ) -> OneshotReceiverOf<Cfg<RT>, ()> {
         let (tx, rx) = Cfg::<RT>::oneshot();
-        *state = State::Dialing { pause, why, waiting: vec![tx] };
+        *state = State::Dialing { pause, why, waiting: vec![tx], stale: false };
         let link = self.clone();
         let _task = Cfg::<RT>::spawn(async move {
             let address = lock(&link.address).clone();
@@ -322,12 +320,15 @@ impl<RT: AsyncRuntime> Link<RT> {
         let moved = *lock(&self.address) != address;
         let up = made.map(|pipe| self.start(pipe));
         let mut state = lock(&self.state);
-        let (pause, before, waiting) = match &mut *state {
-            State::Dialing { pause, why, waiting } => (*pause, std::mem::take(why), std::mem::take(waiting)),
+        let (pause, before, waiting, stale) = match &mut *state {
+            State::Dialing { pause, why, waiting, stale } => {
+                (*pause, std::mem::take(why), std::mem::take(waiting), *stale)
+            }
             State::Down { .. } | State::Up { .. } => return,
         };
         *state = match up {
             Ok(_) if moved => State::Down { until_us: 0, pause: PAUSE_MIN, why: "it has moved".into() },
+            Ok(_) if stale => State::Down { until_us: 0, pause: PAUSE_MIN, why: "the connection is made anew".into() },
             Ok(conn) => State::Up { conn, pause },
             Err(why) => {
                 if why != before {
