@@ -115,6 +115,9 @@ pub trait Machine: Send + Sync + 'static {
     /// The bytes that are stored, hashed and served: written once, never re-encoded.
     fn encode(event: &Self::Event, into: &mut Vec<u8>);
 
+    /// How many bytes [`Machine::encode`] writes.
+    fn encoded_len(event: &Self::Event) -> usize;
+
     /// Reads them; an event kind that this version does not know is an error.
     fn decode(bytes: &[u8]) -> Result<Self::Event, Unreadable>;
 

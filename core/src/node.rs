@@ -1,7 +1,7 @@
 //! Nodes: machines in one CVLAN. The server alone decides where one lands and which address it gets.
 
 use crate::access::{Permission, permit, tenant_unknown};
-use crate::address::{Pool, ipv4_text, ipv6_text};
+use crate::address::{Pool, ipv4_of, ipv4_text, ipv6_of, ipv6_text};
 use crate::command::{Actor, Meta};
 use crate::cvlan::cvlan_unknown;
 use crate::finder::Finder;
@@ -277,14 +277,28 @@ struct Taken<'d> {
     names: HashSet<(CvlanId, &'d str)>,
     keys: HashSet<&'d WgKey>,
     pools: BTreeMap<CvlanId, (Pool, Pool)>,
+    /// The state has nothing of what they bring: one look for all of them.
+    all_new: bool,
 }
 
 impl Taken<'_> {
     fn room(devices: usize) -> Self {
         let (ids, names, keys) =
             (HashSet::with_capacity(devices), HashSet::with_capacity(devices), HashSet::with_capacity(devices));
-        Self { ids, names, keys, pools: BTreeMap::new() }
+        Self { ids, names, keys, ..Self::default() }
     }
+}
+
+/// True where the state has no id, no name and no WireGuard key of these devices; may be false all the same where they
+/// come into several CVLANs.
+fn all_new(state: &State, home: &TenantState, devices: &[Device]) -> bool {
+    let cvlan = devices.first().map(|first| first.cvlan);
+    let place = cvlan.and_then(|id| home.cvlans.get(&id)).filter(|place| {
+        devices.iter().all(|d| d.cvlan == place.record.id) && place.names.has_none(devices.iter().map(|d| &*d.name))
+    });
+    place.is_some()
+        && state.node_tenants.has_none(devices.iter().map(|d| d.id))
+        && state.wg_keys.has_none(devices.iter().map(|d| d.wg_key))
 }
 
 /// Each device against the state and against those before it; nothing is folded for that.
@@ -295,6 +309,7 @@ fn create(state: &State, ctx: &Context, home: &TenantState, devices: &[Device]) 
     }
     let many = devices.len() > 1;
     let mut taken = if many { Taken::room(devices.len()) } else { Taken::default() };
+    taken.all_new = many && all_new(state, home, devices);
     let mut facts = Vec::with_capacity(devices.len());
     for (device, n) in devices.iter().zip(1..) {
         let made = device_created(state, ctx, home, device, &mut taken, many).map_err(|refused| match many {
@@ -318,19 +333,23 @@ fn device_created<'d>(
     name_check("node", name)?;
     let place = home.cvlans.get(cvlan).ok_or_else(cvlan_unknown)?;
     let twice = many && !(taken.names.insert((*cvlan, name)) && taken.ids.insert(*id));
-    if twice || home.node_named(place, name).is_some() || state.node_find(*id).is_some() {
+    let known = || home.node_named(place, name).is_some() || state.node_find(*id).is_some();
+    if twice || !taken.all_new && known() {
         return Err(Rejection::conflict("node_exists", format!("there is a node {name:?} in this CVLAN already")));
     }
-    if many && !taken.keys.insert(wg_key) {
-        return Err(key_taken());
-    }
+    let key_known = many && !taken.keys.insert(wg_key) || !taken.all_new && state.node_by_key(wg_key).is_some();
     let machine = Machine { endpoints: endpoints.clone(), ..Machine::default() };
     if !many {
-        return created(state, ctx, place, (&place.pool4, &place.pool6), *id, name.clone(), wg_key, tags, &machine);
+        let pools = (&place.pool4, &place.pool6);
+        let made = created(ctx, place, pools, *id, name.clone(), wg_key, tags, machine)?;
+        return if key_known { Err(key_taken()) } else { Ok(made) };
     }
     let pools = taken.pools.entry(*cvlan);
     let (pool4, pool6) = pools.or_insert_with(|| (place.pool4.clone(), place.pool6.clone()));
-    let made = created(state, ctx, place, (pool4, pool6), *id, name.clone(), wg_key, tags, &machine)?;
+    let made = created(ctx, place, (pool4, pool6), *id, name.clone(), wg_key, tags, machine)?;
+    if key_known {
+        return Err(key_taken());
+    }
     if let Some(address) = pool4.next(ctx.time_ms) {
         pool4.take(address, ctx.time_ms);
     }
@@ -390,7 +409,7 @@ fn register(
         name = format!("{name}-{tail}");
     }
     let pools = (&place.pool4, &place.pool6);
-    let mut created = created(state, ctx, place, pools, r.id, name, &r.wg_key, &token.tags, &r.machine)?;
+    let mut created = created(ctx, place, pools, r.id, name, &r.wg_key, &token.tags, r.machine.clone())?;
     created.enrolment = Some(v1::Enrolment {
         token_id: r.token.text(),
         csr_key_hash: r.csr_key_hash.to_vec(),
@@ -406,7 +425,6 @@ fn key_taken() -> Rejection {
 
 #[allow(clippy::too_many_arguments)] // One fact has that many parts.
 fn created(
-    state: &State,
     ctx: &Context,
     place: &CvlanState,
     (pool4, pool6): (&Pool, &Pool),
@@ -414,7 +432,7 @@ fn created(
     name: String,
     wg_key: &WgKey,
     tags: &[String],
-    machine: &Machine,
+    machine: Machine,
 ) -> Result<v1::NodeCreated, Rejection> {
     tags_check(tags)?;
     endpoints_check(&machine.endpoints)?;
@@ -428,9 +446,6 @@ fn created(
             "wg_key_invalid",
             "an all-zero WireGuard key is no key; run `wg genkey | wg pubkey`",
         ));
-    }
-    if state.node_by_key(wg_key).is_some() {
-        return Err(key_taken());
     }
     let full = |cidr: String| {
         Rejection::conflict(
@@ -454,10 +469,10 @@ fn created(
         ipv4: ipv4_text(Ipv4Addr::from(ipv4 as u32)),
         ipv6: ipv6.map(|a| ipv6_text(Ipv6Addr::from(a))).unwrap_or_default(),
         tags,
-        endpoints: machine.endpoints.clone(),
-        hostname: machine.hostname.clone(),
-        os: machine.os.clone(),
-        agent_version: machine.agent_version.clone(),
+        endpoints: machine.endpoints,
+        hostname: machine.hostname,
+        os: machine.os,
+        agent_version: machine.agent_version,
         enrolment: None,
     })
 }
@@ -539,8 +554,8 @@ fn node_of(stamp: Stamp, tenant: TenantId, e: &v1::NodeCreated) -> Node {
         cvlan: CvlanId::of(&e.cvlan_id),
         name: e.name.as_str().into(),
         wg_key: e.wg_public_key.as_slice().try_into().unwrap_or_default(),
-        ipv4: e.ipv4.parse().unwrap_or(Ipv4Addr::UNSPECIFIED),
-        ipv6: e.ipv6.parse().ok(),
+        ipv4: ipv4_of(&e.ipv4).unwrap_or(Ipv4Addr::UNSPECIFIED),
+        ipv6: ipv6_of(&e.ipv6),
         endpoints: list(&e.endpoints),
         tags: list(&e.tags),
         owner: None,

@@ -112,6 +112,10 @@ impl Machine for Rules {
         let _ = event.encode(into);
     }
 
+    fn encoded_len(event: &Event) -> usize {
+        event.encoded_len()
+    }
+
     fn decode(bytes: &[u8]) -> Result<Event, Unreadable> {
         let unreadable = |detail: String| Unreadable { what: "event", detail };
         let event = Event::decode(bytes).map_err(|e| unreadable(e.to_string()))?;

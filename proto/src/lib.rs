@@ -14,7 +14,7 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/cvlan.v1.serde.rs"));
 }
 
-pub use prost::{Message, encode_length_delimiter};
+pub use prost::{Message, encode_length_delimiter, length_delimiter_len};
 pub use timestamp::Timestamp;
 
 /// The encoded `FileDescriptorSet` of `cvlan/v1/*.proto`; schemas are derived from it.

@@ -110,6 +110,13 @@ impl Machine for Counter {
         Ok(bodies.into_iter().zip(0..).map(event).collect())
     }
 
+    fn weight(command: &Command) -> usize {
+        match command {
+            Command::Add { times, .. } => *times as usize,
+            Command::Refuse | Command::System(_) => 1,
+        }
+    }
+
     fn from_member(command: &Command, from: Sender) -> Result<(), &'static str> {
         match command {
             Command::Add { .. } => Ok(()),
@@ -153,6 +160,16 @@ impl Machine for Counter {
                 into.extend_from_slice(&previous.0);
             }
         }
+    }
+
+    fn encoded_len(event: &Event) -> usize {
+        let body = match &event.body {
+            Body::Added { note, .. } => 8 + note.len(),
+            Body::System(SystemFact::CheckpointOpened) => 0,
+            Body::System(SystemFact::Checkpointed { .. }) => 72,
+            Body::System(SystemFact::EpochBegun { .. }) => 24,
+        };
+        41 + body
     }
 
     fn decode(bytes: &[u8]) -> Result<Event, Unreadable> {

@@ -82,7 +82,9 @@ pub async fn force_new_cluster<M: Machine, RT: AsyncRuntime>(
     let refused = |error: M::Rejection| OpenError::Raft(format!("the machine does not begin an epoch: {error}"));
     let events = M::decide(&head.machine, &context, &M::system(fact, id)).map_err(refused)?;
     let mut entry = EntryWriter::new(to, context.next_seq, head.root, events.len(), 0);
-    events.iter().for_each(|event| entry.push(|out| M::encode(event, out)));
+    for event in &events {
+        entry.push(|out| M::encode(event, out));
+    }
     let frame = Frame(entry.finish().0);
 
     let voted = marks.vote.map_or(0, |vote| vote.leader_id.term);

@@ -4,9 +4,9 @@
 //! entry ─► fits(epoch, first_seq, prev_root)? ─ no ─► skipped, on every replica alike
 //!                      │ yes
 //!                      ▼
-//!          fold(event, bytes) for each: tree, sessions, time, machine ─► root ─► the next entry's prev_root
+//!          fold(event) for each: sessions, time, machine ─► grow(leaves): tree, root ─► the next entry's prev_root
 //! ```
-//! Invariants: `seq` is the number of leaves in `tree`; equal histories give equal bytes from [`Head::save`]; a clone is
+//! Invariants: between entries, `seq` is the number of leaves in `tree`; equal histories give equal bytes from [`Head::save`]; a clone is
 //! O(1) in the state's size.
 
 use crate::sessions::Sessions;
@@ -82,7 +82,7 @@ impl<S: Default> Default for Head<S> {
 /// What a fold found for raft/ itself.
 #[derive(Clone, Debug)]
 pub(crate) enum Noted<S> {
-    /// A `CheckpointOpened`: the head right after it.
+    /// A `CheckpointOpened`: the head right after it, once the tree has grown.
     Opened(Head<S>),
     /// A `Checkpointed`: what the leader found.
     Checkpointed { seq: Seq, root: [u8; 32], digest: [u8; 32] },
@@ -113,22 +113,39 @@ impl<S: Clone> Head<S> {
         M: Machine<State = S>,
     {
         self.epoch = epoch;
-        let mut noted = Vec::new();
+        let (mut noted, mut leaves) = (Vec::new(), Vec::new());
         let mut before: Option<(&M::Event, Option<Once>)> = None;
         for (event, leaf) in events {
-            let once = self.fold::<M>(event, leaf, before, &mut noted);
+            let once = self.fold::<M>(event, before, &mut noted);
             before = Some((event, once));
+            leaves.push(leaf);
         }
-        self.root = self.tree.root();
+        self.grow(leaves, &mut noted);
         noted
     }
 
-    /// Folds one event with the hash of its leaf; `before` is the one before it in the same entry and its command's number. Returns this one's
-    /// command's number.
+    /// Adds the leaves of the events that were folded last to the tree. What was noted at one of them gets the tree as it was there.
+    pub(crate) fn grow(&mut self, leaves: Vec<Hash>, noted: &mut [Noted<S>]) {
+        let opened = noted.iter_mut().filter_map(|note| match note {
+            Noted::Opened(head) => Some(head),
+            Noted::Checkpointed { .. } => None,
+        });
+        let mut opened = opened.peekable();
+        for leaf in leaves {
+            self.tree.push_hash(leaf);
+            if let Some(head) = opened.next_if(|head| head.seq.0 == self.tree.size()) {
+                head.tree = self.tree.clone();
+                head.root = head.tree.root();
+            }
+        }
+        self.root = self.tree.root();
+    }
+
+    /// Folds one event, without its leaf; `before` is the one before it in the same entry and its command's number. Returns
+    /// this one's command's number.
     pub(crate) fn fold<M>(
         &mut self,
         event: &M::Event,
-        leaf: Hash,
         before: Option<(&M::Event, Option<Once>)>,
         noted: &mut Vec<Noted<S>>,
     ) -> Option<Once>
@@ -137,7 +154,6 @@ impl<S: Clone> Head<S> {
     {
         self.seq.0 += 1;
         self.time_ms = self.time_ms.max(M::time_ms(event));
-        self.tree.push_hash(leaf);
         let once = match (M::event_once(event), before) {
             (Some(once), _) => {
                 self.sessions.note(once, self.seq);
@@ -153,11 +169,7 @@ impl<S: Clone> Head<S> {
         };
         M::apply(&mut self.machine, event);
         match M::event_fact(event) {
-            Some(SystemFact::CheckpointOpened) => {
-                let mut opened = self.clone();
-                opened.root = opened.tree.root();
-                noted.push(Noted::Opened(opened));
-            }
+            Some(SystemFact::CheckpointOpened) => noted.push(Noted::Opened(self.clone())),
             Some(SystemFact::Checkpointed { seq, root, digest }) => {
                 noted.push(Noted::Checkpointed { seq, root, digest });
             }

@@ -17,7 +17,7 @@ use cvlan_core::machine::{Machine, Sender};
 use openraft::async_runtime::{Select2, WatchReceiver};
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::type_config::TypeConfigExt;
-use openraft::{AsyncRuntime, BasicNode, ChangeMembers};
+use openraft::{AsyncRuntime, BasicNode, ChangeMembers, ReadPolicy};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering::AcqRel, Ordering::Relaxed, Ordering::Release};
 use std::time::Duration;
@@ -39,7 +39,7 @@ const ADDRESS_MAX: usize = 255;
 
 /// Why a leader did not do it.
 pub(crate) enum Not {
-    /// It leads no more; this one may.
+    /// It leads no more, or cannot tell; this one may.
     Leader(Option<u64>),
     Done(MemberError),
 }
@@ -144,6 +144,11 @@ async fn lead<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, change: Chang
         Some(leader) if leader == me => {}
         leader => return Err(Not::Leader(leader)),
     }
+    if let Change::Remove { id } = change {
+        // Before the majority is asked that may be gone.
+        quorum_kept(member, id)?;
+    }
+    confirmed(member).await?;
     if member.changing.swap(true, AcqRel) {
         return Err(MemberError::InProgress.into());
     }
@@ -188,11 +193,7 @@ async fn lead<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, change: Chang
             Ok(me)
         }
         Change::Remove { id } => {
-            let left: Vec<u64> = membership.voter_ids().filter(|voter| *voter != id).collect();
-            let alive = left.iter().filter(|voter| member.peers.alive(**voter)).count();
-            if alive * 2 <= left.len() {
-                return Err(MemberError::Quorum(id).into());
-            }
+            quorum_kept(member, id)?;
             if id == me {
                 return Err(Not::Leader(Some(hand_over(member, None, TRANSFER_LIMIT).await?)));
             }
@@ -200,6 +201,24 @@ async fn lead<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, change: Chang
             Ok(me)
         }
         Change::Transfer { to } => Ok(hand_over(member, to, TRANSFER_LIMIT).await?),
+    }
+}
+
+/// Those who are left to vote without this member, and can be reached, are a majority of who is left.
+fn quorum_kept<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, id: u64) -> Result<(), MemberError> {
+    let (leaves, left): (Vec<u64>, Vec<u64>) = members(member).voter_ids().partition(|voter| *voter == id);
+    let alive = left.iter().filter(|voter| member.peers.alive(**voter)).count();
+    if !leaves.is_empty() && alive * 2 <= left.len() { Err(MemberError::Quorum(id)) } else { Ok(()) }
+}
+
+/// A majority says that this member leads, so that the members it knows are all that count: one that was deposed while it
+/// was cut off would call a change done that its members never heard of.
+async fn confirmed<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>) -> Result<(), Not> {
+    let read = member.raft.get_read_linearizer(ReadPolicy::ReadIndex);
+    match Cfg::<RT>::timeout(CHANGE_LIMIT, read).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(RaftError::Fatal(_))) => Err(MemberError::Stopped.into()),
+        Ok(Err(RaftError::APIError(_))) | Err(_) => Err(Not::Leader(None)),
     }
 }
 

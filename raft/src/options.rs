@@ -19,6 +19,8 @@ pub struct Limits {
     pub queue: usize,
     /// Commands decided together into one entry: 512.
     pub entry_commands: usize,
+    /// Where a turn has about so many events to come, they are encoded beside, by a thread that has to be woken for it: 256.
+    pub encode_beside: usize,
     /// An entry takes no further command beyond this many bytes of events: 1 MiB.
     pub entry_bytes: usize,
     /// Bytes of events of one command: 4 MiB.
@@ -46,6 +48,7 @@ impl Default for Limits {
             tail_bytes: 16 << 20,
             queue: 16_384,
             entry_commands: 512,
+            encode_beside: 256,
             entry_bytes: 1 << 20,
             command_bytes: 4 << 20,
             in_flight: 4,

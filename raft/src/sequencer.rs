@@ -1,7 +1,14 @@
 //! The sequencer: decides whatever has arrived against the head after everything in flight, and proposes it as one entry,
 //! fenced to its own leadership. One task; no timer: a single caller waits for one sync, many share one.
+//!
+//! ```text
+//! turn ─► command ─► decide ─► events ─► fold ──┬─► the next command … ─► the tree grows ─► proposed
+//!                                               └─► encoder: bytes, leaves ─────▲
+//! ```
+//! Nothing of what follows in a turn needs the bytes: where many events are to come, the encoder works beside.
 
 use crate::desk::{Decided, Flight, Item, Turn, Verdict};
+use crate::disk::{self, Lane};
 use crate::error::WriteError;
 use crate::head::{Head, Noted};
 use crate::options::Limits;
@@ -10,13 +17,13 @@ use crate::sessions::Seen;
 use crate::types::{Frame, Hook};
 use bytes::Bytes;
 use cvlan_core::id::{Epoch, Seq};
-use cvlan_core::log::{EntryWriter, leaf_hash};
+use cvlan_core::log::{EntryWriter, Hash, leaf_hash};
 use cvlan_core::machine::{Context, Machine, SystemFact};
 use openraft::AsyncRuntime;
 use openraft::errors::{ClientWriteError, ForwardReason};
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, mpsc};
 
 /// Bytes of an event in an entry, about: room that is made beforehand.
 const EVENT_BYTES: usize = 448;
@@ -38,7 +45,7 @@ pub(crate) async fn run<M: Machine, RT: AsyncRuntime>(shared: Arc<Shared<M, RT>>
     let _watch = Watch(shared.clone());
     while let Some(turn) = std::future::poll_fn(|context| shared.desk.poll_turn(context)).await {
         let (term, leader) = (turn.term, turn.leader);
-        let batch = decide(turn, &shared.limits);
+        let Some(batch) = batch(&shared, turn).await else { return };
         let Some(frame) = batch.frame else {
             if let Some(quiet) = shared.desk.quiet(term, batch.head, batch.rest, batch.decided) {
                 shared.confirm.quiet(quiet);
@@ -80,6 +87,118 @@ pub(crate) async fn run<M: Machine, RT: AsyncRuntime>(shared: Arc<Shared<M, RT>>
     }
 }
 
+/// Decides a turn, with the encoder beside where that is worth waking a thread; `None` where the disk is gone.
+async fn batch<M: Machine, RT: AsyncRuntime>(shared: &Shared<M, RT>, turn: Turn<M, RT>) -> Option<Batch<M, RT>> {
+    let begun = Begun::of(&turn, &shared.limits);
+    // What begins the log has an epoch of its own.
+    if begun.events < shared.limits.encode_beside || turn.head.seq.0 == 0 {
+        return Some(decide(turn, &shared.limits));
+    }
+    let mut encoder = Encoder::<M>::new(turn.head.epoch, begun);
+    let (tx, rx) = mpsc::channel();
+    let encoded = disk::begin::<RT, _, _>(&shared.disk, Lane::Encode, move |_| {
+        rx.into_iter().for_each(|events| encoder.push(events));
+        encoder.finish()
+    });
+    let decision = weigh(turn, &shared.limits, move |_, events| {
+        // Nobody takes them where the disk is gone, which is noticed below.
+        let _ = tx.send(events);
+    });
+    Some(decision.encoded(encoded.await.ok()?))
+}
+
+/// Decides a turn here and now.
+pub(crate) fn decide<M: Machine, RT: AsyncRuntime>(turn: Turn<M, RT>, limits: &Limits) -> Batch<M, RT> {
+    let begun = Begun::of(&turn, limits);
+    let mut encoder = None;
+    let decision = weigh(turn, limits, |epoch, events| {
+        encoder.get_or_insert_with(|| Encoder::<M>::new(epoch, begun)).push(events);
+    });
+    decision.encoded(encoder.map(Encoder::finish).unwrap_or_default())
+}
+
+/// What an entry begins with, and what may come.
+#[derive(Clone, Copy)]
+struct Begun {
+    first_seq: Seq,
+    prev_root: [u8; 32],
+    /// Events, about.
+    events: usize,
+    /// Bytes, about.
+    bytes: usize,
+}
+
+impl Begun {
+    fn of<M: Machine, RT: AsyncRuntime>(turn: &Turn<M, RT>, limits: &Limits) -> Self {
+        let events = turn.items.iter().map(|item| M::weight(&item.command)).sum::<usize>().min(EVENTS_ROOM);
+        let (first_seq, prev_root) = (Seq(turn.head.seq.0 + 1), turn.head.root);
+        Self { first_seq, prev_root, events, bytes: (events * EVENT_BYTES).min(limits.command_bytes) }
+    }
+}
+
+/// Makes an entry's bytes and the leaves of its events.
+struct Encoder<M: Machine> {
+    entry: EntryWriter,
+    events: Vec<M::Event>,
+    leaves: Vec<Hash>,
+}
+
+impl<M: Machine> Encoder<M> {
+    fn new(epoch: Epoch, begun: Begun) -> Self {
+        let Begun { first_seq, prev_root, events, bytes } = begun;
+        let entry = EntryWriter::new(epoch, first_seq, prev_root, events, bytes);
+        Self { entry, events: Vec::with_capacity(events), leaves: Vec::with_capacity(events) }
+    }
+
+    fn push(&mut self, events: Vec<M::Event>) {
+        for event in events {
+            self.leaves.push(leaf_hash(self.entry.push(|out| M::encode(&event, out))));
+            self.events.push(event);
+        }
+    }
+
+    fn finish(self) -> Encoded<M::Event> {
+        let (frame, raw) = self.entry.finish();
+        let frame = if self.events.is_empty() { None } else { Some(Frame(frame)) };
+        Encoded { frame, raw, events: self.events, leaves: self.leaves }
+    }
+}
+
+/// An entry, ready for the log.
+struct Encoded<E> {
+    /// `None` where it has no events.
+    frame: Option<Frame>,
+    raw: Vec<Bytes>,
+    events: Vec<E>,
+    leaves: Vec<Hash>,
+}
+
+impl<E> Default for Encoded<E> {
+    fn default() -> Self {
+        Self { frame: None, raw: Vec::new(), events: Vec::new(), leaves: Vec::new() }
+    }
+}
+
+/// What a turn came to, but for the bytes.
+struct Decision<M: Machine, RT: AsyncRuntime> {
+    /// Folded; its tree has not grown.
+    head: Head<M::State>,
+    first_seq: Seq,
+    prev_root: [u8; 32],
+    noted: Vec<Noted<M::State>>,
+    decided: Decided<M, RT>,
+    rest: VecDeque<Item<M, RT>>,
+}
+
+impl<M: Machine, RT: AsyncRuntime> Decision<M, RT> {
+    fn encoded(self, encoded: Encoded<M::Event>) -> Batch<M, RT> {
+        let Self { mut head, first_seq, prev_root, mut noted, decided, rest } = self;
+        let Encoded { frame, raw, events, leaves } = encoded;
+        head.grow(leaves, &mut noted);
+        Batch { head, first_seq, prev_root, frame, events, raw, noted, decided, rest }
+    }
+}
+
 /// What a turn came to.
 pub(crate) struct Batch<M: Machine, RT: AsyncRuntime> {
     pub(crate) head: Head<M::State>,
@@ -95,24 +214,30 @@ pub(crate) struct Batch<M: Machine, RT: AsyncRuntime> {
     pub(crate) rest: VecDeque<Item<M, RT>>,
 }
 
-/// Decides commands in order, each against the head after the ones before it.
-pub(crate) fn decide<M: Machine, RT: AsyncRuntime>(turn: Turn<M, RT>, limits: &Limits) -> Batch<M, RT> {
+/// Decides commands in order, each against the head after the ones before it, and gives their events to `encode`, with the
+/// entry's epoch.
+fn weigh<M: Machine, RT: AsyncRuntime>(
+    turn: Turn<M, RT>,
+    limits: &Limits,
+    encode: impl FnMut(Epoch, Vec<M::Event>),
+) -> Decision<M, RT> {
     let mut rest = turn.items;
-    let room = rest.iter().map(|item| M::weight(&item.command)).sum::<usize>().min(EVENTS_ROOM);
-    let mut work = Work::<M> {
-        first_seq: Seq(turn.head.seq.0 + 1),
-        prev_root: turn.head.root,
-        epoch: turn.head.epoch,
+    let (first_seq, prev_root) = (Seq(turn.head.seq.0 + 1), turn.head.root);
+    let (epoch, time_ms) = (turn.head.epoch, turn.time_ms);
+    let (events, bytes) = (0, 0);
+    let mut work = Work::<M, _> {
         head: turn.head,
-        time_ms: turn.time_ms,
-        entry: None,
-        room,
-        events: Vec::with_capacity(room),
+        epoch,
+        time_ms,
+        events,
+        bytes,
         noted: Vec::new(),
+        newest: Vec::new(),
         last: None,
+        encode,
     };
     let mut decided = Vec::with_capacity(rest.len());
-    while work.entry.as_ref().is_none_or(|entry| entry.bytes() < limits.entry_bytes)
+    while work.bytes < limits.entry_bytes
         && let Some(item) = rest.pop_front()
     {
         let verdict = work.command(&item.command, item.epoch, limits.command_bytes);
@@ -122,32 +247,31 @@ pub(crate) fn decide<M: Machine, RT: AsyncRuntime>(turn: Turn<M, RT>, limits: &L
             break;
         }
     }
-    if !work.events.is_empty() {
-        work.head.epoch = work.epoch;
-        work.head.root = work.head.tree.root();
+    let Work { mut head, epoch, events, noted, newest, mut encode, .. } = work;
+    if events > 0 {
+        head.epoch = epoch;
+        encode(epoch, newest);
     }
-    let Work { head, first_seq, prev_root, events, noted, entry, .. } = work;
-    let entry = entry.filter(|entry| !entry.is_empty()).map(EntryWriter::finish);
-    let (frame, raw) = entry.map_or_else(Default::default, |(frame, raw)| (Some(Frame(frame)), raw));
-    Batch { head, first_seq, prev_root, frame, events, raw, noted, decided, rest }
+    Decision { head, first_seq, prev_root, noted, decided, rest }
 }
 
-struct Work<M: Machine> {
+struct Work<M: Machine, F: FnMut(Epoch, Vec<M::Event>)> {
     head: Head<M::State>,
-    first_seq: Seq,
-    prev_root: [u8; 32],
     epoch: Epoch,
     time_ms: u64,
-    /// Begun with the first event: only then is the epoch certain.
-    entry: Option<EntryWriter>,
-    /// Events that may come.
-    room: usize,
-    events: Vec<M::Event>,
+    /// Events so far.
+    events: usize,
+    /// What they take of an entry.
+    bytes: usize,
     noted: Vec<Noted<M::State>>,
+    /// Events of the newest command that has any: the fold of the next looks back at the last of them.
+    newest: Vec<M::Event>,
+    /// Its number.
     last: Option<cvlan_core::machine::Once>,
+    encode: F,
 }
 
-impl<M: Machine> Work<M> {
+impl<M: Machine, F: FnMut(Epoch, Vec<M::Event>)> Work<M, F> {
     fn command(&mut self, command: &M::Command, epoch: Option<Epoch>, command_bytes: usize) -> Verdict<M> {
         match epoch {
             Some(_) if self.head.seq.0 > 0 => return Verdict::Refused(WriteError::AlreadyBootstrapped),
@@ -173,29 +297,25 @@ impl<M: Machine> Work<M> {
         if let Some(SystemFact::EpochBegun { .. }) = M::event_fact(first) {
             return Verdict::Refused(WriteError::AlreadyBootstrapped);
         }
-        let room = self.room;
-        let entry = self.entry.get_or_insert_with(|| {
-            let bytes = (room * EVENT_BYTES).min(command_bytes);
-            EntryWriter::new(self.epoch, self.first_seq, self.prev_root, room, bytes)
-        });
         // Sized before anything is folded: what is too large leaves no trace.
-        let (first, from) = (entry.len(), entry.bytes());
-        for event in &events {
-            entry.push(|out| M::encode(event, out));
-        }
-        let bytes = entry.bytes() - from;
+        let bytes = events.iter().map(|event| EntryWriter::event_bytes(M::encoded_len(event))).sum();
         if bytes > command_bytes {
-            entry.truncate(first, from);
             return Verdict::Refused(WriteError::TooLarge { bytes, limit: command_bytes });
         }
-        for (event, n) in events.into_iter().zip(first..) {
+        let mut before = self.newest.last();
+        for event in &events {
             let due = Seq(self.head.seq.0 + 1);
-            assert_eq!(M::seq(&event), due, "decide numbers its events from next_seq on");
-            let before = self.events.last().map(|event| (event, self.last));
-            self.last = self.head.fold::<M>(&event, leaf_hash(entry.event(n)), before, &mut self.noted);
-            self.events.push(event);
+            assert_eq!(M::seq(event), due, "decide numbers its events from next_seq on");
+            self.last = self.head.fold::<M>(event, before.map(|event| (event, self.last)), &mut self.noted);
+            before = Some(event);
         }
-        Verdict::Events(first..self.events.len())
+        let first = self.events;
+        (self.events, self.bytes) = (first + events.len(), self.bytes + bytes);
+        let older = std::mem::replace(&mut self.newest, events);
+        if first > 0 {
+            (self.encode)(self.epoch, older);
+        }
+        Verdict::Events(first..self.events)
     }
 }
 

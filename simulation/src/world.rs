@@ -558,11 +558,15 @@ type Sent = Option<Result<Answer<Rules>, WriteError<cvlan_core::Rejection>>>;
 /// Small bounds of one member, so that a short history has many segments, snapshots and purges.
 pub(crate) fn limits(rng: &mut Rng) -> Limits {
     let segment_bytes = 512 * (8 + rng.below(64));
+    let tail_bytes = 1 << (9 + rng.below(8));
+    let queue = 4 + rng.below(64) as usize;
+    let entry_commands = 1 + rng.below(16) as usize;
     Limits {
         segment_bytes,
-        tail_bytes: 1 << (9 + rng.below(8)),
-        queue: 4 + rng.below(64) as usize,
-        entry_commands: 1 + rng.below(16) as usize,
+        tail_bytes,
+        queue,
+        entry_commands,
+        encode_beside: if entry_commands.is_multiple_of(2) { 2 } else { usize::MAX },
         entry_bytes: 256 << rng.below(6),
         command_bytes: 64 << 10,
         in_flight: 1 + rng.below(6) as usize,

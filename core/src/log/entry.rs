@@ -3,7 +3,7 @@
 use crate::id::{Epoch, Seq};
 use bytes::Bytes;
 use cvlan_proto::v1::Entry;
-use cvlan_proto::{Message, encode_length_delimiter};
+use cvlan_proto::{Message, encode_length_delimiter, length_delimiter_len};
 use std::ops::Range;
 
 /// Version of the frame and of [`Entry`].
@@ -84,8 +84,13 @@ impl EntryWriter {
         Self { out, events: Vec::with_capacity(events), event: Vec::new() }
     }
 
-    /// Appends the event that `encode` writes.
-    pub fn push(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
+    /// Bytes that an event of `len` bytes takes in an entry.
+    pub fn event_bytes(len: usize) -> usize {
+        1 + length_delimiter_len(len) + len
+    }
+
+    /// Appends the event that `encode` writes, and returns its bytes.
+    pub fn push(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> &[u8] {
         self.event.clear();
         encode(&mut self.event);
         self.out.push(EVENT_TAG);
@@ -93,32 +98,7 @@ impl EntryWriter {
         let start = self.out.len();
         self.out.extend_from_slice(&self.event);
         self.events.push(start..self.out.len());
-    }
-
-    /// Events so far.
-    pub fn len(&self) -> usize {
-        self.events.len()
-    }
-
-    /// True where it has no events.
-    pub fn is_empty(&self) -> bool {
-        self.events.is_empty()
-    }
-
-    /// Bytes so far.
-    pub fn bytes(&self) -> usize {
-        self.out.len()
-    }
-
-    /// The bytes of one event.
-    pub fn event(&self, n: usize) -> &[u8] {
-        self.events.get(n).and_then(|range| self.out.get(range.clone())).unwrap_or_default()
-    }
-
-    /// Takes back all but the first `events` events, which ended at `bytes`.
-    pub fn truncate(&mut self, events: usize, bytes: usize) {
-        self.events.truncate(events);
-        self.out.truncate(bytes);
+        &self.event
     }
 
     /// The frame, and each event's bytes in it.
@@ -157,14 +137,14 @@ pub fn entry_decode(frame: &Bytes) -> Result<Entry, EntryError> {
 mod tests {
     use super::*;
 
+    fn push(writer: &mut EntryWriter, event: &[u8]) {
+        assert_eq!(writer.push(|out| out.extend_from_slice(event)), event);
+    }
+
     fn frame() -> Vec<u8> {
         let mut writer = EntryWriter::new(Epoch([7; 16]), Seq(3), [9; 32], 0, 0);
-        writer.push(|out| out.extend_from_slice(b"one"));
-        let (events, bytes) = (writer.len(), writer.bytes());
-        writer.push(|out| out.extend_from_slice(&[1; 300]));
-        writer.truncate(events, bytes);
-        writer.push(|out| out.extend_from_slice(b"two"));
-        assert_eq!(writer.event(1), b"two");
+        push(&mut writer, b"one");
+        push(&mut writer, b"two");
         let (frame, events) = writer.finish();
         assert_eq!(events, ["one", "two"]);
         frame.into()
@@ -174,9 +154,12 @@ mod tests {
     fn it_is_written_as_the_library_writes_it() {
         let events: Vec<Bytes> = [0, 1, 127, 128, 300, 70_000].map(|n| vec![n as u8; n].into()).into();
         let mut writer = EntryWriter::new(Epoch([7; 16]), Seq(300), [9; 32], 6, 1000);
-        events.iter().for_each(|event| writer.push(|out| out.extend_from_slice(event)));
+        events.iter().for_each(|event| push(&mut writer, event));
         let (frame, raw) = writer.finish();
         assert_eq!(raw, events);
+        let empty = Entry { format: 1, epoch: vec![7; 16], first_seq: 300, prev_root: vec![9; 32], events: Vec::new() };
+        let taken: usize = events.iter().map(|event| EntryWriter::event_bytes(event.len())).sum();
+        assert_eq!(FRAME_HEADER_BYTES + empty.encoded_len() + taken, frame.len());
         let entry = Entry { format: 1, epoch: vec![7; 16], first_seq: 300, prev_root: vec![9; 32], events };
         assert_eq!(frame[FRAME_HEADER_BYTES..], entry.encode_to_vec());
         assert_eq!(entry_decode(&frame), Ok(entry));

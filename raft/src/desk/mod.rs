@@ -67,6 +67,11 @@ impl<M: Machine, RT: AsyncRuntime> Item<M, RT> {
         let error = if self.sent { WriteError::OutcomeUnknown } else { WriteError::NoLeader };
         let _ = self.reply.send(Err(error));
     }
+
+    /// The member stopped before it came to it.
+    fn stopped(self) {
+        let _ = self.reply.send(Err(WriteError::Stopped));
+    }
 }
 
 /// What a command came to, if its entry becomes part of the log.
@@ -239,7 +244,7 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
         inner.away -= 1;
         if inner.stopped {
             drop(inner);
-            let _ = item.reply.send(Err(WriteError::Stopped));
+            item.stopped();
             return;
         }
         inner.queue.push_front(item);
@@ -285,7 +290,9 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
         let mut inner = lock(&self.inner);
         if inner.opened != term || inner.term.is_none() {
             let items = flight.decided.into_iter().map(|(item, _)| item).chain(rest);
-            inner.back_in_line(items.collect());
+            let over = inner.back_in_line(items.collect());
+            self.wake(inner);
+            over.into_iter().for_each(Item::stopped);
             return None;
         }
         inner.serial += 1;
@@ -310,8 +317,9 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
         let mut inner = lock(&self.inner);
         if inner.opened != term || inner.term.is_none() {
             let items = decided.into_iter().map(|(item, _)| item).chain(rest);
-            inner.back_in_line(items.collect());
+            let over = inner.back_in_line(items.collect());
             self.wake(inner);
+            over.into_iter().for_each(Item::stopped);
             return None;
         }
         let real = if inner.plant.no_fence { inner.lost.take() } else { None };
@@ -337,9 +345,10 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
             let late = self.too_late();
             let items = quiet.decided.into_iter().map(|(item, _)| item);
             let (over, again): (Vec<_>, _) = items.partition(|item| late(item));
-            inner.back_in_line(again);
+            let stopped = inner.back_in_line(again);
             self.wake(inner);
             over.into_iter().for_each(Item::late);
+            stopped.into_iter().for_each(Item::stopped);
         } else if let Some(last) = inner.flight.iter_mut().find(|flight| flight.serial == quiet.after) {
             last.decided.extend(quiet.decided);
         } else {
@@ -475,9 +484,7 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
         let items = std::mem::take(&mut inner.again).into_iter().chain(std::mem::take(&mut inner.queue));
         drop(inner);
         let flying = flight.into_iter().flat_map(|flight| flight.decided).map(|(item, _)| item);
-        for item in flying.chain(items) {
-            let _ = item.reply.send(Err(WriteError::Stopped));
-        }
+        flying.chain(items).for_each(Item::stopped);
         self.waker.wake();
         self.forward_waker.wake();
     }
@@ -583,11 +590,15 @@ impl<M: Machine, RT: AsyncRuntime> Inner<M, RT> {
     }
 
     /// Commands of a turn whose term was closed meanwhile: they came before what is in the queue.
-    fn back_in_line(&mut self, items: Vec<Item<M, RT>>) {
+    fn back_in_line(&mut self, items: Vec<Item<M, RT>>) -> Vec<Item<M, RT>> {
+        if self.stopped {
+            return items;
+        }
         self.again(items.into_iter());
         if self.flight.is_empty() && !self.stale {
             self.settle();
         }
+        Vec::new()
     }
 
     /// Takes out what waits for too long: without a leader, or in vain.

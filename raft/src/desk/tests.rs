@@ -64,7 +64,10 @@ impl Case {
 
     /// Takes a turn and launches it; returns its frame and serial number.
     fn fly(&self) -> (Frame, u64) {
-        let turn = self.turn().unwrap();
+        self.launch(self.turn().unwrap()).unwrap()
+    }
+
+    fn launch(&self, turn: Turn<Counter, Rt>) -> Option<(Frame, u64)> {
         let term = turn.term;
         let batch = crate::sequencer::decide(turn, &self.desk.limits);
         let frame = Frame(Bytes::from(batch.raw.concat()));
@@ -83,7 +86,7 @@ impl Case {
             decided: batch.decided,
             refused: false,
         };
-        (frame, self.desk.launch(term, batch.rest, flight).unwrap())
+        Some((frame, self.desk.launch(term, batch.rest, flight)?))
     }
 
     fn land(&self, frame: &Frame) {
@@ -191,6 +194,27 @@ fn a_turn_whose_term_was_closed_meanwhile_is_taken_again() {
 }
 
 /// Decides what waits without an entry.
+#[test]
+fn what_is_out_when_the_member_stops_is_answered() {
+    let mut case = Case::new(8);
+    case.push(1);
+    let waiting = quiet(&case);
+    case.push(2);
+    let launched = case.turn().unwrap();
+    case.desk.stop();
+    case.desk.confirmed(waiting, true);
+    let (term, batch) = (launched.term, crate::sequencer::decide(launched, &case.desk.limits));
+    assert!(case.desk.quiet(term, batch.head, batch.rest, batch.decided).is_none());
+    assert_eq!(case.answered(), [Some(Err("stopped")), Some(Err("stopped"))]);
+
+    let mut case = Case::new(8);
+    case.push(3);
+    let turn = case.turn().unwrap();
+    case.desk.stop();
+    assert!(case.launch(turn).is_none());
+    assert_eq!(case.answered(), [Some(Err("stopped"))]);
+}
+
 fn quiet(case: &Case) -> Quiet<Counter, Rt> {
     let turn = case.turn().unwrap();
     let nothing = |item| (item, Verdict::Nothing(Checkpoint { epoch: Epoch::default(), seq: Seq(2) }));

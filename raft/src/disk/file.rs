@@ -24,7 +24,7 @@ const ZEROS: usize = 1 << 20;
 const WORK_NICE: i32 = 10;
 
 /// The names of the threads.
-const LANES: [&str; 3] = ["log", "log-read", WORK];
+const LANES: [&str; 4] = ["log", "log-encode", "log-read", WORK];
 const WORK: &str = "log-work";
 
 /// After a job the log's thread looks for the next one for so long before it sleeps, and gives the processor to whoever wants
@@ -38,7 +38,7 @@ const POLL_WRITTEN: usize = 4096;
 
 /// A folder of the machine's file system. Dropping it finishes the queued jobs and gives the folder free.
 pub struct FileDisk {
-    lanes: [Arc<Queue>; 3],
+    lanes: [Arc<Queue>; 4],
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -71,7 +71,7 @@ impl FileDisk {
             }
         })?;
         let folder = Arc::new(Folder { path, _lock: lock });
-        let lanes: [Arc<Queue>; 3] = Default::default();
+        let lanes: [Arc<Queue>; 4] = Default::default();
         let mut threads = Vec::new();
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         for (lane, name) in lanes.iter().zip(LANES) {
@@ -92,9 +92,10 @@ impl FileDisk {
 
 impl Disk for FileDisk {
     fn run(&self, lane: Lane, job: Job) {
-        let [log, read, work] = &self.lanes;
+        let [log, encode, read, work] = &self.lanes;
         let queue = match lane {
             Lane::Log => log,
+            Lane::Encode => encode,
             Lane::Read => read,
             Lane::Work => work,
         };

@@ -29,6 +29,9 @@ use std::sync::Arc;
 pub enum Lane {
     /// Writes of the log: what a caller waits for.
     Log,
+    /// Encoding of entries that are still being decided: no call of [`Files`], but a thread of its own. A job waits for whoever
+    /// queued it.
+    Encode,
     /// Reads of history.
     Read,
     /// Snapshots, digests, preparing the next segment: off everyone's path.
@@ -95,6 +98,20 @@ pub(crate) async fn on_disk<RT: AsyncRuntime, T: Send + 'static>(
     lane: Lane,
     job: impl FnOnce(&dyn Files) -> T + Send + 'static,
 ) -> io::Result<T> {
+    begin::<RT, T, _>(disk, lane, job).await
+}
+
+/// Has `job` run on the disk, from now on; the future is what it returns.
+pub(crate) fn begin<RT, T, F>(
+    disk: &Arc<dyn Disk>,
+    lane: Lane,
+    job: F,
+) -> impl Future<Output = io::Result<T>> + Send + use<RT, T, F>
+where
+    RT: AsyncRuntime,
+    T: Send + 'static,
+    F: FnOnce(&dyn Files) -> T + Send + 'static,
+{
     let (tx, rx) = crate::types::Cfg::<RT>::oneshot();
     disk.run(
         lane,
@@ -102,5 +119,5 @@ pub(crate) async fn on_disk<RT: AsyncRuntime, T: Send + 'static>(
             let _ = tx.send(job(files));
         }),
     );
-    rx.await.map_err(|_| io::Error::other("the disk is gone"))
+    async { rx.await.map_err(|_| io::Error::other("the disk is gone")) }
 }

@@ -357,6 +357,9 @@ impl Machine for Older {
     fn encode(event: &Self::Event, into: &mut Vec<u8>) {
         Counter::encode(event, into);
     }
+    fn encoded_len(event: &Self::Event) -> usize {
+        Counter::encoded_len(event)
+    }
     fn decode(bytes: &[u8]) -> Result<Self::Event, cvlan_core::machine::Unreadable> {
         if bytes.len() == 40 + 9 + 13 {
             return Err(cvlan_core::machine::Unreadable { what: "event", detail: "kind 13 is not known".into() });

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::machine::Once;
-use cvlan_raft::counter::{Command, Count, Counter, Refused};
+use cvlan_raft::counter::{Body, Command, Count, Counter, Refused};
 use cvlan_raft::{Applied, FileDisk, Limits, Member, NoTransport, OpenError, Options, WriteError, verify_dir};
 use openraft_rt_tokio::TokioRuntime;
 use std::path::Path;
@@ -93,6 +93,45 @@ async fn concurrent_writers_share_syncs_and_everything_is_there_after_a_reopen()
     drop(member);
     let closed = verify_dir::<Counter, TokioRuntime>(FileDisk::open(folder.path()).unwrap()).await.unwrap();
     assert_eq!(closed, report);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_encoded_beside_is_what_everybody_folds() {
+    let folder = tempfile::tempdir().unwrap();
+    let edit = |options: &mut Options<Counter>| {
+        options.limits = Limits { encode_beside: 2, entry_bytes: 2048, checkpoint_ms: 5, ..small() };
+    };
+    let member = open_with(folder.path(), edit).await.unwrap();
+    member.bootstrap(EPOCH, Command::add(1)).await.unwrap();
+    let callers: Vec<_> = (1..=16u64)
+        .map(|session| {
+            let member = member.clone();
+            tokio::spawn(async move {
+                for n in 1..=30u64 {
+                    let (times, note) = (((session + n) % 5) as u32, Bytes::from(vec![session as u8; 40]));
+                    let once = Some(Once { session, n });
+                    let add = Command::Add { by: 1, times, note: note.clone(), once };
+                    let answer = member.write(add.clone()).await.unwrap();
+                    let numbers = (answer.first_seq.0..).take(answer.events.len());
+                    assert!(answer.events.iter().map(|event| event.seq.0).eq(numbers), "{:?}", answer.events);
+                    assert_eq!(answer.events.len(), times as usize);
+                    assert!(answer.events.iter().all(|event| event.body == Body::Added { by: 1, note: note.clone() }));
+                    let again = member.write(add).await.unwrap();
+                    assert_eq!((again.first_seq, again.repeated), (answer.first_seq, times > 0));
+                    assert_eq!(member.write(Command::Refuse).await.err(), Some(WriteError::Rejected(Refused)));
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    let head = member.head();
+    assert_eq!(head.machine.count, 1 + 16 * 30 * 2);
+    let report = member.log_verify(Some(head.seq)).await.unwrap();
+    assert_eq!((report.seq, report.root, report.digest), (head.seq, head.root, head.digest::<Counter>()));
+    assert!(!report.checkpoints.is_empty(), "digests of heads inside of entries were attested, and are right");
+    member.shutdown().await;
 }
 
 #[test]

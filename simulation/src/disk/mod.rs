@@ -44,17 +44,17 @@ type Handle = Yielder<(), Pause>;
 /// Machines that a thread can simulate at once.
 pub const SEATS: usize = 8;
 
-type Slots = [&'static ScopedKey<Handle>; 3];
+type Slots = [&'static ScopedKey<Handle>; 4];
 
 macro_rules! seats {
-    ($($log:ident $read:ident $work:ident),*) => {
-        $(scoped_thread_local!(static $log: Handle); scoped_thread_local!(static $read: Handle);
-          scoped_thread_local!(static $work: Handle);)*
-        static SLOTS: [Slots; SEATS] = [$([&$log, &$read, &$work]),*];
+    ($($log:ident $encode:ident $read:ident $work:ident),*) => {
+        $(scoped_thread_local!(static $log: Handle); scoped_thread_local!(static $encode: Handle);
+          scoped_thread_local!(static $read: Handle); scoped_thread_local!(static $work: Handle);)*
+        static SLOTS: [Slots; SEATS] = [$([&$log, &$encode, &$read, &$work]),*];
     };
 }
 
-seats!(L0 R0 W0, L1 R1 W1, L2 R2 W2, L3 R3 W3, L4 R4 W4, L5 R5 W5, L6 R6 W6, L7 R7 W7);
+seats!(L0 E0 R0 W0, L1 E1 R1 W1, L2 E2 R2 W2, L3 E3 R3 W3, L4 E4 R4 W4, L5 E5 R5 W5, L6 E6 R6 W6, L7 E7 R7 W7);
 
 /// A lane of the machine on a seat.
 type Place = (usize, Lane);
@@ -69,9 +69,10 @@ thread_local! {
 }
 
 fn slot((seat, lane): Place) -> &'static ScopedKey<Handle> {
-    let [log, read, work] = SLOTS.get(seat % SEATS).copied().unwrap_or([&L0, &R0, &W0]);
+    let [log, encode, read, work] = SLOTS.get(seat % SEATS).copied().unwrap_or([&L0, &E0, &R0, &W0]);
     match lane {
         Lane::Log => log,
+        Lane::Encode => encode,
         Lane::Read => read,
         Lane::Work => work,
     }
