@@ -13,9 +13,13 @@ use cvlan_core::machine::Machine as _;
 use cvlan_core::{Rules, State};
 use cvlan_projections::{Query, Views};
 use cvlan_raft::{Head, Role};
+use std::sync::Arc;
 
 /// All members are at the leader's head within this, ms.
 const CONVERGE_MS: u64 = 20_000;
+
+/// A log that moves on by itself, a checkpoint a minute, is read anew so often.
+const STILL_TRIES: u32 = 5;
 
 /// Events that a view takes at once.
 const FOLD: usize = 64;
@@ -24,9 +28,7 @@ impl Cluster {
     /// The last checks.
     pub(super) async fn finish(&self, agents: Vec<Option<Local>>) -> Result<(), String> {
         self.presence_settles().await?;
-        let members = self.converged().await?;
-        let Some(first) = members.first() else { return Err("no member is up".into()) };
-        let head = first.member.head();
+        let (members, head) = self.still().await?;
         self.count(|c| {
             c.add("events", head.seq.0);
             c.add("members", members.len() as u64);
@@ -35,28 +37,32 @@ impl Cluster {
         if self.ledger.highest() > head.seq.0 {
             return Err(format!("the log ends at event {}, yet {} was acknowledged", head.seq, self.ledger.highest()));
         }
-        self.read_back(&members, head.seq.0).await?;
+        if self.ledger.len() != head.seq.0 {
+            return Err(format!("{} events are known, the head is at {}", self.ledger.len(), head.seq));
+        }
         let digest = head.digest::<Rules>();
         for up in &members {
             let other = up.member.head();
             if (other.seq, other.root, other.digest::<Rules>()) != (head.seq, head.root, digest) {
                 return Err(format!(
-                    "at event {} s{} has root {} and digest {}, s{} root {} and digest {}",
+                    "at event {} the head has root {} and digest {}, s{} root {} and digest {} at event {}",
                     head.seq,
-                    first.at,
                     short(&head.root),
                     short(&digest),
                     up.at,
                     short(&other.root),
-                    short(&other.digest::<Rules>())
+                    short(&other.digest::<Rules>()),
+                    other.seq
                 ));
             }
-            self.replays(up, &head, digest).await?;
         }
         self.ledger.check_head(&head);
         self.ledger.check_all(&head)?;
         self.removed_stopped()?;
         views(&self.ledger.events(), &head)?;
+        for up in &members {
+            self.replays(up, &head, digest).await?;
+        }
         let agents: Vec<Local> = agents.into_iter().flatten().collect();
         let nodes = agents.iter().map(|agent| agent.node).collect();
         self.agents_converge(agents).await?;
@@ -84,6 +90,20 @@ impl Cluster {
         }
     }
 
+    /// All members at one head, and all of their history read. Checkpoints come by themselves: a log that moved on meanwhile
+    /// is read again. Until the next wait nothing moves.
+    async fn still(&self) -> Result<(Vec<Up>, Arc<Head<State>>), String> {
+        for _ in 0..STILL_TRIES {
+            let members = self.converged().await?;
+            let Some(head) = members.first().map(|up| up.member.head()) else { return Err("no member is up".into()) };
+            self.read_back(&members, head.seq.0).await?;
+            if members.iter().all(|up| up.member.head().seq == head.seq) {
+                return Ok((members, head));
+            }
+        }
+        Err(format!("the log moved on by itself {STILL_TRIES} times while it was read"))
+    }
+
     /// Every member's history, as far back as it has it.
     async fn read_back(&self, members: &[Up], upto: u64) -> Result<(), String> {
         let mut whole: Vec<&Up> = members.iter().collect();
@@ -104,9 +124,6 @@ impl Cluster {
                     Called::Gone | Called::Late => return Err(format!("s{} does not read event {from}", up.at)),
                 }
             }
-        }
-        if self.ledger.len() != upto {
-            return Err(format!("{} events are known, the head is at {upto}", self.ledger.len()));
         }
         Ok(())
     }
