@@ -156,6 +156,13 @@ async fn a_deposed_leader_answers_nothing_from_its_old_head() {
     assert_eq!(answer, Err(WriteError::NoLeader));
     assert_eq!(refused.err(), Some(WriteError::NoLeader));
     assert_eq!(old.linearize().await, Err(MemberError::NoLeader));
+    // Nor does it call a change of members done: to it, one that came since was never there.
+    let changes = tokio::join!(
+        old.member_remove(99),
+        old.transfer(Some(leader)),
+        old.learner_add(other, Cluster::address(other))
+    );
+    assert_eq!(changes, (Err(MemberError::NoLeader), Err(MemberError::NoLeader), Err(MemberError::NoLeader)));
     // The others go on.
     cluster.write(other, 5).await;
     // A write of the one that is cut off is lost, or in doubt, and comes back with the truth once it is healed.
