@@ -9,6 +9,8 @@
 
 pub mod entry;
 pub mod merkle;
+pub mod note;
+pub mod proof;
 
 pub use entry::{EntryError, EntryWriter, MAX_FRAME_BYTES, entry_decode};
 pub use merkle::{CompactRange, Hash, leaf_hash};
