@@ -32,7 +32,7 @@ test: test-tools test-rust torture-short test-ui ## every test, incl. the browse
 	@ONCE=1 deploy/demo.sh || { code=$$?; [ $$code = 77 ] && echo "SKIPPED: the demo needs the right to make network namespaces" || exit $$code; }
 
 test-tools:
-	@deploy/tools.sh cc ip nft mkfs.ext4 ping chromium
+	@deploy/tools.sh cc ip nft mkfs.ext4 ping chromium go
 
 test-rust: ui
 	@$(CARGO) build --workspace --bins

@@ -11,6 +11,7 @@ for tool in "$@"; do
     ping) packages+=(iputils-ping) ;;
     cc) packages+=(build-essential) ;;
     nft) packages+=(nftables) ;;
+    go) packages+=(golang-go) ;;
     mkfs.ext4) packages+=(e2fsprogs) ;;
     *) packages+=("$tool") ;;
   esac

@@ -137,7 +137,7 @@ mod tests {
         let (address, version) = (String::new(), String::new());
         [
             Wish::System(SystemCommand::Advertise { member, node_urls: vec![], api_urls: vec![] }),
-            Wish::Member(MemberCommand::Announce { id: member, key_sha256: [1; 32], address, version }),
+            Wish::Member(MemberCommand::Announce { id: member, key_sha256: [1; 32], address, version, note_key: None }),
             Wish::Presence(PresenceCommand::Report { tenant: tenant(1), member, transitions: vec![] }),
         ]
     }

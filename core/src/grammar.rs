@@ -234,12 +234,16 @@ impl Grammar {
                 life_ms: 60_000 + self.rng.below(3_600_000),
             }),
             "member_join" => self.member_join(state),
-            "member_announce" => Wish::Member(MemberCommand::Announce {
-                id: self.member(state),
-                key_sha256: [self.rng.below(8) as u8; 32],
-                address: self.address(),
-                version: format!("0.{}.0", self.rng.below(3)),
-            }),
+            "member_announce" => {
+                let (id, key) = (self.member(state), self.rng.below(8) as u8);
+                Wish::Member(MemberCommand::Announce {
+                    id,
+                    key_sha256: [key; 32],
+                    address: self.address(),
+                    version: format!("0.{}.0", self.rng.below(3)),
+                    note_key: (key % 2 == 0).then_some([key; 32]),
+                })
+            }
             "member_remove" => Wish::Member(MemberCommand::Remove { id: self.member(state) }),
             "member_rebuild" => self.member_rebuild(state),
             "presence_report" => self.presence_report(state, id, tenant.as_deref()),

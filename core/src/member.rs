@@ -86,6 +86,8 @@ pub struct Joined {
     pub address: Arc<str>,
     /// What it runs.
     pub version: Arc<str>,
+    /// Ed25519 public key that it signs tree heads with; `None` = it did not say, or runs a version that does not.
+    pub note_key: Option<[u8; 32]>,
     /// Event time of the first time.
     pub joined_ms: u64,
 }
@@ -126,6 +128,8 @@ pub enum MemberCommand {
         address: String,
         /// What it runs.
         version: String,
+        /// Ed25519 public key that it signs tree heads with.
+        note_key: Option<[u8; 32]>,
     },
     /// No member any more; refused for the last one that is in.
     Remove {
@@ -272,12 +276,13 @@ pub(crate) fn decide(
         MemberCommand::Join { id, secret_hash, key_sha256, address, version } => {
             itself(meta)?;
             let member = proven(state, ctx, *id, secret_hash)?;
-            arrive(state, member, key_sha256, address, version)?.map(Kind::Joined).into_iter().collect()
+            let note_key = member.joined.as_ref().and_then(|j| j.note_key);
+            arrive(state, member, key_sha256, (address, version, note_key))?.map(Kind::Joined).into_iter().collect()
         }
-        MemberCommand::Announce { id, key_sha256, address, version } => {
+        MemberCommand::Announce { id, key_sha256, address, version, note_key } => {
             itself(meta)?;
             let member = inside(state, *id)?;
-            arrive(state, member, key_sha256, address, version)?.map(Kind::Joined).into_iter().collect()
+            arrive(state, member, key_sha256, (address, version, *note_key))?.map(Kind::Joined).into_iter().collect()
         }
         MemberCommand::Remove { id } => {
             permit(state, &meta.actor, Permission::ClusterWrite, TenantId::default())?;
@@ -370,8 +375,7 @@ fn arrive(
     state: &State,
     member: &Member,
     key_sha256: &[u8; 32],
-    address: &str,
-    version: &str,
+    (address, version, note_key): (&str, &str, Option<[u8; 32]>),
 ) -> Result<Option<v1::MemberJoined>, Rejection> {
     address_check(address)?;
     text_check("version", version)?;
@@ -392,12 +396,14 @@ fn arrive(
             format!("member {} has this key; every member makes its own", other.id),
         ));
     }
-    let same = member.joined.as_ref().is_some_and(|j| *j.address == *address && *j.version == *version);
+    let says = |j: &Joined| *j.address == *address && *j.version == *version && j.note_key == note_key;
+    let same = member.joined.as_ref().is_some_and(says);
     Ok((!same).then(|| v1::MemberJoined {
         member_id: member.id.0,
         address: address.to_owned(),
         key_sha256: key_sha256.to_vec(),
         version: version.to_owned(),
+        note_key: note_key.map(Vec::from).unwrap_or_default(),
     }))
 }
 
@@ -465,7 +471,9 @@ fn anew(
     let address = if address.is_empty() { member.address() } else { address };
     address_check(address)?;
     text_check("version", version)?;
-    let key_sha256 = member.joined.as_ref().map(|j| j.key_sha256.to_vec()).unwrap_or_default();
+    let joined = member.joined.as_ref();
+    let key_sha256 = joined.map(|j| j.key_sha256.to_vec()).unwrap_or_default();
+    let note_key = joined.and_then(|j| j.note_key).map(Vec::from).unwrap_or_default();
     let new = ctx.next_seq.0 + 1;
     debug_assert!(!state.members.contains_key(&MemberId(new)), "an id is used again");
     let admitted = v1::MemberAdmitted {
@@ -476,7 +484,7 @@ fn anew(
         expires_at: Some(timestamp(ctx.time_ms)),
     };
     let (address, version) = (address.to_owned(), version.to_owned());
-    let joined = v1::MemberJoined { member_id: new, address, key_sha256, version };
+    let joined = v1::MemberJoined { member_id: new, address, key_sha256, version, note_key };
     let removed = v1::MemberRemoved { member_id: member.id.0 };
     Ok(vec![Kind::Removed(removed), Kind::Admitted(admitted), Kind::Joined(joined)])
 }
@@ -560,6 +568,7 @@ pub(crate) fn apply(state: &mut State, stamp: Stamp, event: &v1::MemberEvent) {
                     key_sha256: e.key_sha256.as_slice().try_into().unwrap_or_default(),
                     address: e.address.as_str().into(),
                     version: e.version.as_str().into(),
+                    note_key: e.note_key.as_slice().try_into().ok(),
                     joined_ms: member.joined.as_ref().map_or(stamp.time_ms, |j| j.joined_ms),
                 });
                 member.revision = stamp.seq;
@@ -612,7 +621,7 @@ mod tests {
 
     fn announce(id: MemberId, key: u8, address: &str) -> Wish {
         let (address, version) = (address.to_owned(), "0.1.0".to_owned());
-        Wish::Member(MemberCommand::Announce { id, key_sha256: [key; 32], address, version })
+        Wish::Member(MemberCommand::Announce { id, key_sha256: [key; 32], address, version, note_key: None })
     }
 
     fn remove(id: MemberId) -> Wish {

@@ -372,6 +372,7 @@ fn member_row(m: &Member) -> v1::SavedMember {
         node_urls: m.node_urls.to_vec(),
         api_urls: m.api_urls.to_vec(),
         revision: m.revision.0,
+        note_key: joined.and_then(|j| j.note_key).map(Vec::from).unwrap_or_default(),
     }
 }
 
@@ -386,6 +387,7 @@ fn member_of(r: v1::SavedMember) -> Result<Member, Unreadable> {
             key_sha256: array(key)?,
             address: r.address.into(),
             version: r.version.into(),
+            note_key: if r.note_key.is_empty() { None } else { Some(array(&r.note_key)?) },
             joined_ms: r.joined_ms,
         }),
     };

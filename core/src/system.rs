@@ -131,8 +131,12 @@ pub(crate) fn apply(state: &mut State, event: &v1::SystemEvent) {
             if system.checkpoints.len() == CHECKPOINTS_MAX {
                 system.checkpoints.remove(0);
             }
-            let record =
-                v1::CheckpointRecord { seq: c.seq, root: hex::encode(&c.root), digest: hex::encode(&c.digest) };
+            let record = v1::CheckpointRecord {
+                seq: c.seq,
+                root: hex::encode(&c.root),
+                digest: hex::encode(&c.digest),
+                note: String::new(),
+            };
             system.checkpoints.push(record);
         }
         Some(Kind::AdvertisementChanged(a)) => member::apply_advertised(state, a),

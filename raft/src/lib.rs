@@ -49,6 +49,7 @@ pub mod status;
 pub mod store;
 mod sync;
 pub mod transport;
+mod tree;
 pub mod types;
 pub mod verify;
 
@@ -61,4 +62,5 @@ pub use member::{Answer, Attested, EntryFrame, Member};
 pub use options::{Applied, Events, Limits, Observer, Options, Plant, Timing};
 pub use status::{Counts, PeerStatus, Role, Status};
 pub use transport::{NoTransport, Pipe, Transport};
+pub use tree::{Consistency, Inclusion, Proof};
 pub use verify::{VerifyReport, read_dir, verify_dir};

@@ -19,11 +19,13 @@ use crate::store::log::Log;
 use crate::store::wal::index;
 use crate::sync::lock;
 use crate::transport::{Pipe, Transport};
+use crate::tree::{self, Proof};
 use crate::types::Cfg;
 use crate::verify::{self, VerifyReport};
 use crate::{attest, house, reading};
 use bytes::Bytes;
 use cvlan_core::id::{Checkpoint, Epoch, Seq};
+use cvlan_core::log::merkle::Hash;
 use cvlan_core::machine::Machine;
 use openraft::async_runtime::{OneshotSender, WatchReceiver};
 use openraft::type_config::TypeConfigExt;
@@ -292,6 +294,17 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
     /// The last event at or before a time (ms since 1970, UTC); 0 where there is none.
     pub async fn seq_at_time(&self, time_ms: u64) -> Result<Seq, HistoryError> {
         crate::reading::seq_at_time(&self.0.shared, time_ms).await
+    }
+
+    /// Proves of the tree of the first `size` events, which are applied here: its root, that `event` is in it, that it
+    /// continues that of the first `old`. The first time, and after a restart, history is read for it.
+    pub async fn prove(&self, size: Seq, event: Option<Seq>, old: Option<Seq>) -> Result<Proof, HistoryError> {
+        tree::prove(&self.0.shared, size, event, old).await
+    }
+
+    /// The roots of subtrees, with their levels, that stand for the events up to `to`, none across a size of `since`.
+    pub async fn hide(&self, to: Seq, since: Vec<Seq>) -> Result<Vec<(u32, Hash)>, HistoryError> {
+        tree::hide(&self.0.shared, to, since).await
     }
 
     /// Replays the whole log from its first event into a fresh head, up to event `to`, or to what is applied now.

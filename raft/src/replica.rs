@@ -20,12 +20,13 @@ use crate::status::Stats;
 use crate::store::snapshot::{self, Snapshot};
 use crate::store::wal::{Wal, index};
 use crate::sync::lock;
+use crate::tree::Tree;
 use crate::types::{Cfg, Entry, Frame, LogId, Membership, Snap, SnapshotMeta};
 use bytes::Bytes;
 use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::machine::Machine;
 use futures_util::{Stream, StreamExt};
-use openraft::async_runtime::{Select2, WatchReceiver, WatchSender};
+use openraft::async_runtime::{Mutex as _, Select2, WatchReceiver, WatchSender};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::type_config::TypeConfigExt;
 use openraft::type_config::alias::{WatchReceiverOf, WatchSenderOf};
@@ -73,6 +74,8 @@ pub(crate) struct Shared<M: Machine, RT: AsyncRuntime> {
     pub(crate) confirm: Confirm<M, RT>,
     pub(crate) plant: Plant,
     pub(crate) digests: Digests<RT>,
+    /// For proofs.
+    pub(crate) tree: RT::Mutex<Tree>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) observers: Vec<Observer<M>>,
     pub(crate) place: Mutex<Place>,
@@ -119,6 +122,7 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
             confirm: Confirm::default(),
             plant: parts.plant,
             digests: Digests::default(),
+            tree: RT::Mutex::new(Tree::default()),
             stats: parts.stats,
             observers: parts.observers,
             place: Mutex::new(parts.place),

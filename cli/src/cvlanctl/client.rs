@@ -346,10 +346,15 @@ impl Client {
 
     /// A stream of server-sent events, read piece by piece; `None` = it ended.
     pub async fn follow(&mut self, path: &str) -> Result<Response, Failure> {
+        self.stream(path, "text/event-stream").await
+    }
+
+    /// An answer that is read piece by piece.
+    pub async fn stream(&mut self, path: &str, accept: &str) -> Result<Response, Failure> {
         self.access_ensure().await?;
         let ask = |client: &Self| {
             let request = client.http.get(format!("{}{BASE}{path}", client.context.url));
-            request.header(header::ACCEPT, "text/event-stream").bearer_auth(&client.context.access_token)
+            request.header(header::ACCEPT, accept).bearer_auth(&client.context.access_token)
         };
         let mut response = self.sent(ask(self)).await?;
         if response.status() == StatusCode::UNAUTHORIZED {

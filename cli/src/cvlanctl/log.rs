@@ -4,6 +4,7 @@ use crate::Global;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::print::{Column, Format, Names, Noun, document, number, sheet, text};
+use crate::proof;
 use clap::Subcommand;
 use indicatif::ProgressBar;
 use serde_json::Value;
@@ -16,8 +17,19 @@ pub enum Verb {
     Checkpoint,
     /// The last checkpoints, newest first
     Checkpoints,
-    /// Replay every event from the first and compare with every checkpoint; exit status 1 where they differ
-    Verify,
+    /// Check the log, or an export of it: every event, every checkpoint, who signed it; exit status 1 where they differ
+    Verify(proof::Verify),
+    /// The record as a file that proves itself
+    Export(proof::Export),
+    /// The keys that members sign the log's tree heads with; -o name: the voters' alone, as --keys takes them
+    Keys,
+    /// A signed tree head to keep: with it, later, a cut end and a rewritten history are seen
+    Note {
+        /// Of the tree of so many events [default: all]
+        size: Option<u64>,
+    },
+    /// Prove that an event is in the log, and check the proof
+    Proof(proof::Prove),
 }
 
 const CHECKPOINT: Noun = Noun {
@@ -34,25 +46,33 @@ const CHECKPOINT: Noun = Noun {
 impl Verb {
     /// Does it.
     pub async fn run(self, global: &Global) -> Result<(), Failure> {
-        let mut client = Client::open(global)?;
         match self {
+            Self::Verify(args) => match args.run(global)? {
+                Some(trust) => verify(Client::open(global)?.patient(), global, &trust).await,
+                None => Ok(()),
+            },
+            Self::Export(args) => args.run(global).await,
+            Self::Keys => proof::keys(global).await,
+            Self::Note { size } => proof::note(global, size).await,
+            Self::Proof(args) => args.run(global).await,
             Self::Checkpoint => {
+                let mut client = Client::open(global)?;
                 let made = client.post("/log/checkpoint", None).await?;
                 CHECKPOINT.row(global, &made, &Names::default())
             }
             Self::Checkpoints => {
+                let mut client = Client::open(global)?;
                 let items = match client.get("/log/checkpoints").await?.get_mut("items").map(Value::take) {
                     Some(Value::Array(items)) => items,
                     Some(_) | None => Vec::new(),
                 };
                 CHECKPOINT.list(global, items, &Names::default())
             }
-            Self::Verify => verify(client.patient(), global).await,
         }
     }
 }
 
-async fn verify(mut client: Client, global: &Global) -> Result<(), Failure> {
+async fn verify(mut client: Client, global: &Global, trust: &proof::Trust) -> Result<(), Failure> {
     // Draws on a terminal's stderr, and nothing elsewhere.
     let spinner = ProgressBar::new_spinner().with_message("replaying the log from its first event");
     spinner.enable_steady_tick(Duration::from_millis(100));
@@ -60,16 +80,24 @@ async fn verify(mut client: Client, global: &Global) -> Result<(), Failure> {
     spinner.finish_and_clear();
     let report = answer?;
     let (ok, problem) = (report.get("ok").and_then(Value::as_bool).unwrap_or_default(), text(&report, "problem"));
+    // What does not replay proves nothing.
+    let proven = match ok {
+        true => proof::live(&mut client, trust, number(&report, "events")).await?,
+        false => Vec::new(),
+    };
+    let result = if ok { "ok: every event replays to the state that runs" } else { "DIFFERS" };
+    let mut facts = vec![
+        ("result", result.to_owned()),
+        ("events", format!("{} in {} entries", number(&report, "events"), number(&report, "entries"))),
+        ("digest", text(&report, "digest")),
+        ("root", text(&report, "root")),
+        ("checkpoint", checkpoint(&report)),
+        ("took", format!("{} ms", number(&report, "millis"))),
+    ];
+    facts.extend(proven);
     match global.output {
         Format::Json | Format::Yaml => document(global.output, &report)?,
-        Format::Table | Format::Wide | Format::Name => sheet(&[
-            ("result", if ok { "ok: every event replays to the state that runs" } else { "DIFFERS" }.to_owned()),
-            ("events", format!("{} in {} entries", number(&report, "events"), number(&report, "entries"))),
-            ("digest", text(&report, "digest")),
-            ("root", text(&report, "root")),
-            ("checkpoint", checkpoint(&report)),
-            ("took", format!("{} ms", number(&report, "millis"))),
-        ])?,
+        Format::Table | Format::Wide | Format::Name => sheet(&facts)?,
     }
     match ok {
         true => Ok(()),

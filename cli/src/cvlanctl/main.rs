@@ -25,6 +25,7 @@ mod member;
 mod node;
 mod print;
 mod prompt;
+mod proof;
 mod status;
 mod target;
 mod tenant;
@@ -123,7 +124,7 @@ enum Command {
     Events(event::Events),
     /// Everything that happened to one thing, also one that is gone
     History(history::History),
-    /// The log itself: checkpoints, verification
+    /// The log itself: checkpoints, proofs, exports, verification
     #[command(subcommand)]
     Log(log::Verb),
     /// Completions for your shell

@@ -6,5 +6,6 @@ mod cluster;
 mod common;
 mod import;
 mod nouns;
+mod proof;
 mod session;
 mod timeline;

@@ -48,15 +48,29 @@ impl CompactRange {
 
     /// Appends a leaf by its hash.
     pub fn push_hash(&mut self, leaf: Hash) {
-        let mut hash = leaf;
-        // As many merges as the size has trailing ones: a carry in binary.
-        for _ in 0..self.size.trailing_ones() {
+        self.carry(0, leaf);
+    }
+
+    /// Appends 2^level leaves by the root of their subtree; false where such a subtree cannot begin here, or is none.
+    pub fn push_subtree(&mut self, level: u32, root: Hash) -> bool {
+        let leaves = 1u64.checked_shl(level);
+        let fits =
+            leaves.is_some_and(|leaves| self.size.is_multiple_of(leaves) && self.size.checked_add(leaves).is_some());
+        if fits {
+            self.carry(level, root);
+        }
+        fits
+    }
+
+    fn carry(&mut self, level: u32, mut hash: Hash) {
+        // As many merges as the size has trailing ones from there on: a carry in binary.
+        for _ in 0..(self.size >> level).trailing_ones() {
             if let Some(left) = self.roots.pop() {
                 hash = node_hash(&left, &hash);
             }
         }
         self.roots.push(hash);
-        self.size += 1;
+        self.size += 1 << level;
     }
 
     /// The tree's root; of no leaves, SHA-256 of nothing.
@@ -93,5 +107,25 @@ mod tests {
             range.push(&leaves[n]);
         }
         assert_eq!(CompactRange::new(3, vec![[0; 32]]), None);
+    }
+
+    #[test]
+    fn subtrees_stand_for_their_leaves() {
+        let leaf = |n: u64| leaf_hash(&n.to_le_bytes());
+        let range = |from: u64, to: u64| {
+            let mut range = CompactRange::default();
+            (from..to).for_each(|n| range.push_hash(leaf(n)));
+            range
+        };
+        for size in 0..80u64 {
+            for level in 0..7 {
+                let mut both = range(0, size);
+                let leaves = 1 << level;
+                let fits = size % leaves == 0;
+                assert_eq!(both.push_subtree(level, range(size, size + leaves).root()), fits, "{size}, level {level}");
+                assert_eq!(both, range(0, if fits { size + leaves } else { size }));
+            }
+        }
+        assert!(!range(0, 1).push_subtree(64, [0; 32]) && !range(0, 0).push_subtree(u32::MAX, [0; 32]));
     }
 }

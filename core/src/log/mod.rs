@@ -5,9 +5,11 @@
 //! Entry  = {format, epoch, first_seq, prev_root, events…}                     CRC covers format + Entry
 //! leaf   = SHA-256(0x00 ‖ event bytes)                                        RFC 9162 §2.1
 //! ```
-//! raft/ stores frames verbatim; `cvlanctl log verify FILE` needs only this module.
+//! note   = a tree head, signed by voters: C2SP signed notes                    an export = events, and hashes for what it leaves out
+//! raft/ stores frames verbatim; `cvlanctl log verify FILE` needs [`export`] and what it is made of.
 
 pub mod entry;
+pub mod export;
 pub mod merkle;
 pub mod note;
 pub mod proof;

@@ -4,7 +4,7 @@
 //! subtree(level, index) of full subtrees ─► inclusion(index, size), consistency(old, size) ─► hashes
 //! hashes ─► included(leaf, index, head), continued(old head, head): the verifier needs nothing else
 //! ```
-//! Proofs are made from roots of full subtrees alone, as tiles have them ([`super::tile`]).
+//! Proofs are made from roots of full subtrees alone, as raft/ keeps them.
 
 use super::merkle::{Hash, node_hash};
 
@@ -18,7 +18,7 @@ pub trait Subtrees {
 }
 
 /// Root of the leaves from `from` to before `to`, of which there is one at least.
-fn root_of<S: Subtrees>(tree: &S, from: u64, to: u64) -> Result<Hash, S::Error> {
+fn root_of<S: Subtrees + ?Sized>(tree: &S, from: u64, to: u64) -> Result<Hash, S::Error> {
     let leaves = to - from;
     if leaves.is_power_of_two() {
         let level = leaves.trailing_zeros();
@@ -34,13 +34,25 @@ fn split(leaves: u64) -> u64 {
 }
 
 /// Root of the first `size` leaves; `None` of none.
-pub fn root<S: Subtrees>(tree: &S, size: u64) -> Result<Option<Hash>, S::Error> {
+pub fn root<S: Subtrees + ?Sized>(tree: &S, size: u64) -> Result<Option<Hash>, S::Error> {
     if size == 0 { Ok(None) } else { root_of(tree, 0, size).map(Some) }
+}
+
+/// The full subtrees, as level and index, that the leaves from `from` to before `to` are made of, from left to right.
+pub fn subtrees(from: u64, to: u64) -> Vec<(u32, u64)> {
+    let (mut at, mut found) = (from, Vec::new());
+    while at < to {
+        let fits = u64::BITS - 1 - (to - at).leading_zeros();
+        let level = at.trailing_zeros().min(fits);
+        found.push((level, at >> level));
+        at += 1 << level;
+    }
+    found
 }
 
 /// Audit path of leaf `index` (from 0) in the tree of the first `size` leaves: PATH(m, D\[n\]) of RFC 9162 §2.1.3.1. Empty
 /// where there is no such leaf.
-pub fn inclusion<S: Subtrees>(tree: &S, index: u64, size: u64) -> Result<Vec<Hash>, S::Error> {
+pub fn inclusion<S: Subtrees + ?Sized>(tree: &S, index: u64, size: u64) -> Result<Vec<Hash>, S::Error> {
     let (mut from, mut to, mut path) = (0, size, Vec::new());
     while index < size && to - from > 1 {
         let middle = from + split(to - from);
@@ -58,7 +70,7 @@ pub fn inclusion<S: Subtrees>(tree: &S, index: u64, size: u64) -> Result<Vec<Has
 
 /// Proof that the tree of the first `size` leaves continues that of the first `old`: PROOF(m, D\[n\]) of RFC 9162 §2.1.4.1.
 /// Empty where there is nothing to prove: `old` is 0, or `size`, or beyond it.
-pub fn consistency<S: Subtrees>(tree: &S, old: u64, size: u64) -> Result<Vec<Hash>, S::Error> {
+pub fn consistency<S: Subtrees + ?Sized>(tree: &S, old: u64, size: u64) -> Result<Vec<Hash>, S::Error> {
     let (mut from, mut to, mut path) = (0, size, Vec::new());
     if old == 0 || old >= size {
         return Ok(path);
@@ -177,6 +189,22 @@ mod tests {
     }
 
     const ALL: u64 = 70;
+
+    #[test]
+    fn leaves_are_cut_into_subtrees() {
+        for from in 0..ALL {
+            for to in from..ALL {
+                let mut at = from;
+                for (level, index) in subtrees(from, to) {
+                    assert_eq!(index << level, at);
+                    at += 1 << level;
+                }
+                assert_eq!(at, to);
+            }
+        }
+        assert_eq!(subtrees(0, 6), [(2, 0), (1, 2)]);
+        assert_eq!(subtrees(5, 5), []);
+    }
 
     #[test]
     fn every_leaf_of_every_tree_is_proven_and_nothing_else_is() {

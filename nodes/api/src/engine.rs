@@ -13,6 +13,7 @@ use crate::ca::{Ca, Live};
 use crate::cluster::force::force;
 use crate::cluster::identity::{IdentityError, certified};
 use crate::cluster::join::join;
+use crate::cluster::notary::Notary;
 use crate::cluster::rebuild;
 use crate::cluster::tls::TlsTransport;
 use crate::cluster::vault::{Secrets, Vault};
@@ -60,6 +61,8 @@ pub struct Core {
     pub own: Arc<Live>,
     /// The cluster's keys, where they are here.
     pub vault: Arc<Vault>,
+    /// Signs what the log comes to.
+    pub notary: Arc<Notary>,
     /// Where the cluster's door finds the others, once they are there.
     pub routers: Arc<OnceLock<Routers>>,
     /// The cluster's door, where there is one.
@@ -122,11 +125,19 @@ impl Core {
         let log: Log = Member::open(raft, transport.clone()).await?;
 
         let routers = Arc::new(OnceLock::new());
+        let notary = match Notary::open(&keys, &options.data_dir, log.clone()) {
+            Ok(notary) => notary,
+            Err(error) => {
+                close(&log, views, None).await;
+                return Err(error.into());
+            }
+        };
         let answers = |own: &Arc<Live>| Answers {
             log: log.clone(),
             keys: keys.clone(),
             vault: vault.clone(),
             own: own.clone(),
+            notary: notary.clone(),
             routers: routers.clone(),
         };
         let mut gate = Gate { listener, transport: transport.clone(), door: None };
@@ -146,7 +157,8 @@ impl Core {
         match finished.await {
             Ok((ready, own)) => {
                 applied.send_replace(log.head().seq.0);
-                Ok(Self { log, keys, ready, views, streams, applied, transport, own, vault, routers, door: gate.door })
+                let door = gate.door;
+                Ok(Self { log, keys, ready, views, streams, applied, transport, own, vault, notary, routers, door })
             }
             Err(error) => {
                 close(&log, views, gate.door).await;

@@ -5,6 +5,7 @@
 //! ca.pem     the CA                                         doors.key, doors.pem    of the doors, where a voter signed them
 //! bootstrap  what the first entry is made of (see bootstrap) member.key, member.pem  what it proves itself with
 //! identity   which member of which log this is; written last by a join
+//! note.key   signs tree heads of the log
 //! members    where the others were last                     rebuild    a rebuild that was begun (see cluster::rebuild)
 //! ```
 
@@ -27,6 +28,7 @@ const MEMBER_PEM: &str = "member.pem";
 const DOORS_KEY: &str = "doors.key";
 const DOORS_PEM: &str = "doors.pem";
 const MEMBERS: &str = "members";
+const NOTE_KEY: &str = "note.key";
 /// The member that bootstraps a log.
 pub const FOUNDER: u64 = 1;
 /// What a log's first entry is made of.
@@ -203,6 +205,19 @@ impl Keys {
         self.write(MEMBER_PEM, pem)
     }
 
+    /// The seed of the Ed25519 key that signs tree heads.
+    pub fn note_key(&self) -> Result<Option<[u8; 32]>, KeysError> {
+        let Some(text) = self.read(NOTE_KEY)? else { return Ok(None) };
+        let mut seed = [0; 32];
+        hex::decode_to_slice(text.trim(), &mut seed).map_err(|e| self.damaged(NOTE_KEY, e))?;
+        Ok(Some(seed))
+    }
+
+    /// Keeps it.
+    pub fn note_key_write(&self, seed: &[u8; 32]) -> Result<(), KeysError> {
+        self.write(NOTE_KEY, &format!("{}\n", hex::encode(seed)))
+    }
+
     /// Key and certificate of the doors, PEM, where they are kept.
     pub fn doors(&self) -> Result<Option<(String, String)>, KeysError> {
         Ok(self.read(DOORS_KEY)?.zip(self.read(DOORS_PEM)?))
@@ -278,6 +293,9 @@ mod tests {
         assert!(keys.cluster().unwrap().is_none() && keys.identity().unwrap().is_none());
         let key = ClusterKey { id: "k1".into(), key: [7; 32] };
         keys.cluster_write(&key).unwrap();
+        assert_eq!(keys.note_key().unwrap(), None);
+        keys.note_key_write(&[8; 32]).unwrap();
+        assert_eq!(keys.note_key().unwrap(), Some([8; 32]));
         let identity = Identity { epoch: Epoch([3; 16]), member: 9, settled: true, left: Some(Epoch([4; 16])) };
         keys.identity_write(&identity).unwrap();
         let read = keys.cluster().unwrap().unwrap();

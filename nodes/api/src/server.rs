@@ -18,11 +18,13 @@ use crate::cluster::certificates::{self, doors_certificate};
 use crate::cluster::force::Force;
 use crate::cluster::identity::{key_sha256, own_key};
 use crate::cluster::keeper::{self, Keeper};
+use crate::cluster::notary;
 use crate::cluster::voter::Routers;
 use crate::doors;
 use crate::doors::accept::{Door, serve};
 use crate::doors::limit::Limits;
 use crate::doors::rest::events::FOLLOWERS_MAX;
+use crate::doors::rest::export::EXPORTS_MAX;
 use crate::engine::{alone, close};
 use crate::keys::{KeysError, file_write};
 use crate::metrics::Metrics;
@@ -173,7 +175,7 @@ async fn serve_all(
     [rest, node, probes]: [Bound; 3],
     (members, address): (SocketAddr, String),
 ) -> Result<Running, StartError> {
-    let Core { log, keys, ready, views, streams, applied, transport, own, vault, routers, door: _ } = core;
+    let Core { log, keys, ready, views, streams, applied, transport, own, vault, notary, routers, door: _ } = core;
     let Ready { ca, password } = ready;
     file_write(&options.data_dir, "ca.pem", ca.pem().as_bytes(), 0o644)
         .map_err(|source| KeysError::Io { file: "ca.pem".to_owned(), source })?;
@@ -187,7 +189,8 @@ async fn serve_all(
         member: MemberId(log.status().member),
         node_urls,
         api_urls,
-        voters: Voters::new(log.clone(), transport.clone()),
+        voters: Arc::new(Voters::new(log.clone(), transport.clone())),
+        notary,
         waiting: Arc::default(),
         log,
         keys,
@@ -198,6 +201,7 @@ async fn serve_all(
         applied,
         views,
         followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+        exports: Arc::new(Semaphore::new(EXPORTS_MAX)),
         polls: Default::default(),
         waiters: Semaphore::new(WAITERS),
         request_ids: RequestIds::default(),
@@ -205,7 +209,7 @@ async fn serve_all(
         started: Instant::now(),
         draining: watch::channel(false).0,
     });
-    let here = Here { key_sha256: key_sha256(&own_key(&app.keys)?), address };
+    let here = Here { key_sha256: key_sha256(&own_key(&app.keys)?), note_key: app.notary.public(), address };
     let mut chores = Vec::new();
     if alone(&app.log, app.member.0) {
         here.say(&app).await?;
@@ -235,6 +239,7 @@ async fn serve_all(
         vault: app.vault.clone(),
         waiting: app.waiting.clone(),
     })));
+    chores.push(tokio::spawn(notary::keep(app.notary.clone(), app.voters.clone())));
     chores.push(tokio::spawn(presence::report(app.clone())));
     chores.push(tokio::spawn(presence::expire(app.clone(), options.presence_expiry)));
     chores.push(tokio::spawn(certificates::renew(app.clone(), certificate, names, own)));
@@ -245,6 +250,7 @@ async fn serve_all(
 /// What a member tells of itself, through the log.
 struct Here {
     key_sha256: [u8; 32],
+    note_key: [u8; 32],
     address: String,
 }
 
@@ -254,9 +260,9 @@ impl Here {
         let (node_urls, api_urls) = (app.node_urls.clone(), app.api_urls.clone());
         let advertise = SystemCommand::Advertise { member: id, node_urls, api_urls };
         app.command(Meta::default(), Wish::System(advertise)).await?;
-        let (key_sha256, address) = (self.key_sha256, self.address.clone());
+        let (key_sha256, note_key, address) = (self.key_sha256, Some(self.note_key), self.address.clone());
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        let announce = MemberCommand::Announce { id, key_sha256, address, version };
+        let announce = MemberCommand::Announce { id, key_sha256, address, version, note_key };
         app.command(Meta::default(), Wish::Member(announce)).await?;
         Ok(())
     }

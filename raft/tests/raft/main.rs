@@ -7,3 +7,4 @@ mod common;
 mod damage;
 mod force;
 mod member;
+mod tree;

@@ -65,6 +65,8 @@ pub struct Now {
     pub stopping: bool,
     /// Its member is being replaced: the seat is nobody else's.
     pub reserved: bool,
+    /// Its member was taken into the cluster, and nobody asks for that any more: from now on it can be removed.
+    pub joined: bool,
     /// Scopes with their last event, for the streams of agents.
     woken: BTreeMap<(TenantId, CvlanId), u64>,
     /// The streams of agents.
@@ -149,7 +151,7 @@ impl Machine {
         self.kill(net, true, 0);
         let mut now = self.now();
         *lock(&self.platter) = Platter::default();
-        (now.damaged, now.lost, now.hurt) = (false, false, false);
+        (now.damaged, now.lost, now.hurt, now.joined) = (false, false, false, false);
         now.member.take()
     }
 
@@ -165,7 +167,7 @@ impl Machine {
     /// A new member runs here from now on.
     pub fn assign(&self, member: u64) {
         let mut now = self.now();
-        (now.member, now.reserved) = (Some(member), false);
+        (now.member, now.reserved, now.joined) = (Some(member), false, false);
         now.rests_until_us = now_us();
     }
 

@@ -37,6 +37,7 @@ impl Cluster {
         let Some(founder) = self.machines.first() else { return Ok(()) };
         founder.now().voter = true;
         founder.assign(FOUNDER);
+        founder.now().joined = true;
         loop {
             if let Some(up) = founder.up() {
                 let (epoch, command) = (self.epoch, self.bootstrap.clone());
@@ -104,6 +105,9 @@ impl Cluster {
             return false;
         }
         self.count(|c| c.one("added"));
+        if let Some(machine) = self.machines.get(at) {
+            machine.now().joined = true;
+        }
         if !voter {
             return true;
         }
@@ -127,12 +131,17 @@ impl Cluster {
         removed
     }
 
+    /// Whom it hits, if it may be removed: a removal beside a join that is still asked for is undone by that join.
+    fn find_joined(&self, who: Who) -> Option<Arc<Machine>> {
+        self.find(who).filter(|machine| machine.now().joined)
+    }
+
     /// A disk is lost, or damaged: one at a time in the whole cluster. What does not open is replaced.
     pub(super) async fn lose(&self, who: Who, loss: Loss) {
         if self.loss.swap(true, Relaxed) {
             return;
         }
-        if let Some(victim) = self.find(who) {
+        if let Some(victim) = self.find_joined(who) {
             match loss {
                 Loss::Disk => self.count(|c| c.one("wiped")),
                 Loss::Log | Loss::Snapshot => self.damage(&victim, loss).await,
@@ -199,7 +208,7 @@ impl Cluster {
         if self.loss.swap(true, Relaxed) {
             return;
         }
-        let found = self.find(who).and_then(|victim| {
+        let found = self.find_joined(who).and_then(|victim| {
             let (member, voter) = {
                 let now = victim.now();
                 (now.member, now.voter)
@@ -227,7 +236,8 @@ impl Cluster {
     }
 
     pub(super) async fn learner(&self) {
-        let learner = self.machines.iter().find(|m| m.now().member.is_some() && !m.now().voter).cloned();
+        let is_learner = |now: MutexGuard<'_, Now>| now.member.is_some() && !now.voter && now.joined;
+        let learner = self.machines.iter().find(|machine| is_learner(machine.now())).cloned();
         let id = learner.as_ref().and_then(|machine| machine.now().member);
         match id.filter(|_| self.one_in(2)) {
             Some(id) => drop(self.remove(id).await),

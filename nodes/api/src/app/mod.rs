@@ -12,6 +12,7 @@ pub mod fresh;
 pub mod list;
 pub mod member;
 pub mod node;
+pub mod proof;
 pub mod register;
 pub mod replay;
 pub mod system;
@@ -25,6 +26,7 @@ use crate::auth::{Auth, Session};
 use crate::ca::Ca;
 use crate::cluster::ask::Voters;
 use crate::cluster::keeper::Waiting;
+use crate::cluster::notary::Notary;
 use crate::cluster::tls::TlsTransport;
 use crate::cluster::vault::Vault;
 use crate::doors::limit::Limits;
@@ -55,7 +57,9 @@ pub struct App {
     /// The cluster's keys, where they are here: on members that vote.
     pub vault: Arc<Vault>,
     /// Whom to ask where they are not.
-    pub voters: Voters,
+    pub voters: Arc<Voters>,
+    /// Signs what the log comes to.
+    pub notary: Arc<Notary>,
     /// Who does not vote though it could.
     pub waiting: Arc<Waiting>,
     /// The certificate authority.
@@ -80,6 +84,8 @@ pub struct App {
     pub limits: Limits,
     /// Turns of those who follow live events.
     pub followers: Arc<Semaphore>,
+    /// Turns of those who export.
+    pub exports: Arc<Semaphore>,
     /// Turns of those who poll.
     pub polls: Polls,
     /// Turns of those who wait for the newest state.

@@ -41,9 +41,12 @@ pub fn status(app: &App, head: &Head<State>) -> Output<v1::ClusterStatus> {
     Output::read(head, body)
 }
 
-/// The last completed checkpoints, newest first.
-pub fn checkpoints(head: &Head<State>) -> Output<v1::CheckpointList> {
-    let items = head.machine.system.checkpoints.iter().rev().cloned().collect();
+/// The last completed checkpoints, newest first, with the notes that are kept here.
+pub async fn checkpoints(app: &App, head: &Head<State>) -> Output<v1::CheckpointList> {
+    let mut items: Vec<_> = head.machine.system.checkpoints.iter().rev().cloned().collect();
+    for item in &mut items {
+        item.note = app.notary.kept(Seq(item.seq)).await.map(|note| note.to_string()).unwrap_or_default();
+    }
     Output::read(head, v1::CheckpointList { items })
 }
 
@@ -54,6 +57,7 @@ pub async fn checkpoint(app: &App) -> Result<Output<v1::CheckpointRecord>, Probl
         seq: attested.checkpoint.seq.0,
         root: hex::encode(attested.root),
         digest: hex::encode(attested.digest),
+        note: String::new(),
     };
     Ok(Output::read(&app.log.head(), record))
 }

@@ -14,9 +14,11 @@ use super::voter::{ANSWER_MAX, ANSWER_TIME};
 use crate::Log;
 use crate::problem::Problem;
 use cvlan_core::id::MemberId;
+use cvlan_core::log::note::Note;
 use cvlan_proto::v1::voter_question::Kind;
-use cvlan_proto::v1::{VoterAnswer, VoterQuestion};
+use cvlan_proto::v1::{TreeHeadRequest, VoterAnswer, VoterQuestion};
 use cvlan_raft::MemberError;
+use futures_util::future::join_all;
 use http::StatusCode;
 use std::collections::BTreeSet;
 use std::io;
@@ -30,6 +32,8 @@ const ASKING: usize = 256;
 const VOUCHING: usize = 32;
 /// A voter that cannot be connected to within this is not there.
 const CONNECT_TIME: Duration = Duration::from_secs(2);
+/// One that has not signed within this is not waited for.
+const SIGN_TIME: Duration = Duration::from_secs(5);
 /// All voters together.
 const ASK_TIME: Duration = Duration::from_secs(30);
 
@@ -68,6 +72,27 @@ impl Voters {
             others.filter_map(|id| Some((id, head.members.addresses.get(&id)?.clone()))).collect();
         all.sort_by_key(|(id, _)| status.leader != Some(*id));
         all
+    }
+
+    /// What the other voters sign of the log, each by itself.
+    pub async fn tree_heads(&self, asked: TreeHeadRequest) -> Vec<(u64, Result<Note, String>)> {
+        let question = VoterQuestion { kind: Some(Kind::TreeHead(asked)) };
+        let each = self.all().into_iter().map(|(id, address)| {
+            let question = &question;
+            async move {
+                let asking = ask_one(&self.log, &self.transport, id, &address, question);
+                let answer = match timeout(SIGN_TIME, asking).await {
+                    Ok(Ok(answer)) if answer.refused.is_empty() => {
+                        Note::parse(answer.note.as_bytes()).map_err(|e| e.to_string())
+                    }
+                    Ok(Ok(VoterAnswer { refused, detail, .. })) => Err(format!("{detail} ({refused})")),
+                    Ok(Err(Failed::NotThere(why) | Failed::Unknown(why))) => Err(why),
+                    Err(_) => Err("no answer in time".to_owned()),
+                };
+                (id, answer)
+            }
+        });
+        join_all(each).await
     }
 
     /// Asks one voter after the other. `again`: it does no harm if two of them do it.

@@ -16,6 +16,7 @@ pub mod force;
 pub mod identity;
 pub mod join;
 pub mod keeper;
+pub mod notary;
 pub mod pin;
 pub mod rebuild;
 pub mod tls;
@@ -146,8 +147,8 @@ async fn moved(log: &Log, peer: &MemberPeer, address: String) {
     if address.is_empty() || *joined.address == *address {
         return;
     }
-    let (key_sha256, version) = (peer.key_sha256, joined.version.to_string());
-    let announce = MemberCommand::Announce { id, key_sha256, address, version };
+    let (key_sha256, version, note_key) = (peer.key_sha256, joined.version.to_string(), joined.note_key);
+    let announce = MemberCommand::Announce { id, key_sha256, address, version, note_key };
     let meta = Meta { id: CommandId(uuid()), ..Meta::default() };
     match log.write(Command { meta, wish: Wish::Member(announce) }).await {
         Ok(_) => tracing::info!(member = peer.member, "it is reached elsewhere now"),

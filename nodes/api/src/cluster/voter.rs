@@ -4,12 +4,14 @@
 //!  ForwardedRequest   keys here? ─► this member's own router, as if it had come to its door ─► answer
 //!  CertificateRequest keys here? ─► signed by its own key? ─► the asking member's, or its doors', under names of its own
 //!  ClusterKeys        of one who votes? ─► those of this log? ─► keys/, durable ─► a certificate that says so
+//!  TreeHeadRequest    this one votes? ─► what its own log comes to there, signed
 //! ```
 //! A forwarded request brings the caller's credentials, and nothing else counts: what the member that forwards it is allowed
 //! to do gives it no right. Only where it came from, for limits and audit, is taken on that member's word.
 
 use super::identity::certified;
 use super::join::{QUESTION_TIME, message_read, message_write};
+use super::notary::Notary;
 use super::vault::{Vault, elsewhere};
 use super::{Standing, standing};
 use crate::Log;
@@ -66,6 +68,8 @@ pub struct Answers {
     pub vault: Arc<Vault>,
     /// What this member shows to others.
     pub own: Arc<Live>,
+    /// Signs what this member's log comes to.
+    pub notary: Arc<Notary>,
     /// Filled as soon as the doors are open.
     pub routers: Arc<OnceLock<Routers>>,
 }
@@ -112,6 +116,10 @@ impl Answers {
             Some(Kind::Request(request)) => self.request(request).await,
             Some(Kind::Certificate(wanted)) => Ok(self.certificate(peer, &wanted).await?),
             Some(Kind::Keys(given)) => Ok(self.keys(peer, given).await?),
+            Some(Kind::TreeHead(asked)) => {
+                let note = self.notary.answer(&asked).await?.to_string();
+                Ok(VoterAnswer { note, ..VoterAnswer::default() })
+            }
             None => Err(Problem::invalid("question_unknown", "this member does not know that question").into()),
         }
     }
@@ -247,7 +255,7 @@ mod tests {
     fn doors_have_names_of_their_own() {
         let member = |id: u64, host: &str| {
             let address = format!("{host}:8445").into();
-            let joined = Joined { key_sha256: [0; 32], address, version: "".into(), joined_ms: 0 };
+            let joined = Joined { key_sha256: [0; 32], address, version: "".into(), note_key: None, joined_ms: 0 };
             let api_urls = [format!("https://{host}:8443"), "https://cvlan.example".to_owned()];
             let member = Member {
                 id: MemberId(id),

@@ -8,4 +8,5 @@ mod life;
 #[path = "../machine/mod.rs"]
 mod machine;
 mod presence;
+mod proof;
 mod rebuild;

@@ -10,6 +10,7 @@
 
 pub mod call;
 pub mod events;
+pub mod export;
 pub mod replay;
 pub mod reply;
 pub mod routes;

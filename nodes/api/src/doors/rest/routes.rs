@@ -1,8 +1,9 @@
 //! ROUTES: every route of the API, one line each. Router, metrics and the tests of access come from it.
 
 use super::call::Call;
-use super::{BASE, events, reply};
+use super::{BASE, events, export, reply};
 use crate::app::{self, Output};
+use crate::cluster::notary;
 use crate::problem::Problem;
 use axum::response::Response;
 use cvlan_core::access::Permission;
@@ -86,6 +87,7 @@ const DELETE: Method = Method::DELETE;
 
 const LIST: &[&str] = &["limit", "cursor", "q", "sort"];
 const LIST_STATUS: &[&str] = &["limit", "cursor", "q", "sort", "cvlan", "status"];
+const EXPORT: &[&str] = &["tenant", "from", "to", "since", "form"];
 const EVENTS: &[&str] = &["from", "to", "limit", "noun", "id", "follow"];
 
 /// `METHOD path access (query) request -> answer, audit; |call| what it does`
@@ -180,7 +182,10 @@ pub static ROUTES: &[Route] = routes! {
     POST "/cluster/members/{member}/promote" May(P::ClusterWrite, Cluster), &[], "" => "Member" "" c reply::ok(app::member::promote(&c.app, c.caller()?, c.param("member")).await?);
     POST "/cluster/transfer-leader" May(P::ClusterWrite, Cluster), &[], "LeaderTransferRequest" => "Member" "" c reply::ok(app::member::transfer(&c.app, c.caller()?, c.json()?).await?);
     GET "/log/events" May(P::AuditRead, Own), EVENTS, "" => "EventList" "" c events::answer(c).await;
-    GET "/log/checkpoints" May(P::AuditRead, Own), &[], "" => "CheckpointList" "" c reply::ok(app::system::checkpoints(&c.head));
+    GET "/log/checkpoints" May(P::AuditRead, Own), &[], "" => "CheckpointList" "" c reply::ok(app::system::checkpoints(&c.app, &c.head).await);
+    GET "/log/keys" May(P::AuditRead, Own), &[], "" => "LogKeyList" "" c reply::ok(Output::read(&c.head, notary::keys(&c.head)));
+    GET "/log/proof" May(P::AuditRead, Own), &["size", "seq", "since"], "" => "LogProof" "" c reply::ok(app::proof::proof(&c.app, &c.head, &c.query).await?);
+    GET "/log/export" May(P::AuditRead, Own), EXPORT, "" => "ExportRecord" "" c export::answer(c).await;
     POST "/log/checkpoint" May(P::ClusterWrite, Cluster), &[], "" => "CheckpointRecord" "system.checkpoint_opened" c reply::ok(app::system::checkpoint(&c.app).await?);
     POST "/log/verify" May(P::AuditRead, Cluster), &[], "" => "LogVerification" "" c reply::ok(app::system::verify(&c.app).await?);
 };

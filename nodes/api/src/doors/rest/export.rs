@@ -1,0 +1,197 @@
+//! The record as a stream that proves itself (`cvlan_core::log::export`): as NDJSON, or compact.
+//!
+//! ```text
+//!  signed tree head at `to` ─► header ─► roots that stand for what lies before `from` ─► page by page: events that the
+//!  caller may audit, without secrets; hashes for the others ─► end, where the root is the one that was signed
+//! ```
+//! Where something goes wrong on the way, the stream ends without its end, which whoever checks it notices.
+
+use super::call::Call;
+use super::reply;
+use crate::app::event::{redact, visible};
+use crate::app::proof::beyond;
+use crate::app::{App, Output};
+use crate::auth::Session;
+use crate::doors::body;
+use crate::problem::Problem;
+use axum::response::Response;
+use bytes::Bytes;
+use cvlan_core::Rules;
+use cvlan_core::access::{Permission, allowed, tenant_unknown};
+use cvlan_core::id::{Seq, TenantId};
+use cvlan_core::log::export::{Exporter, FORMAT, MAGIC, record, record_write};
+use cvlan_core::log::merkle::{CompactRange, Hash, leaf_hash};
+use cvlan_core::log::note::TreeHead;
+use cvlan_core::machine::Machine;
+use cvlan_core::rules::tenant_of;
+use cvlan_proto::Message;
+use cvlan_proto::v1::export_record::Kind;
+use cvlan_proto::v1::{ExportEvent, ExportHeader, ExportRecord};
+use http::{HeaderValue, StatusCode, header};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Exports at once.
+pub const EXPORTS_MAX: usize = 4;
+/// Events read at once.
+const PAGE: usize = 1024;
+/// Older sizes that the tree can be shown at.
+const SINCE_MAX: usize = 64;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    Lines,
+    Binary,
+}
+
+/// GET /log/export.
+pub async fn answer(c: Call) -> Result<Response, Problem> {
+    let (app, head, session) = (c.app.clone(), c.head.clone(), c.caller()?.session.clone());
+    let form = match c.query.get("form") {
+        None | Some("ndjson") => Form::Lines,
+        Some("binary") => Form::Binary,
+        Some(_) => return Err(Problem::invalid("query_invalid", "form is ndjson or binary")),
+    };
+    let from = c.query.number("from", 1)?;
+    let to = c.query.number("to", head.seq.0)?;
+    if to == 0 || to > head.seq.0 {
+        return Err(beyond("to", to, head.seq));
+    }
+    if from == 0 || from > to {
+        return Err(beyond("from", from, Seq(to)));
+    }
+    let since = since(c.query.get("since").unwrap_or_default())?;
+    let home = session.user.tenant;
+    let tenant = match c.query.get("tenant").filter(|name| !name.is_empty()) {
+        Some(name) => head.machine.tenant_find(name).map(|t| t.record.id).ok_or_else(tenant_unknown)?,
+        None => home,
+    };
+    if !home.is_nil() && tenant != home {
+        return Err(tenant_unknown().into());
+    }
+    let permit = app.exports.clone().try_acquire_owned().map_err(|_| {
+        let detail = format!("{EXPORTS_MAX} exports are being made here already; try again");
+        Problem::later(StatusCode::SERVICE_UNAVAILABLE, "busy", detail, 5)
+    })?;
+    // Before the first byte, so that what is not here any more is an answer of its own.
+    app.log.history(Seq(from), 1).await?;
+    let signed = app.notary.collect(&app.voters, Seq(to)).await?;
+    let root = TreeHead::parse(signed.note.text()).map_err(Problem::internal)?.root;
+    let hidden = app.log.hide(Seq(from - 1), since.iter().copied().map(Seq).collect()).await?;
+    let tenant_id = if tenant.is_nil() { String::new() } else { tenant.to_string() };
+    let note = signed.note.to_string();
+    let header = ExportHeader { epoch: head.epoch.to_string(), tenant_id, from_seq: from, to_seq: to, note };
+    let (tx, body) = body::stream();
+    let writer = Writer { app, session, tenant, form, since, next: from, to, root, tree: CompactRange::default(), tx };
+    tokio::spawn(async move {
+        if let Err(why) = writer.run(header, hidden).await {
+            tracing::warn!(why, "an export was ended");
+        }
+        drop(permit);
+    });
+    let mut response = reply::bare(StatusCode::OK, &Output::read(&head, ()), body)?;
+    let kind = match form {
+        Form::Lines => "application/x-ndjson",
+        Form::Binary => "application/vnd.cvlan.export",
+    };
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    Ok(response)
+}
+
+fn since(text: &str) -> Result<Vec<u64>, Problem> {
+    let wrong =
+        || Problem::invalid("query_invalid", format!("since is up to {SINCE_MAX} numbers of events, as in 100,2000"));
+    let sizes: Result<Vec<u64>, _> = text.split(',').filter(|part| !part.is_empty()).map(str::parse).collect();
+    sizes.ok().filter(|sizes| sizes.len() <= SINCE_MAX).ok_or_else(wrong)
+}
+
+struct Writer {
+    app: Arc<App>,
+    session: Session,
+    tenant: TenantId,
+    form: Form,
+    since: Vec<u64>,
+    next: u64,
+    to: u64,
+    root: Hash,
+    tree: CompactRange,
+    tx: mpsc::Sender<Bytes>,
+}
+
+impl Writer {
+    async fn run(mut self, header: ExportHeader, hidden: Vec<(u32, Hash)>) -> Result<(), String> {
+        let mut exporter = Exporter::new(std::mem::take(&mut self.since));
+        let mut records = vec![record(Kind::Header(header))];
+        for (level, root) in hidden {
+            self.tree.push_subtree(level, root);
+            records.push(exporter.hide_subtree(level, root));
+        }
+        let begin = if self.form == Form::Binary { [MAGIC.as_slice(), &[FORMAT]].concat() } else { Vec::new() };
+        self.send(begin, &mut records).await?;
+        while self.next <= self.to {
+            if !self.allowed() {
+                return Err("its caller may not audit any more".to_owned());
+            }
+            let page = self.app.log.history(Seq(self.next), PAGE.min((self.to - self.next + 1) as usize)).await;
+            let page = page.map_err(|e| e.to_string())?;
+            if page.is_empty() {
+                return Err(format!("event {} is not here", self.next));
+            }
+            for (seq, bytes) in page {
+                self.event(&mut exporter, seq, bytes, &mut records)?;
+            }
+            self.send(Vec::new(), &mut records).await?;
+        }
+        if self.tree.root() != self.root {
+            return Err("the events do not come to the root that was signed".to_owned());
+        }
+        exporter.end(&mut records);
+        self.send(Vec::new(), &mut records).await
+    }
+
+    fn event(
+        &mut self,
+        exporter: &mut Exporter,
+        seq: Seq,
+        bytes: Bytes,
+        records: &mut Vec<ExportRecord>,
+    ) -> Result<(), String> {
+        let leaf = leaf_hash(&bytes);
+        self.tree.push_hash(leaf);
+        self.next = seq.0 + 1;
+        let event = Rules::decode(&bytes).map_err(|e| e.to_string())?;
+        let wanted = self.tenant.is_nil() || tenant_of(&event) == self.tenant;
+        if !wanted || !visible(&self.session.user, &event) {
+            exporter.hide(seq, leaf, records);
+            return Ok(());
+        }
+        let mut shown = event.clone();
+        redact(&mut shown);
+        let redacted = shown != event;
+        let event = if redacted { shown.encode_to_vec().into() } else { bytes };
+        let decoded = (self.form == Form::Lines).then_some(shown);
+        let leaf = Bytes::copy_from_slice(&leaf);
+        exporter.show(ExportEvent { event, leaf, redacted, decoded }, records);
+        Ok(())
+    }
+
+    fn allowed(&self) -> bool {
+        let head = self.app.log.head();
+        let user = head.machine.users.get(&self.session.user.id);
+        self.app.auth.still_good(&head.machine, &self.session)
+            && user.is_some_and(|u| allowed(u.role, u.tenant, Permission::AuditRead, u.tenant))
+    }
+
+    async fn send(&self, mut out: Vec<u8>, records: &mut Vec<ExportRecord>) -> Result<(), String> {
+        for record in records.drain(..) {
+            match self.form {
+                Form::Binary => record_write(&record, &mut out),
+                Form::Lines => {
+                    serde_json::to_writer(&mut out, &record).map_err(|e| e.to_string())?;
+                    out.push(b'\n');
+                }
+            }
+        }
+        self.tx.send(out.into()).await.map_err(|_| "its reader has gone".to_owned())
+    }
+}

@@ -1,0 +1,394 @@
+//! The Merkle tree over the events, for proofs: derived from history when it is asked for, never in a write's way.
+//!
+//! ```text
+//! asked at `size` ─► catch up: leaves of the events applied since ─► root = the head's? ─► roots of subtrees ─► proof
+//!                                        │ 65,536 full             └ no: begun anew, from history
+//!                                        ▼
+//!            tiles/NNNNNNNNNN.tile = header │ 65,536 leaves │ 256 roots of 256 │ 1 root of all          never changed
+//! ```
+//! What C2SP `tlog-tiles` calls tiles of levels 0 and 1 lie in one file, and a file is whole or not there: written beside,
+//! synced, renamed. Leaves after the last full file are in memory alone, 2 MiB at most, and read from history again after a
+//! restart. The files outlive the history that they were made of.
+
+use crate::disk::{File, Files, Lane, on_disk};
+use crate::error::HistoryError;
+use crate::reading::{begins, page};
+use crate::replica::Shared;
+use crate::store::history::Sought;
+use crate::store::wal::index;
+use crate::sync::lock;
+use crate::types::{Entry, Frame};
+use cvlan_core::id::Seq;
+use cvlan_core::log::entry_decode;
+use cvlan_core::log::merkle::{CompactRange, Hash, leaf_hash, node_hash};
+use cvlan_core::log::proof::{self, Subtrees};
+use cvlan_core::machine::Machine;
+use openraft::{AsyncRuntime, EntryPayload};
+use std::io;
+use std::sync::Arc;
+
+const FOLDER: &str = "tiles";
+const MAGIC: &[u8; 8] = b"CVLANTIL";
+/// Version of the files' layout.
+const FORMAT: u32 = 1;
+/// Levels of a file: 65,536 leaves.
+const BLOCK_LEVEL: u32 = 16;
+/// Levels of a tile: 256 hashes.
+const TILE_LEVEL: u32 = 8;
+const BLOCK: usize = 1 << BLOCK_LEVEL;
+const TILE: usize = 1 << TILE_LEVEL;
+const HASH: usize = 32;
+/// magic │ u32 format │ u64 number │ zeros up to 32 bytes
+const HEADER: usize = 32;
+const EIGHTS_AT: usize = HEADER + BLOCK * HASH;
+const ROOT_AT: usize = EIGHTS_AT + BLOCK / TILE * HASH;
+const FILE: usize = ROOT_AT + HASH;
+
+fn name(number: usize) -> String {
+    format!("{FOLDER}/{number:010}.tile")
+}
+
+/// Proof that an event is in the tree of `size` events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inclusion {
+    /// Hash of its leaf.
+    pub leaf: Hash,
+    /// RFC 9162 §2.1.3.
+    pub path: Vec<Hash>,
+}
+
+/// Proof that the tree of `size` events continues an older one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consistency {
+    /// Root of the older tree.
+    pub root: Hash,
+    /// RFC 9162 §2.1.4.
+    pub path: Vec<Hash>,
+}
+
+/// What is proven about the tree of `size` events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// Its root.
+    pub root: Hash,
+    /// Of the event that was asked for.
+    pub inclusion: Option<Inclusion>,
+    /// Of the older size that was asked for.
+    pub consistency: Option<Consistency>,
+}
+
+/// The tree of the events so far.
+#[derive(Debug, Default)]
+pub(crate) struct Tree {
+    opened: bool,
+    /// Roots of the files.
+    blocks: Vec<Hash>,
+    /// Leaves behind them.
+    leaves: Vec<Hash>,
+    /// Roots of each full 256 of those.
+    eights: Vec<Hash>,
+    /// Of everything.
+    range: CompactRange,
+}
+
+impl Tree {
+    fn size(&self) -> u64 {
+        self.range.size()
+    }
+
+    /// Finds the files that are there, up to the first that is not, or is none.
+    fn open(files: &dyn Files) -> io::Result<Self> {
+        let mut tree = Self { opened: true, ..Self::default() };
+        files.make_folder(FOLDER)?;
+        let there = files.list(FOLDER)?;
+        let whole = |number: usize| -> io::Result<Option<Hash>> {
+            if !there.iter().any(|found| name(number).ends_with(found.as_str())) {
+                return Ok(None);
+            }
+            let file = files.open(&name(number))?;
+            let mut header = [0; HEADER];
+            if file.len()? < FILE as u64 {
+                return Ok(None);
+            }
+            file.read_at(0, &mut header)?;
+            if header != header_of(number) {
+                return Ok(None);
+            }
+            hashes(&*file, ROOT_AT, 1).map(|root| root.first().copied())
+        };
+        while let Some(root) = whole(tree.blocks.len())? {
+            tree.range.push_subtree(BLOCK_LEVEL, root);
+            tree.blocks.push(root);
+        }
+        Ok(tree)
+    }
+
+    /// Adds the events of an entry that are not in it.
+    fn add(&mut self, frame: &Frame) -> Result<(), HistoryError> {
+        let entry = entry_decode(&frame.0).map_err(|error| HistoryError::Damaged(error.to_string()))?;
+        if entry.first_seq > self.size() + 1 {
+            return Err(HistoryError::Damaged(format!("event {} follows event {}", entry.first_seq, self.size())));
+        }
+        let known = self.size() + 1 - entry.first_seq;
+        for event in entry.events.iter().skip(known as usize) {
+            let leaf = leaf_hash(event);
+            self.range.push_hash(leaf);
+            self.leaves.push(leaf);
+            if let (tiles, []) = self.leaves.as_chunks::<TILE>()
+                && let Some(last) = tiles.last()
+            {
+                self.eights.push(fold(last));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives full files to the disk.
+    fn seal(&mut self, files: &dyn Files) -> io::Result<()> {
+        while let Some((leaves, eights)) = self.leaves.get(..BLOCK).zip(self.eights.get(..BLOCK / TILE)) {
+            let number = self.blocks.len();
+            let root = fold(eights);
+            let mut bytes = header_of(number).to_vec();
+            bytes.extend(leaves.iter().chain(eights).chain([&root]).flatten());
+            let beside = format!("{FOLDER}/new.tmp");
+            let file = files.create(&beside, FILE as u64)?;
+            file.write_at(0, &bytes)?;
+            file.sync()?;
+            files.rename(&beside, &name(number))?;
+            files.sync_folder(FOLDER)?;
+            self.blocks.push(root);
+            self.leaves.drain(..BLOCK);
+            self.eights.drain(..BLOCK / TILE);
+        }
+        Ok(())
+    }
+
+    /// Removes the files: what is in them does not come to the root that it should.
+    fn forget(&mut self, files: &dyn Files) -> io::Result<()> {
+        for number in 0..self.blocks.len() {
+            files.remove(&name(number))?;
+        }
+        *self = Self { opened: true, ..Self::default() };
+        files.sync_folder(FOLDER)
+    }
+}
+
+/// The tree as a job on the disk reads it.
+struct View<'t> {
+    tree: &'t Tree,
+    files: &'t dyn Files,
+}
+
+impl View<'_> {
+    /// Of the leaves that are in memory; `index` counts from there.
+    fn memory(&self, level: u32, index: usize) -> Option<Hash> {
+        match level {
+            0 => self.tree.leaves.get(index).copied(),
+            TILE_LEVEL => self.tree.eights.get(index).copied(),
+            _ => Some(node_hash(&self.memory(level - 1, 2 * index)?, &self.memory(level - 1, 2 * index + 1)?)),
+        }
+    }
+
+    /// Within one file.
+    fn block(&self, level: u32, index: u64) -> io::Result<Hash> {
+        let leaf = index << level;
+        let (number, within) = ((leaf >> BLOCK_LEVEL) as usize, (leaf as usize) % BLOCK);
+        let file = self.files.open(&name(number))?;
+        let below = level % TILE_LEVEL;
+        let at = match level < TILE_LEVEL {
+            true => HEADER + within * HASH,
+            false => EIGHTS_AT + within / TILE * HASH,
+        };
+        hashes(&*file, at, 1 << below).map(|hashes| fold(&hashes))
+    }
+}
+
+impl Subtrees for View<'_> {
+    type Error = HistoryError;
+
+    fn subtree(&self, level: u32, index: u64) -> Result<Hash, HistoryError> {
+        let sealed = (self.tree.blocks.len() as u64) << BLOCK_LEVEL;
+        let damaged = |why: &dyn ToString| HistoryError::Damaged(format!("the tree: {}", why.to_string()));
+        match level {
+            BLOCK_LEVEL if index < self.tree.blocks.len() as u64 => {
+                self.tree.blocks.get(index as usize).copied().ok_or_else(|| damaged(&"no such file"))
+            }
+            0..BLOCK_LEVEL if index << level < sealed => self.block(level, index).map_err(|error| damaged(&error)),
+            0..=BLOCK_LEVEL => {
+                let index = (index - (sealed >> level)) as usize;
+                self.memory(level, index).ok_or_else(|| damaged(&"it does not reach that far"))
+            }
+            _ => Ok(node_hash(&self.subtree(level - 1, 2 * index)?, &self.subtree(level - 1, 2 * index + 1)?)),
+        }
+    }
+}
+
+/// The root of these, a power of two.
+fn fold(hashes: &[Hash]) -> Hash {
+    match hashes {
+        [one] => *one,
+        many => {
+            let (left, right) = many.split_at(many.len() / 2);
+            node_hash(&fold(left), &fold(right))
+        }
+    }
+}
+
+fn header_of(number: usize) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    let fields = MAGIC.iter().copied().chain(FORMAT.to_le_bytes()).chain((number as u64).to_le_bytes());
+    for (to, from) in header.iter_mut().zip(fields) {
+        *to = from;
+    }
+    header
+}
+
+fn hashes(file: &dyn File, at: usize, count: usize) -> io::Result<Vec<Hash>> {
+    let mut bytes = vec![0; count * HASH];
+    file.read_at(at as u64, &mut bytes)?;
+    Ok(bytes.as_chunks::<HASH>().0.to_vec())
+}
+
+/// Runs `job` on the tree of at least `size` events, which are applied here. What it makes is `good` or shows that a file is
+/// not what it was: then they are made anew, once.
+async fn with<M: Machine, RT: AsyncRuntime, T: Send + 'static>(
+    shared: &Arc<Shared<M, RT>>,
+    size: Seq,
+    job: impl Fn(&dyn Subtrees<Error = HistoryError>) -> Result<Option<T>, HistoryError> + Send + Sync + 'static,
+) -> Result<T, HistoryError> {
+    use openraft::async_runtime::Mutex as _;
+    let job = Arc::new(job);
+    let mut kept = shared.tree.lock().await;
+    for _ in 0..2 {
+        let mut tree = std::mem::take(&mut *kept);
+        if !tree.opened {
+            tree = disk(shared, |files| Tree::open(files)).await?;
+        }
+        let head = shared.head();
+        let caught_up = catch_up(shared, tree, head.seq).await?;
+        let fits = caught_up.size() > head.seq.0 || caught_up.range.root() == head.root;
+        // Files outlive history: those that cannot be made anew stay.
+        let again = begins(shared, Seq(1)).is_ok();
+        let job = job.clone();
+        let (tree, found) = disk(shared, move |files| {
+            let mut tree = caught_up;
+            let found = match fits {
+                true => (*job)(&View { tree: &tree, files }),
+                false => Ok(None),
+            };
+            let wrong = matches!(found, Ok(None) | Err(HistoryError::Damaged(_)));
+            if wrong && again {
+                tree.forget(files)?;
+            }
+            Ok((tree, found))
+        })
+        .await?;
+        *kept = tree;
+        match found {
+            Ok(Some(made)) => return Ok(made),
+            Ok(None) | Err(HistoryError::Damaged(_)) if again => {
+                tracing::warn!(%size, "the tree's files do not come to the log's root: they are made anew");
+            }
+            Ok(None) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(HistoryError::Damaged("the tree does not come to the log's root".to_owned()))
+}
+
+/// A job that reads.
+async fn disk<M: Machine, RT: AsyncRuntime, T: Send + 'static>(
+    shared: &Arc<Shared<M, RT>>,
+    job: impl FnOnce(&dyn Files) -> io::Result<T> + Send + 'static,
+) -> Result<T, HistoryError> {
+    let done = on_disk::<RT, _>(&shared.disk, Lane::Read, job).await.map_err(|_| HistoryError::Stopped)?;
+    done.map_err(|error| HistoryError::Damaged(format!("the tree: {error}")))
+}
+
+/// Adds what was applied up to `to`.
+async fn catch_up<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    mut tree: Tree,
+    to: Seq,
+) -> Result<Tree, HistoryError> {
+    if tree.size() >= to.0 {
+        return Ok(tree);
+    }
+    let due = Seq(tree.size() + 1);
+    begins(shared, due)?;
+    let mut from = shared.wal.locate(Sought::Seq(due));
+    while tree.size() < to.0 {
+        let place = lock(&shared.place).clone();
+        let entries = page(shared, from, index(&place.last).map_or(0, |last| last + 1)).await?;
+        let Some(last) = entries.last() else { break };
+        from = last.log_id.index + 1;
+        let skipped = move |entry: &Entry| place.skipped.binary_search(&entry.log_id.index).is_ok();
+        tree = disk(shared, move |files| {
+            for entry in entries.iter().filter(|entry| !skipped(entry)) {
+                if let EntryPayload::Normal(frame) = &entry.payload
+                    && let Err(error) = tree.add(frame)
+                {
+                    return Err(io::Error::other(error.to_string()));
+                }
+            }
+            // What there is no room for stays in memory.
+            if let Err(error) = tree.seal(files) {
+                tracing::warn!(%error, "a part of the tree was not written");
+            }
+            Ok(tree)
+        })
+        .await?;
+    }
+    Ok(tree)
+}
+
+/// See [`crate::Member::prove`].
+pub(crate) async fn prove<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    size: Seq,
+    event: Option<Seq>,
+    old: Option<Seq>,
+) -> Result<Proof, HistoryError> {
+    with(shared, size, move |tree| {
+        let root = proof::root(tree, size.0)?.unwrap_or_else(|| CompactRange::default().root());
+        let inclusion = event.filter(|event| (1..=size.0).contains(&event.0)).map(|event| {
+            let path = proof::inclusion(tree, event.0 - 1, size.0)?;
+            Ok(Inclusion { leaf: tree.subtree(0, event.0 - 1)?, path })
+        });
+        let consistency = old.filter(|old| *old <= size).map(|old| {
+            let was = proof::root(tree, old.0)?.unwrap_or_else(|| CompactRange::default().root());
+            Ok(Consistency { root: was, path: proof::consistency(tree, old.0, size.0)? })
+        });
+        let (inclusion, consistency) = (inclusion.transpose()?, consistency.transpose()?);
+        let included = inclusion.as_ref().zip(event);
+        let good = included.is_none_or(|(i, event)| proof::included(i.leaf, event.0 - 1, size.0, &root, &i.path));
+        let continued = consistency.as_ref().zip(old);
+        let good = good && continued.is_none_or(|(c, old)| proof::continued(old.0, &c.root, size.0, &root, &c.path));
+        Ok(good.then_some(Proof { root, inclusion, consistency }))
+    })
+    .await
+}
+
+/// See [`crate::Member::hide`].
+pub(crate) async fn hide<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    to: Seq,
+    since: Vec<Seq>,
+) -> Result<Vec<(u32, Hash)>, HistoryError> {
+    with(shared, to, move |tree| {
+        let mut cuts: Vec<u64> = since.iter().map(|seq| seq.0).filter(|seq| *seq < to.0).chain([to.0]).collect();
+        cuts.sort_unstable();
+        let (mut at, mut found) = (0, Vec::new());
+        for cut in cuts {
+            for (level, index) in proof::subtrees(at, cut) {
+                found.push((level, tree.subtree(level, index)?));
+            }
+            at = cut;
+        }
+        let mut range = CompactRange::default();
+        let fits = found.iter().all(|(level, root)| range.push_subtree(*level, *root));
+        let root = proof::root(tree, to.0)?.unwrap_or_else(|| CompactRange::default().root());
+        Ok((fits && range.root() == root).then_some(found))
+    })
+    .await
+}
