@@ -11,9 +11,9 @@ use crate::disk::{Lane, on_disk};
 use crate::error::OpenError;
 use crate::head::Members;
 use crate::options::Options;
-use crate::recovery::{From, recover};
+use crate::recovery::{From, Recovered, recover};
 use crate::status::Stats;
-use crate::types::{Cfg, Entry, Frame, Leader, LeaderId, LogId, Vote};
+use crate::types::{Cfg, Entry, Frame, Leader, LeaderId, LogId, Payload, Vote};
 use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::log::EntryWriter;
 use cvlan_core::machine::{Context, Machine, SystemFact};
@@ -47,6 +47,14 @@ pub async fn force_new_cluster<M: Machine, RT: AsyncRuntime>(
     from: Option<Epoch>,
     to: Epoch,
 ) -> Result<Forced, OpenError> {
+    let recovered = recovered::<M, RT>(options).await?;
+    let head = &recovered.replay.head;
+    let due = from == Some(head.epoch) && head.members.addresses.len() > 1;
+    epoch_begin::<M, RT>(options, recovered, due.then_some(to)).await
+}
+
+/// A folder with everything in its log, committed or not.
+pub(crate) async fn recovered<M: Machine, RT: AsyncRuntime>(options: &Options<M>) -> Result<Recovered<M>, OpenError> {
     let disk = &options.disk;
     let folder = From {
         member: options.member,
@@ -58,7 +66,15 @@ pub async fn force_new_cluster<M: Machine, RT: AsyncRuntime>(
         whole: true,
     };
     let recovered = on_disk::<RT, _>(disk, Lane::Log, move |files| recover::<M>(files, folder)).await;
-    let recovered = recovered.map_err(OpenError::io("recovering"))??;
+    recovered.map_err(OpenError::io("recovering"))?
+}
+
+/// Begins epoch `to` behind what the folder has, with this member alone; without one only says what is there.
+pub(crate) async fn epoch_begin<M: Machine, RT: AsyncRuntime>(
+    options: &Options<M>,
+    recovered: Recovered<M>,
+    to: Option<Epoch>,
+) -> Result<Forced, OpenError> {
     let (head, wal) = (recovered.replay.head, recovered.wal);
     let found = Forced {
         epoch: head.epoch,
@@ -68,8 +84,7 @@ pub async fn force_new_cluster<M: Machine, RT: AsyncRuntime>(
         done: false,
     };
     let marks = wal.marks();
-    let due = from == Some(head.epoch) && head.members.addresses.len() > 1;
-    let Some(last) = marks.last.max(marks.purged).filter(|_| due) else {
+    let Some((last, to)) = marks.last.max(marks.purged).zip(to) else {
         settle::<RT>(options, &wal).await?;
         return Ok(found);
     };
@@ -90,12 +105,8 @@ pub async fn force_new_cluster<M: Machine, RT: AsyncRuntime>(
     let voted = marks.vote.map_or(0, |vote| vote.leader_id.term);
     let leader_id = LeaderId { term: voted.max(last.leader_id.term) + 1, node_id: options.member };
     let at = |index: u64| LogId { leader_id: Leader::from(leader_id), index };
-    let address = BasicNode::new(options.address.clone());
-    let alone = BTreeSet::from([options.member]);
-    let membership = openraft::Membership::new(vec![alone], BTreeMap::from([(options.member, address)]));
-    let membership = membership.map_err(|error| OpenError::Raft(error.to_string()))?;
     let entries = [
-        Entry { log_id: at(last.index + 1), payload: EntryPayload::Membership(membership) },
+        Entry { log_id: at(last.index + 1), payload: alone(options)? },
         Entry { log_id: at(last.index + 2), payload: EntryPayload::Normal(frame) },
     ];
     let writing = || OpenError::io("beginning an epoch");
@@ -107,8 +118,16 @@ pub async fn force_new_cluster<M: Machine, RT: AsyncRuntime>(
     Ok(Forced { done: true, ..found })
 }
 
+/// The membership of this member alone.
+pub(crate) fn alone(options: &Options<impl Machine>) -> Result<Payload, OpenError> {
+    let address = BasicNode::new(options.address.clone());
+    let alone = BTreeSet::from([options.member]);
+    let membership = openraft::Membership::new(vec![alone], BTreeMap::from([(options.member, address)]));
+    membership.map(EntryPayload::Membership).map_err(|error| OpenError::Raft(error.to_string()))
+}
+
 /// Waits for the log to be closed, and for whatever it still does on the disk.
-async fn settle<RT: AsyncRuntime>(
+pub(crate) async fn settle<RT: AsyncRuntime>(
     options: &Options<impl Machine>,
     wal: &Arc<crate::store::wal::Wal>,
 ) -> Result<(), OpenError> {
@@ -121,7 +140,9 @@ async fn settle<RT: AsyncRuntime>(
     on_disk::<RT, _>(&options.disk, Lane::Work, |_| ()).await.map_err(closing())
 }
 
-async fn durable<RT: AsyncRuntime>(write: impl FnOnce(crate::store::wal::Done) -> io::Result<()>) -> io::Result<()> {
+pub(crate) async fn durable<RT: AsyncRuntime>(
+    write: impl FnOnce(crate::store::wal::Done) -> io::Result<()>,
+) -> io::Result<()> {
     let (tx, rx) = Cfg::<RT>::oneshot();
     write(Box::new(move |result| drop(tx.send(result))))?;
     rx.await.map_err(|_| io::Error::other("the disk is gone"))?

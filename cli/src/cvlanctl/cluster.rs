@@ -1,6 +1,7 @@
 //! `cvlanctl cluster …`
 
 use crate::Global;
+use crate::backup;
 use crate::client::{Client, secret_lost, segment};
 use crate::failure::Failure;
 use crate::member::NOUN;
@@ -35,6 +36,8 @@ The removed one stops by itself, if it still runs. Its id does not come back.")]
     Remove(Doomed),
     /// Let a follower vote now; by itself that happens where the number of voters stays 1, 3 or 5
     Promote(Target),
+    /// The log of the running cluster as a file, from which `cvlan-api restore` makes a controller
+    Backup(backup::Backup),
     /// Let another member lead: before maintenance of the one that does
     #[command(after_help = "A leader that is stopped with SIGTERM hands over by itself.")]
     Transfer {
@@ -71,6 +74,7 @@ impl Verb {
                 client.learn(&items)?;
                 NOUN.list(global, items, &none)
             }
+            Self::Backup(backup) => backup.run(client, global).await,
             Self::Add(add) => add.run(client, global).await,
             Self::Remove(Doomed { target, yes }) => {
                 let item = find(&mut client, &NOUN, "", &target).await?;

@@ -4,12 +4,12 @@ use crate::Global;
 use crate::client::{Client, encoded};
 use crate::failure::Failure;
 use crate::print::{Column, Format, Names, Noun, document, lines, number, sheet, talk, text};
-use bytes::{Bytes, BytesMut};
 use clap::{Args, ValueEnum};
-use cvlan_core::log::export::{Checker, ExportFault, ExportReport, FORMAT, MAGIC, RECORD_MAX, majority, record_read};
+use cvlan_core::log::export::{Checker, ExportFault, ExportReport, FORMAT, MAGIC, majority};
 use cvlan_core::log::merkle::Hash;
 use cvlan_core::log::note::{NOTE_MAX, Note, TreeHead, Verifier};
 use cvlan_core::log::proof::{continued, included};
+use cvlan_core::log::records::{RECORD_MAX, Splitter};
 use cvlan_proto::v1::ExportRecord;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -17,6 +17,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+/// The longest line: a record with its bytes in base64, and to read.
+const LINE_MAX: usize = 4 * RECORD_MAX;
 /// Read from a file at once, bytes.
 const PIECE: usize = 1 << 20;
 
@@ -108,28 +110,26 @@ const KEY: Noun = Noun {
     ],
 };
 
-fn io(path: &Path) -> impl Fn(std::io::Error) -> Failure + '_ {
+pub fn io(path: &Path) -> impl Fn(std::io::Error) -> Failure + '_ {
     move |e| Failure::new("file", format!("{}: {e}", path.display()))
+}
+
+/// The voters' keys in a file; of none, none.
+pub fn keys_read(path: Option<&Path>) -> Result<Vec<Verifier>, Failure> {
+    let Some(path) = path else { return Ok(Vec::new()) };
+    let text = std::fs::read_to_string(path).map_err(io(path))?;
+    let keys = Verifier::parse_all(&text);
+    let keys = keys.map_err(|e| Failure::new("key_invalid", format!("{}: {e}", path.display())))?;
+    match keys.is_empty() {
+        true => Err(Failure::new("key_invalid", format!("{} has no key", path.display()))
+            .hint("cvlanctl log keys -o name > voters.keys")),
+        false => Ok(keys),
+    }
 }
 
 impl Trust {
     fn keys(&self) -> Result<Vec<Verifier>, Failure> {
-        let Some(path) = &self.keys else { return Ok(Vec::new()) };
-        let text = std::fs::read_to_string(path).map_err(io(path))?;
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let mut keys: Vec<Verifier> = Vec::new();
-        for line in lines {
-            let key =
-                Verifier::parse(line).map_err(|e| Failure::new("key_invalid", format!("{}: {e}", path.display())))?;
-            if !keys.contains(&key) {
-                keys.push(key);
-            }
-        }
-        match keys.is_empty() {
-            true => Err(Failure::new("key_invalid", format!("{} has no key", path.display()))
-                .hint("cvlanctl log keys -o name > voters.keys")),
-            false => Ok(keys),
-        }
+        keys_read(self.keys.as_deref())
     }
 
     fn held(&self) -> Result<Vec<TreeHead>, Failure> {
@@ -218,7 +218,7 @@ fn checked(proof: &Value, known: &[Verifier]) -> Result<(TreeHead, String), Fail
     Ok((head, signers))
 }
 
-fn unknown_keys() -> String {
+pub fn unknown_keys() -> String {
     "not looked at: name the voters' keys with --keys".to_owned()
 }
 
@@ -347,7 +347,7 @@ fn fault(fault: ExportFault) -> Failure {
     Failure::new("log_differs", fault.to_string()).hint("do not trust this file; export again, and look who had it")
 }
 
-fn bar() -> ProgressBar {
+pub fn bar() -> ProgressBar {
     let bar = ProgressBar::new(0);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {human_pos}/{human_len} events  {per_sec}  {eta}") {
         bar.set_style(style);
@@ -391,15 +391,17 @@ fn print(global: &Global, report: &ExportReport) -> Result<(), Failure> {
 /// Cuts what comes into records, whichever form it has.
 struct Check {
     checker: Checker,
-    /// What is not a whole record yet.
-    rest: BytesMut,
-    /// `None` = not known yet.
-    binary: Option<bool>,
+    binary: Splitter,
+    /// A line that is not whole yet.
+    line: Vec<u8>,
+    /// `None` = nothing has come yet.
+    lines: Option<bool>,
 }
 
 impl Check {
     fn new(known: Vec<Verifier>, held: Vec<TreeHead>) -> Self {
-        Self { checker: Checker::new(known, held), rest: BytesMut::new(), binary: None }
+        let (checker, binary) = (Checker::new(known, held), Splitter::new(MAGIC, FORMAT));
+        Self { checker, binary, line: Vec::new(), lines: None }
     }
 
     fn show(&self, bar: &ProgressBar) {
@@ -409,53 +411,46 @@ impl Check {
     }
 
     fn take(&mut self, piece: &[u8]) -> Result<(), ExportFault> {
-        self.rest.extend_from_slice(piece);
-        if self.binary.is_none() {
-            let Some(begin) = self.rest.get(..=MAGIC.len()) else { return Ok(()) };
-            let (magic, format) = begin.split_at(MAGIC.len());
-            self.binary = Some(match (magic == MAGIC, begin.first()) {
-                (true, _) if format == [FORMAT] => true,
-                (true, _) => return Err(self.checker.unreadable("it is of a newer format than this version reads")),
-                (false, Some(b'{')) => false,
-                (false, _) => return Err(self.checker.unreadable("this is no export: neither CVLANEXP nor NDJSON")),
-            });
-            if self.binary == Some(true) {
-                drop(self.rest.split_to(MAGIC.len() + 1));
-            }
-        }
-        match self.binary {
-            Some(true) => self.records(),
-            Some(false) => self.lines(),
-            None => Ok(()),
+        let Some(first) = piece.first() else { return Ok(()) };
+        match *self.lines.get_or_insert(*first == b'{') {
+            true => self.lines(piece),
+            false => self.records(piece),
         }
     }
 
-    fn records(&mut self) -> Result<(), ExportFault> {
-        let mut bytes: Bytes = self.rest.split().freeze();
-        while let Some((record, length)) = record_read(&bytes).map_err(|what| self.checker.unreadable(&what))? {
+    fn records(&mut self, piece: &[u8]) -> Result<(), ExportFault> {
+        self.binary.push(piece);
+        while let Some((record, _)) = self.binary.take().map_err(|what| self.checker.unreadable(&what))? {
             self.checker.record(record)?;
-            bytes = bytes.slice(length..);
         }
-        self.rest = BytesMut::from(bytes);
         Ok(())
     }
 
-    fn lines(&mut self) -> Result<(), ExportFault> {
-        while let Some(end) = self.rest.iter().position(|b| *b == b'\n') {
-            let line = self.rest.split_to(end + 1);
-            let record = serde_json::from_slice::<ExportRecord>(&line);
+    fn lines(&mut self, mut piece: &[u8]) -> Result<(), ExportFault> {
+        while let Some(end) = piece.iter().position(|b| *b == b'\n') {
+            let (line, rest) = piece.split_at(end + 1);
+            self.line.extend_from_slice(line);
+            let record = serde_json::from_slice::<ExportRecord>(&self.line);
             self.checker.record(record.map_err(|e| self.checker.unreadable(&format!("it does not parse: {e}")))?)?;
+            self.line.clear();
+            piece = rest;
         }
-        match self.rest.len() > RECORD_MAX {
+        self.line.extend_from_slice(piece);
+        match self.line.len() > LINE_MAX {
             true => Err(self.checker.unreadable("it is longer than any that is ever written")),
             false => Ok(()),
         }
     }
 
     fn finish(self) -> Result<ExportReport, ExportFault> {
-        if !self.rest.is_empty() {
-            return Err(self.checker.unreadable("it is cut off"));
+        let cut = match self.lines {
+            None => return Err(self.checker.unreadable("the file is empty")),
+            Some(true) => !self.line.is_empty(),
+            Some(false) => !self.binary.is_empty(),
+        };
+        match cut {
+            true => Err(self.checker.unreadable("it is cut off")),
+            false => self.checker.finish(),
         }
-        self.checker.finish()
     }
 }

@@ -133,7 +133,7 @@ fn an_export_is_checked_offline_and_what_was_done_to_it_is_named() {
     bytes[at] ^= 1;
     std::fs::write(place.path("bad.cvx"), bytes).unwrap();
     place.fails("log verify @bad.cvx", "its checksum is wrong");
-    place.fails("log verify @held.note", "this is no export");
+    place.fails("log verify @held.note", "does not begin with CVLANEXP");
     place.fails("log verify @all.ndjson --keys @held.note", "is no verifier key");
     place.fails("log verify @all.ndjson --held @voters.keys", "this is no signed note");
     place.fails("log verify @nothing", "No such file");

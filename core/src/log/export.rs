@@ -5,8 +5,7 @@
 //! header {epoch, tenant, from, to, note} ─► event │ hidden subtree │ event … ─► end {events, hidden}
 //!                                              └──── leaf by leaf ────┘──► root at `to` = the note's, signed by a majority
 //! ```
-//! Binary: `CVLANEXP` │ u8 format │ records; record = u32 LE length │ u32 LE CRC32C │ `ExportRecord` (protobuf). As NDJSON
-//! the records are lines. A tenant's own running numbers show an event that is hidden though it is the tenant's. What is not
+//! Binary: `CVLANEXP` │ u8 format │ records ([`super::records`]). As NDJSON the records are lines. A tenant's own running numbers show an event that is hidden though it is the tenant's. What is not
 //! shown: that the last events of a tenant are hidden, unless one held a checkpoint or an export from then.
 
 use super::merkle::{CompactRange, Hash, leaf_hash, node_hash};
@@ -26,11 +25,6 @@ pub const MAGIC: &[u8; 8] = b"CVLANEXP";
 /// Version of the binary form, the byte after [`MAGIC`].
 pub const FORMAT: u8 = 1;
 
-/// The longest record, bytes.
-pub const RECORD_MAX: usize = 8 << 20;
-
-const RECORD_HEADER: usize = 8;
-
 /// The first line of a log's notes.
 pub fn origin(epoch: Epoch) -> String {
     format!("cvlan/{epoch}")
@@ -39,34 +33,6 @@ pub fn origin(epoch: Epoch) -> String {
 /// Under which name a member signs.
 pub fn signer(epoch: Epoch, member: u64) -> String {
     format!("{}/{member}", origin(epoch))
-}
-
-/// Appends a record in the binary form.
-pub fn record_write(record: &ExportRecord, out: &mut Vec<u8>) {
-    let body = record.encode_to_vec();
-    out.extend_from_slice(&(body.len() as u32).to_le_bytes());
-    out.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
-    out.extend_from_slice(&body);
-}
-
-/// Takes a record in the binary form off the front of `bytes`: it and how long it was; `None` where more bytes are needed.
-/// The error says what is wrong.
-pub fn record_read(bytes: &Bytes) -> Result<Option<(ExportRecord, usize)>, String> {
-    let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    let (Some(length), Some(checksum)) = (word(0), word(4)) else { return Ok(None) };
-    let end = RECORD_HEADER + length as usize;
-    if end > RECORD_MAX {
-        return Err("its length is none that is ever written".to_owned());
-    }
-    if bytes.len() < end {
-        return Ok(None);
-    }
-    let body = bytes.slice(RECORD_HEADER..end);
-    if crc32c::crc32c(&body) != checksum {
-        return Err("its checksum is wrong".to_owned());
-    }
-    let record = ExportRecord::decode(body).map_err(|e| format!("it does not parse: {e}"))?;
-    Ok(Some((record, end)))
 }
 
 /// A record of this kind.
@@ -531,7 +497,7 @@ pub fn majority(note: &Note, known: &[Verifier]) -> Result<Vec<String>, String> 
 mod tests {
     use super::*;
     use crate::grammar::Rng;
-    use crate::log::merkle::leaf_hash;
+    use crate::log::records::{record_read, record_write};
     use cvlan_proto::v1::{CheckpointOpened, Checkpointed, event::Body};
     use ed25519_dalek::SigningKey;
 

@@ -8,11 +8,13 @@
 //! note   = a tree head, signed by voters: C2SP signed notes                    an export = events, and hashes for what it leaves out
 //! raft/ stores frames verbatim; `cvlanctl log verify FILE` needs [`export`] and what it is made of.
 
+pub mod backup;
 pub mod entry;
 pub mod export;
 pub mod merkle;
 pub mod note;
 pub mod proof;
+pub mod records;
 
 pub use entry::{EntryError, EntryWriter, MAX_FRAME_BYTES, entry_decode};
 pub use merkle::{CompactRange, Hash, leaf_hash};

@@ -83,6 +83,18 @@ impl Verifier {
         self.key.as_bytes()
     }
 
+    /// Reads a file of them, one a line, each once; lines that begin with # are left alone.
+    pub fn parse_all(text: &str) -> Result<Vec<Self>, NoteError> {
+        let mut all = Vec::new();
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let key = Self::parse(line)?;
+            if !all.contains(&key) {
+                all.push(key);
+            }
+        }
+        Ok(all)
+    }
+
     /// Reads `NAME+HASH+KEY`.
     pub fn parse(text: &str) -> Result<Self, NoteError> {
         let read = || {
@@ -339,6 +351,9 @@ mod tests {
         ] {
             assert!(matches!(TreeHead::parse(text), Err(NoteError::NoTreeHead(_))), "{text:?}");
         }
+        let peter = Verifier::parse(PETER).unwrap();
+        assert_eq!(Verifier::parse_all(&format!("# one\n\n {PETER} \n{PETER}")), Ok(vec![peter]));
+        assert_eq!(Verifier::parse_all("a"), Err(NoteError::Key("a".into())));
         assert_eq!(TreeHead::parse(&format!("{}more\n", head().text())), Ok(head()));
         for text in ["", "a", "a+b", "a+00000000+AAAA", &PETER.replace("c74f", "c74e"), &PETER.replace("Peter", "Pete")]
         {

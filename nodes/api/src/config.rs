@@ -1,5 +1,6 @@
 //! Settings: flags, environment (`CVLAN_…`), YAML file (`--config`), in that order of strength; then defaults.
 
+use crate::app::backup::Schedule;
 use crate::cluster::force::Force;
 use crate::server::Options;
 use serde::{Deserialize, Serialize};
@@ -59,11 +60,28 @@ pub struct Settings {
     #[arg(long, env = "CVLAN_ADVERTISE_NODE", value_name = "URL", value_delimiter = ',', global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advertise_node: Option<Vec<String>>,
+    /// Make backups of the log by itself, into this folder; each is read back
+    #[arg(long, env = "CVLAN_BACKUP_DIR", value_name = "DIR", global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup_dir: Option<PathBuf>,
+    /// How often [default: 86400, a day]
+    #[arg(long, env = "CVLAN_BACKUP_EVERY", value_name = "SECONDS", global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup_every: Option<NonZeroU64>,
+    /// How many of them stay [default: 7]
+    #[arg(long, env = "CVLAN_BACKUP_KEEP", value_name = "N", global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup_keep: Option<NonZeroU64>,
     /// Machines of a member that is silent for so many seconds count as offline [default: 60]
     #[arg(long, env = "CVLAN_PRESENCE_EXPIRY", value_name = "SECONDS", global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub presence_expiry: Option<NonZeroU64>,
 }
+
+/// Between two backups, where nothing else is said.
+const BACKUP_EVERY_S: u64 = 24 * 3600;
+/// Backups that stay, likewise.
+const BACKUP_KEEP: usize = 7;
 
 /// Settings that do not go.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +124,9 @@ pub enum ConfigError {
     /// --join without a token.
     #[error("--join needs --join-token: `cvlanctl cluster add NAME` makes one")]
     NoToken,
+    /// When and how many, and not where to.
+    #[error("--backup-every and --backup-keep need --backup-dir")]
+    NoBackupDir,
     /// More URLs than can be advertised.
     #[error("{flag} has {count} URLs, of at most {URLS_MAX}")]
     TooManyUrls {
@@ -142,6 +163,9 @@ impl Settings {
             force_new_cluster: self.force_new_cluster,
             advertise_api: self.advertise_api.or(weaker.advertise_api),
             advertise_node: self.advertise_node.or(weaker.advertise_node),
+            backup_dir: self.backup_dir.or(weaker.backup_dir),
+            backup_every: self.backup_every.or(weaker.backup_every),
+            backup_keep: self.backup_keep.or(weaker.backup_keep),
             presence_expiry: self.presence_expiry.or(weaker.presence_expiry),
         }
     }
@@ -162,6 +186,15 @@ impl Settings {
         if let Some(address) = &self.advertise_cluster {
             address_fits("--advertise-cluster", address)?;
         }
+        let (every, keep) = (self.backup_every, self.backup_keep);
+        if self.backup_dir.is_none() && (every.is_some() || keep.is_some()) {
+            return Err(ConfigError::NoBackupDir);
+        }
+        let backup = self.backup_dir.map(|folder| Schedule {
+            folder,
+            every: Duration::from_secs(every.map_or(BACKUP_EVERY_S, NonZeroU64::get)),
+            keep: keep.map_or(BACKUP_KEEP, |keep| keep.get() as usize),
+        });
         let force = match self.force_new_cluster.as_deref() {
             None => None,
             Some("") => Some(Force::Look),
@@ -179,6 +212,7 @@ impl Settings {
             force,
             advertise_api: urls("--advertise-api", self.advertise_api.unwrap_or_default())?,
             advertise_node: urls("--advertise-node", self.advertise_node.unwrap_or_default())?,
+            backup,
             presence_expiry: self.presence_expiry.map_or(d.presence_expiry, |s| Duration::from_secs(s.get())),
             ..d
         })

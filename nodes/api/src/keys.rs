@@ -106,6 +106,11 @@ impl Keys {
         Ok(Self { folder })
     }
 
+    /// A folder of keys that is elsewhere, as it is.
+    pub fn of(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }

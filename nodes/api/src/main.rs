@@ -57,6 +57,24 @@ enum Sub {
         #[command(subcommand)]
         what: ViewsSub,
     },
+    /// Make a controller of a backup, in an empty --data-dir: a new epoch, in which it is the only member
+    #[command(after_help = "\
+The backup has no keys. --keys names a copy of keys/ of a member that voted when it was made; without one nobody can open
+the secrets in the log, nor sign for machines.
+  cvlan-api restore --from cvlan.cvbackup --keys safe/keys --data-dir /var/lib/cvlan
+  cvlan-api --data-dir /var/lib/cvlan …        as that member was started
+Machines and people find it at the addresses that they know. docs/operations.md has the drill.")]
+    Restore {
+        /// The backup
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+        /// A copy of keys/ of a member that voted
+        #[arg(long, value_name = "DIR")]
+        keys: PathBuf,
+        /// The voters' keys (`cvlanctl log keys -o name`): more than half of them must have signed the backup
+        #[arg(long, value_name = "FILE")]
+        voters: Option<PathBuf>,
+    },
     /// Get back in while the controller does not run
     Admin {
         #[command(subcommand)]
@@ -128,6 +146,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         match cli.command {
             None => controller(options).await.map_err(with_hint),
             Some(Sub::Config { what: ConfigSub::Check }) => config_check(&options),
+            Some(Sub::Restore { from, keys, voters }) => {
+                offline::restore(&options, &from, &keys, voters.as_deref()).await
+            }
             Some(Sub::Rebuild { yes, from }) => offline::rebuild(&options, &from, yes).await,
             Some(Sub::Log { what: LogSub::Verify }) => offline::log_verify(&options).await,
             Some(Sub::Log { what: LogSub::Stats }) => offline::log_stats(&options).await,
@@ -158,6 +179,9 @@ fn config_check(options: &Options) -> anyhow::Result<ExitCode> {
         force_new_cluster: None,
         advertise_api: (!options.advertise_api.is_empty()).then(|| options.advertise_api.clone()),
         advertise_node: (!options.advertise_node.is_empty()).then(|| options.advertise_node.clone()),
+        backup_dir: options.backup.as_ref().map(|b| b.folder.clone()),
+        backup_every: options.backup.as_ref().and_then(|b| std::num::NonZeroU64::new(b.every.as_secs())),
+        backup_keep: options.backup.as_ref().and_then(|b| std::num::NonZeroU64::new(b.keep as u64)),
         presence_expiry: std::num::NonZeroU64::new(options.presence_expiry.as_secs()),
     };
     print!("{}", serde_saphyr::to_string(&settings)?);

@@ -3,10 +3,11 @@
 use anyhow::{Context, bail};
 use cvlan_api::auth::password;
 use cvlan_api::bootstrap::forget_changed;
-use cvlan_api::cluster::rebuild;
+use cvlan_api::cluster::{rebuild, restore};
 use cvlan_api::keys::BOOTSTRAP;
 use cvlan_api::server::{Core, Options, Place, StartError};
 use cvlan_core::id::TenantId;
+use cvlan_core::log::note::Verifier;
 use cvlan_core::user::UserCommand;
 use cvlan_core::{Command, Meta, Rules, Wish};
 use cvlan_raft::{FileDisk, VerifyError, VerifyReport, verify_dir};
@@ -82,6 +83,31 @@ fn size(folder: &Path) -> anyhow::Result<(u64, usize)> {
 pub async fn rebuild(options: &Options, from: &[String], yes: bool) -> anyhow::Result<ExitCode> {
     let asked = rebuild::Asked { data: &options.data_dir, address: options.advertise_cluster.as_deref(), from, yes };
     rebuild::rebuild(asked, |step| println!("{step}")).await.map_err(super::with_hint)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn restore(options: &Options, from: &Path, keys: &Path, voters: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let known = match voters {
+        None => Vec::new(),
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            Verifier::parse_all(&text).with_context(|| path.display().to_string())?
+        }
+    };
+    let data = &options.data_dir;
+    let restored = restore::restored(from, keys, data, known).await?;
+    let (backup, member) = (&restored.backup, restored.member);
+    let signed = match &backup.signers {
+        Some(names) => names.join(", "),
+        None => "not looked at: --voters FILE".to_owned(),
+    };
+    println!("backup      {} events in {} entries, of epoch {}", backup.events, backup.entries, backup.epoch);
+    println!("signed by   {signed}");
+    println!("restored    member {member}, alone, in epoch {}", restored.epoch);
+    println!(
+        "now         start cvlan-api --data-dir {} as that member was started; then `cvlanctl cluster add`",
+        data.display()
+    );
     Ok(ExitCode::SUCCESS)
 }
 

@@ -10,6 +10,7 @@ pub use crate::engine::{Core, Place};
 pub use crate::start_error::StartError;
 
 use crate::app::App;
+use crate::app::backup::{self, Schedule};
 use crate::auth::Auth;
 use crate::bootstrap::Ready;
 use crate::ca::Live;
@@ -90,6 +91,8 @@ pub struct Options {
     pub advertise_node: Vec<String>,
     /// Rate limits of the doors that need no proof; a benchmark from one address does without.
     pub rate_limits: bool,
+    /// Backups that it makes by itself.
+    pub backup: Option<Schedule>,
     /// A member from which nothing comes for so long has lost its machines.
     pub presence_expiry: Duration,
 }
@@ -110,6 +113,7 @@ impl Default for Options {
             advertise_api: Vec::new(),
             advertise_node: Vec::new(),
             rate_limits: true,
+            backup: None,
             presence_expiry: presence::EXPIRY,
         }
     }
@@ -239,6 +243,9 @@ async fn serve_all(
         vault: app.vault.clone(),
         waiting: app.waiting.clone(),
     })));
+    if let Some(schedule) = options.backup.clone() {
+        chores.push(tokio::spawn(backup::keep(app.clone(), schedule)));
+    }
     chores.push(tokio::spawn(notary::keep(app.notary.clone(), app.voters.clone())));
     chores.push(tokio::spawn(presence::report(app.clone())));
     chores.push(tokio::spawn(presence::expire(app.clone(), options.presence_expiry)));

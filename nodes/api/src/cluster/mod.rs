@@ -19,6 +19,7 @@ pub mod keeper;
 pub mod notary;
 pub mod pin;
 pub mod rebuild;
+pub mod restore;
 pub mod tls;
 pub mod vault;
 pub mod voter;

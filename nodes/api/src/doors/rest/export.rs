@@ -8,6 +8,7 @@
 
 use super::call::Call;
 use super::reply;
+use crate::app::backup::Backup;
 use crate::app::event::{redact, visible};
 use crate::app::proof::beyond;
 use crate::app::{App, Output};
@@ -19,9 +20,10 @@ use bytes::Bytes;
 use cvlan_core::Rules;
 use cvlan_core::access::{Permission, allowed, tenant_unknown};
 use cvlan_core::id::{Seq, TenantId};
-use cvlan_core::log::export::{Exporter, FORMAT, MAGIC, record, record_write};
+use cvlan_core::log::export::{Exporter, FORMAT, MAGIC, record};
 use cvlan_core::log::merkle::{CompactRange, Hash, leaf_hash};
 use cvlan_core::log::note::TreeHead;
+use cvlan_core::log::records::record_write;
 use cvlan_core::machine::Machine;
 use cvlan_core::rules::tenant_of;
 use cvlan_proto::Message;
@@ -29,9 +31,9 @@ use cvlan_proto::v1::export_record::Kind;
 use cvlan_proto::v1::{ExportEvent, ExportHeader, ExportRecord};
 use http::{HeaderValue, StatusCode, header};
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-/// Exports at once.
+/// Exports and backups at once.
 pub const EXPORTS_MAX: usize = 4;
 /// Events read at once.
 const PAGE: usize = 1024;
@@ -69,10 +71,7 @@ pub async fn answer(c: Call) -> Result<Response, Problem> {
     if !home.is_nil() && tenant != home {
         return Err(tenant_unknown().into());
     }
-    let permit = app.exports.clone().try_acquire_owned().map_err(|_| {
-        let detail = format!("{EXPORTS_MAX} exports are being made here already; try again");
-        Problem::later(StatusCode::SERVICE_UNAVAILABLE, "busy", detail, 5)
-    })?;
+    let permit = turn(&app)?;
     // Before the first byte, so that what is not here any more is an answer of its own.
     app.log.history(Seq(from), 1).await?;
     let signed = app.notary.collect(&app.voters, Seq(to)).await?;
@@ -96,6 +95,43 @@ pub async fn answer(c: Call) -> Result<Response, Problem> {
     };
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     Ok(response)
+}
+
+/// GET /cluster/backup: the log whole, with the hashes that are in it; no secret in the clear.
+pub async fn backup(c: Call) -> Result<Response, Problem> {
+    let (app, head) = (c.app.clone(), c.head.clone());
+    let from = c.query.number("from", 1)?;
+    let to = c.query.get("to").map(|_| c.query.number("to", 0)).transpose()?;
+    let permit = turn(&app)?;
+    let mut backup = Backup::begin(app, from, to).await?;
+    let (tx, body) = body::stream();
+    tokio::spawn(async move {
+        loop {
+            match backup.piece().await {
+                Ok(Some(piece)) => {
+                    if tx.send(piece).await.is_err() {
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                Err(problem) => {
+                    tracing::warn!(code = problem.code, detail = %problem.detail, "a backup was ended");
+                    break;
+                }
+            }
+        }
+        drop(permit);
+    });
+    let mut response = reply::bare(StatusCode::OK, &Output::read(&head, ()), body)?;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/vnd.cvlan.backup"));
+    Ok(response)
+}
+
+fn turn(app: &App) -> Result<OwnedSemaphorePermit, Problem> {
+    app.exports.clone().try_acquire_owned().map_err(|_| {
+        let detail = format!("{EXPORTS_MAX} exports and backups are being made here already; try again");
+        Problem::later(StatusCode::SERVICE_UNAVAILABLE, "busy", detail, 5)
+    })
 }
 
 fn since(text: &str) -> Result<Vec<u64>, Problem> {

@@ -181,6 +181,7 @@ pub static ROUTES: &[Route] = routes! {
     DELETE "/cluster/members/{member}" May(P::ClusterWrite, Cluster), &[], "" => "" "member.removed" c reply::none(app::member::remove(&c.app, c.caller()?, c.param("member")).await?);
     POST "/cluster/members/{member}/promote" May(P::ClusterWrite, Cluster), &[], "" => "Member" "" c reply::ok(app::member::promote(&c.app, c.caller()?, c.param("member")).await?);
     POST "/cluster/transfer-leader" May(P::ClusterWrite, Cluster), &[], "LeaderTransferRequest" => "Member" "" c reply::ok(app::member::transfer(&c.app, c.caller()?, c.json()?).await?);
+    GET "/cluster/backup" May(P::ClusterWrite, Cluster), &["from", "to"], "" => "BackupRecord" "" c export::backup(c).await;
     GET "/log/events" May(P::AuditRead, Own), EVENTS, "" => "EventList" "" c events::answer(c).await;
     GET "/log/checkpoints" May(P::AuditRead, Own), &[], "" => "CheckpointList" "" c reply::ok(app::system::checkpoints(&c.app, &c.head).await);
     GET "/log/keys" May(P::AuditRead, Own), &[], "" => "LogKeyList" "" c reply::ok(Output::read(&c.head, notary::keys(&c.head)));

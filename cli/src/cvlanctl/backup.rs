@@ -1,0 +1,157 @@
+//! `cvlanctl cluster backup`: the log as a file, checked on its way, and gone on with where it was cut off.
+
+use crate::Global;
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::print::{Format, document, sheet, talk};
+use crate::proof::{bar, io, keys_read as keys, unknown_keys};
+use clap::Args;
+use cvlan_core::log::backup::{BackupFault, BackupReport, Checker, FORMAT, MAGIC, end};
+use cvlan_core::log::records::{Splitter, record_write};
+use cvlan_proto::v1::BackupRecord;
+use cvlan_proto::v1::backup_record::Kind;
+use serde_json::json;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// Read from a file at once, bytes.
+const PIECE: usize = 1 << 20;
+
+/// `cvlanctl cluster backup`
+#[derive(Args)]
+#[command(after_help = "\
+The file holds every event and no key: keep a copy of keys/ of a member that votes beside it, in a safe place.
+  cvlanctl cluster backup --to cvlan.cvbackup
+  cvlan-api restore --from cvlan.cvbackup --keys safe/keys --data-dir /var/lib/cvlan
+It is written to FILE.part first; where that is there, the same command goes on with it.")]
+pub struct Backup {
+    /// The file
+    #[arg(long, value_name = "FILE")]
+    to: PathBuf,
+    /// The voters' keys (`log keys -o name`): more than half of them must have signed
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
+}
+
+impl Backup {
+    /// Does it.
+    pub async fn run(self, mut client: Client, global: &Global) -> Result<(), Failure> {
+        let known = keys(self.keys.as_deref())?;
+        let beside = self.to.with_added_extension("part");
+        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&beside);
+        let mut file = open.map_err(io(&beside))?;
+        let mut checker = Checker::new(known.clone());
+        let whole = held(&mut file, &mut checker).map_err(io(&beside))?;
+        let mut path = "/cluster/backup".to_owned();
+        match checker.header() {
+            Some(header) if whole > 0 => {
+                let (done, all) = checker.progress();
+                talk(&format!("going on with {}: {done} of {all} events are there", beside.display()));
+                path.push_str(&format!("?to={}", header.to_seq));
+                // All that lacks may be the end.
+                path.push_str(&format!("&from={}", (done + 1).min(all)));
+            }
+            Some(_) | None => checker = Checker::new(known),
+        }
+        file.set_len(whole).and_then(|()| file.seek(SeekFrom::End(0))).map_err(io(&beside))?;
+        let wanted = checker.header().map(|header| (header.epoch.clone(), header.to_seq));
+        let resumed = wanted.is_some();
+        let (mut records, bar) = (Splitter::new(MAGIC, FORMAT), bar());
+        if !resumed {
+            file.write_all(&[MAGIC.as_slice(), &[FORMAT]].concat()).map_err(io(&beside))?;
+        }
+        let mut stream = client.stream(&path, "*/*").await?;
+        let lost = |e: &dyn ToString| {
+            Failure::new("unreachable", format!("the backup was cut off: {}", e.to_string()))
+                .hint("the same command goes on with it")
+        };
+        while let Some(piece) = stream.chunk().await.map_err(|e| lost(&e))? {
+            records.push(&piece);
+            while let Some((record, bytes)) =
+                records.take::<BackupRecord>().map_err(|what| fault(checker.fault(what)))?
+            {
+                match &record.kind {
+                    Some(Kind::Header(header)) if resumed => {
+                        if wanted != Some((header.epoch.clone(), header.to_seq)) {
+                            return Err(Failure::new("epoch_other", "the cluster began another epoch since")
+                                .hint(format!("remove {} and begin anew", beside.display())));
+                        }
+                    }
+                    // What it was last sent may be in the part that is there.
+                    Some(Kind::Entry(_)) if checker.progress().0 == checker.progress().1 => {}
+                    Some(Kind::End(_)) => {
+                        let mut all = Vec::new();
+                        let record = end(checker.entries(), checker.progress().0);
+                        record_write(&record, &mut all);
+                        checker.record(record).map_err(fault)?;
+                        file.write_all(&all).map_err(io(&beside))?;
+                    }
+                    _ => {
+                        checker.record(record).map_err(fault)?;
+                        file.write_all(&bytes).map_err(io(&beside))?;
+                    }
+                }
+            }
+            let (done, all) = checker.progress();
+            bar.set_length(all);
+            bar.set_position(done);
+        }
+        bar.finish_and_clear();
+        if !checker.ended() {
+            return Err(lost(&"the controller ended it"));
+        }
+        let report = checker.finish().map_err(fault)?;
+        file.sync_all().map_err(io(&beside))?;
+        std::fs::rename(&beside, &self.to).map_err(io(&self.to))?;
+        let folder = self.to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder))?;
+        print(global, &report)
+    }
+}
+
+fn fault(fault: BackupFault) -> Failure {
+    Failure::new("backup_invalid", fault.to_string()).hint("remove what is there of it, and begin anew")
+}
+
+/// Reads what is there already, up to the last whole record that is in order; returns how long that is, bytes.
+fn held(file: &mut File, checker: &mut Checker) -> std::io::Result<u64> {
+    let (mut records, mut piece, mut whole) = (Splitter::new(MAGIC, FORMAT), vec![0; PIECE], 0);
+    loop {
+        let length = file.read(&mut piece)?;
+        if length == 0 {
+            return Ok(whole);
+        }
+        records.push(piece.get(..length).unwrap_or_default());
+        while let Ok(Some((record, bytes))) = records.take::<BackupRecord>() {
+            // The end is written anew.
+            if matches!(record.kind, Some(Kind::End(_))) || checker.record(record).is_err() {
+                return Ok(whole);
+            }
+            let begin = if whole == 0 { MAGIC.len() as u64 + 1 } else { 0 };
+            whole += begin + bytes.len() as u64;
+        }
+    }
+}
+
+fn print(global: &Global, report: &BackupReport) -> Result<(), Failure> {
+    if matches!(global.output, Format::Json | Format::Yaml) {
+        let report = json!({
+            "epoch": report.epoch.to_string(),
+            "events": report.events.to_string(),
+            "entries": report.entries.to_string(),
+            "root": hex::encode(report.root),
+            "signers": report.signers,
+            "memberId": report.header.member_id.to_string(),
+        });
+        return document(global.output, &report);
+    }
+    sheet(&[
+        ("result", "ok: every event is the one that the root stands for".to_owned()),
+        ("log", format!("{}.{}", report.epoch, report.events)),
+        ("entries", report.entries.to_string()),
+        ("root", hex::encode(report.root)),
+        ("signed by", report.signers.as_ref().map_or_else(unknown_keys, |names| names.join(", "))),
+        ("keys", "none are in it: keep a copy of keys/ of a member that votes in a safe place".to_owned()),
+    ])
+}
