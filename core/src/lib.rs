@@ -29,6 +29,7 @@ pub mod member;
 pub mod name;
 pub mod node;
 pub mod presence;
+pub mod redact;
 pub mod rejection;
 pub mod rules;
 mod save;

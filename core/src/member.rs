@@ -396,6 +396,13 @@ fn arrive(
             format!("member {} has this key; every member makes its own", other.id),
         ));
     }
+    let signs = |m: &&Arc<Member>| note_key.is_some() && m.joined.as_ref().is_some_and(|j| j.note_key == note_key);
+    if let Some(other) = state.members.values().find(|m| m.id != member.id && signs(m)) {
+        return Err(Rejection::conflict(
+            "note_key_in_use",
+            format!("member {} signs with this key; every member makes its own", other.id),
+        ));
+    }
     let says = |j: &Joined| *j.address == *address && *j.version == *version && j.note_key == note_key;
     let same = member.joined.as_ref().is_some_and(says);
     Ok((!same).then(|| v1::MemberJoined {

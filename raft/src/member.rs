@@ -3,7 +3,7 @@
 use crate::desk::Done;
 use crate::disk::{Lane, on_disk};
 use crate::error::{HistoryError, MemberError, OpenError, SnapshotError, VerifyError, WriteError};
-use crate::head::Head;
+use crate::head::{Head, Members};
 use crate::membership;
 use crate::options::{Events, Options, Timing};
 use crate::peer::Peers;
@@ -78,6 +78,15 @@ pub struct EntryFrame {
     pub first_seq: Seq,
     /// The frame, verbatim.
     pub frame: Bytes,
+}
+
+/// What a log is made of again: see [`crate::restore()`].
+#[derive(Clone, Debug)]
+pub enum Item {
+    /// An entry with events.
+    Frame(EntryFrame),
+    /// Who is a member from there on.
+    Members(Members),
 }
 
 /// What a member's tasks work with.
@@ -289,6 +298,12 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
     /// At most `limit` entries, the first one the one that holds event `from`; fewer where a page's bytes are full.
     pub async fn entries_from(&self, from: Seq, limit: usize) -> Result<Vec<EntryFrame>, HistoryError> {
         crate::reading::frames(&self.0.shared, from, limit).await
+    }
+
+    /// All that a log is made of, from what follows event `from` - 1 on: at most `limit` entries, the last one with events, up to
+    /// what is applied here; fewer where a page's bytes are full.
+    pub async fn backup_from(&self, from: Seq, limit: usize) -> Result<Vec<Item>, HistoryError> {
+        crate::reading::items(&self.0.shared, from, limit).await
     }
 
     /// The last event at or before a time (ms since 1970, UTC); 0 where there is none.

@@ -3,7 +3,8 @@
 
 use crate::disk::{Lane, on_disk};
 use crate::error::HistoryError;
-use crate::member::EntryFrame;
+use crate::head::Members;
+use crate::member::{EntryFrame, Item};
 use crate::replica::Shared;
 use crate::store::history::Sought;
 use crate::store::wal::index;
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use cvlan_core::id::Seq;
 use cvlan_core::log::entry_decode;
 use cvlan_core::machine::Machine;
-use openraft::{AsyncRuntime, EntryPayload};
+use openraft::{AsyncRuntime, EntryPayload, StoredMembership};
 use std::sync::Arc;
 
 /// Bytes of a page, beyond which it takes no further entry.
@@ -97,6 +98,50 @@ pub(crate) async fn frames<M: Machine, RT: AsyncRuntime>(
     })
     .await?;
     Ok(found)
+}
+
+/// See [`crate::Member::backup_from`].
+pub(crate) async fn items<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    from: Seq,
+    limit: usize,
+) -> Result<Vec<Item>, HistoryError> {
+    if from > shared.head().seq {
+        return Ok(Vec::new());
+    }
+    begins(shared, Seq(1))?;
+    // Who the members are is said between two entries with events: from the one before on.
+    let mut at = match from.0 {
+        0 | 1 => shared.wal.oldest(),
+        from => shared.wal.locate(Sought::Seq(Seq(from - 1))),
+    };
+    let (mut found, mut room) = (Vec::new(), PAGE_BYTES);
+    loop {
+        let place = lock(&shared.place).clone();
+        let entries = page(shared, at, index(&place.last).map_or(0, |last| last + 1)).await?;
+        let Some(last) = entries.last() else { return Ok(found) };
+        at = last.log_id.index + 1;
+        for entry in entries {
+            match entry.payload {
+                EntryPayload::Membership(membership) => {
+                    found.push(Item::Members(Members::from(&StoredMembership::new(None, membership))));
+                }
+                EntryPayload::Normal(frame) if place.skipped.binary_search(&entry.log_id.index).is_err() => {
+                    let read = entry_decode(&frame.0).map_err(|error| HistoryError::Damaged(error.to_string()))?;
+                    if read.first_seq + read.events.len() as u64 <= from.0 {
+                        found.clear();
+                        continue;
+                    }
+                    room = room.saturating_sub(frame.0.len());
+                    found.push(Item::Frame(EntryFrame { first_seq: Seq(read.first_seq), frame: frame.0 }));
+                    if found.len() >= limit || room == 0 {
+                        return Ok(found);
+                    }
+                }
+                EntryPayload::Normal(_) | EntryPayload::Blank => {}
+            }
+        }
+    }
 }
 
 /// History reaches back to event `from`.

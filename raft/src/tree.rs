@@ -8,7 +8,9 @@
 //! ```
 //! What C2SP `tlog-tiles` calls tiles of levels 0 and 1 lie in one file, and a file is whole or not there: written beside,
 //! synced, renamed. Leaves after the last full file are in memory alone, 2 MiB at most, and read from history again after a
-//! restart. The files outlive the history that they were made of.
+//! restart. The files outlive the history that they were made of. Where history begins later than they end (a snapshot took the
+//! place of what is between), the tree begins with the head's own roots: it proves from there on, in memory alone, and begins
+//! again with a newer head when it grows long.
 
 use crate::disk::{File, Files, Lane, on_disk};
 use crate::error::HistoryError;
@@ -89,11 +91,26 @@ pub(crate) struct Tree {
     eights: Vec<Hash>,
     /// Of everything.
     range: CompactRange,
+    /// Where it begins late: the events before the leaves, as level, index and root, and how many they are.
+    base: Vec<(u32, u64, Hash)>,
+    begins: u64,
 }
 
 impl Tree {
     fn size(&self) -> u64 {
         self.range.size()
+    }
+
+    /// It begins with what a head knows of it.
+    fn late(range: &CompactRange) -> Self {
+        let (mut at, size) = (0, range.size());
+        let levels = (0..u64::BITS).rev().filter(|level| size >> level & 1 == 1);
+        let base = levels.zip(range.roots()).map(|(level, root)| {
+            let index = at >> level;
+            at += 1 << level;
+            (level, index, *root)
+        });
+        Self { opened: true, base: base.collect(), begins: size, range: range.clone(), ..Self::default() }
     }
 
     /// Finds the files that are there, up to the first that is not, or is none.
@@ -130,6 +147,9 @@ impl Tree {
             return Err(HistoryError::Damaged(format!("event {} follows event {}", entry.first_seq, self.size())));
         }
         let known = self.size() + 1 - entry.first_seq;
+        if known == 0 && entry.prev_root != self.range.root() {
+            return Err(HistoryError::Damaged(format!("event {} continues another tree", entry.first_seq)));
+        }
         for event in entry.events.iter().skip(known as usize) {
             let leaf = leaf_hash(event);
             self.range.push_hash(leaf);
@@ -145,17 +165,25 @@ impl Tree {
 
     /// Gives full files to the disk.
     fn seal(&mut self, files: &dyn Files) -> io::Result<()> {
-        while let Some((leaves, eights)) = self.leaves.get(..BLOCK).zip(self.eights.get(..BLOCK / TILE)) {
+        while self.begins == 0
+            && let Some((leaves, eights)) = self.leaves.get(..BLOCK).zip(self.eights.get(..BLOCK / TILE))
+        {
             let number = self.blocks.len();
             let root = fold(eights);
             let mut bytes = header_of(number).to_vec();
             bytes.extend(leaves.iter().chain(eights).chain([&root]).flatten());
             let beside = format!("{FOLDER}/new.tmp");
-            let file = files.create(&beside, FILE as u64)?;
-            file.write_at(0, &bytes)?;
-            file.sync()?;
-            files.rename(&beside, &name(number))?;
-            files.sync_folder(FOLDER)?;
+            let write = || {
+                let file = files.create(&beside, FILE as u64)?;
+                file.write_at(0, &bytes)?;
+                file.sync()?;
+                files.rename(&beside, &name(number))?;
+                files.sync_folder(FOLDER)
+            };
+            if let Err(error) = write() {
+                let _ = files.remove(&beside);
+                return Err(error);
+            }
             self.blocks.push(root);
             self.leaves.drain(..BLOCK);
             self.eights.drain(..BLOCK / TILE);
@@ -189,6 +217,23 @@ impl View<'_> {
         }
     }
 
+    /// Of a tree that begins late.
+    fn late(&self, level: u32, index: u64) -> Result<Hash, HistoryError> {
+        let is = |at: &&(u32, u64, Hash)| (at.0, at.1) == (level, index);
+        if let Some((_, _, root)) = self.tree.base.iter().find(is) {
+            return Ok(*root);
+        }
+        let leaf = (index << level).checked_sub(self.tree.begins).and_then(|at| self.tree.leaves.get(at as usize));
+        match (level, leaf) {
+            (0, Some(leaf)) => Ok(*leaf),
+            // What lies in the roots that it began with cannot be told apart.
+            _ if level == 0 || ((index + 1) << level) <= self.tree.begins => {
+                Err(HistoryError::Gone { first: Seq(self.tree.begins + 1) })
+            }
+            _ => Ok(node_hash(&self.late(level - 1, 2 * index)?, &self.late(level - 1, 2 * index + 1)?)),
+        }
+    }
+
     /// Within one file.
     fn block(&self, level: u32, index: u64) -> io::Result<Hash> {
         let leaf = index << level;
@@ -207,6 +252,9 @@ impl Subtrees for View<'_> {
     type Error = HistoryError;
 
     fn subtree(&self, level: u32, index: u64) -> Result<Hash, HistoryError> {
+        if self.tree.begins > 0 {
+            return self.late(level, index);
+        }
         let sealed = (self.tree.blocks.len() as u64) << BLOCK_LEVEL;
         let damaged = |why: &dyn ToString| HistoryError::Damaged(format!("the tree: {}", why.to_string()));
         match level {
@@ -249,12 +297,20 @@ fn hashes(file: &dyn File, at: usize, count: usize) -> io::Result<Vec<Hash>> {
     Ok(bytes.as_chunks::<HASH>().0.to_vec())
 }
 
-/// Runs `job` on the tree of at least `size` events, which are applied here. What it makes is `good` or shows that a file is
-/// not what it was: then they are made anew, once.
+impl View<'_> {
+    /// Whether this is the root of the first `size` events, as all of them say: what one file holds is not believed alone.
+    fn knows(&self, size: u64, root: &Hash) -> Result<bool, HistoryError> {
+        let (all, range) = (self.tree.size(), &self.tree.range);
+        let path = proof::consistency(self, size, all)?;
+        Ok(size <= all && proof::continued(size, root, all, &range.root(), &path))
+    }
+}
+
+/// Runs `job` on the tree of everything that is applied here. `None` says that a file is not what it was: they are made anew,
+/// once.
 async fn with<M: Machine, RT: AsyncRuntime, T: Send + 'static>(
     shared: &Arc<Shared<M, RT>>,
-    size: Seq,
-    job: impl Fn(&dyn Subtrees<Error = HistoryError>) -> Result<Option<T>, HistoryError> + Send + Sync + 'static,
+    job: impl Fn(&View<'_>) -> Result<Option<T>, HistoryError> + Send + Sync + 'static,
 ) -> Result<T, HistoryError> {
     use openraft::async_runtime::Mutex as _;
     let job = Arc::new(job);
@@ -276,8 +332,7 @@ async fn with<M: Machine, RT: AsyncRuntime, T: Send + 'static>(
                 true => (*job)(&View { tree: &tree, files }),
                 false => Ok(None),
             };
-            let wrong = matches!(found, Ok(None) | Err(HistoryError::Damaged(_)));
-            if wrong && again {
+            if matches!(found, Ok(None)) && again {
                 tree.forget(files)?;
             }
             Ok((tree, found))
@@ -286,8 +341,8 @@ async fn with<M: Machine, RT: AsyncRuntime, T: Send + 'static>(
         *kept = tree;
         match found {
             Ok(Some(made)) => return Ok(made),
-            Ok(None) | Err(HistoryError::Damaged(_)) if again => {
-                tracing::warn!(%size, "the tree's files do not come to the log's root: they are made anew");
+            Ok(None) if again => {
+                tracing::warn!("the tree's files do not come to the log's root: they are made anew");
             }
             Ok(None) => break,
             Err(error) => return Err(error),
@@ -315,7 +370,11 @@ async fn catch_up<M: Machine, RT: AsyncRuntime>(
         return Ok(tree);
     }
     let due = Seq(tree.size() + 1);
-    begins(shared, due)?;
+    let grown = tree.begins > 0 && tree.leaves.len() > 4 * BLOCK;
+    if grown || begins(shared, due).is_err() {
+        tree = Tree::late(&shared.head().tree);
+        return Ok(tree);
+    }
     let mut from = shared.wal.locate(Sought::Seq(due));
     while tree.size() < to.0 {
         let place = lock(&shared.place).clone();
@@ -332,8 +391,10 @@ async fn catch_up<M: Machine, RT: AsyncRuntime>(
                 }
             }
             // What there is no room for stays in memory.
-            if let Err(error) = tree.seal(files) {
-                tracing::warn!(%error, "a part of the tree was not written");
+            match tree.seal(files) {
+                Err(error) if tree.leaves.len() > 8 * BLOCK => return Err(error),
+                Err(error) => tracing::warn!(%error, "a part of the tree was not written"),
+                Ok(()) => {}
             }
             Ok(tree)
         })
@@ -349,7 +410,7 @@ pub(crate) async fn prove<M: Machine, RT: AsyncRuntime>(
     event: Option<Seq>,
     old: Option<Seq>,
 ) -> Result<Proof, HistoryError> {
-    with(shared, size, move |tree| {
+    with(shared, move |tree| {
         let root = proof::root(tree, size.0)?.unwrap_or_else(|| CompactRange::default().root());
         let inclusion = event.filter(|event| (1..=size.0).contains(&event.0)).map(|event| {
             let path = proof::inclusion(tree, event.0 - 1, size.0)?;
@@ -364,6 +425,7 @@ pub(crate) async fn prove<M: Machine, RT: AsyncRuntime>(
         let good = included.is_none_or(|(i, event)| proof::included(i.leaf, event.0 - 1, size.0, &root, &i.path));
         let continued = consistency.as_ref().zip(old);
         let good = good && continued.is_none_or(|(c, old)| proof::continued(old.0, &c.root, size.0, &root, &c.path));
+        let good = good && tree.knows(size.0, &root)?;
         Ok(good.then_some(Proof { root, inclusion, consistency }))
     })
     .await
@@ -375,7 +437,7 @@ pub(crate) async fn hide<M: Machine, RT: AsyncRuntime>(
     to: Seq,
     since: Vec<Seq>,
 ) -> Result<Vec<(u32, Hash)>, HistoryError> {
-    with(shared, to, move |tree| {
+    with(shared, move |tree| {
         let mut cuts: Vec<u64> = since.iter().map(|seq| seq.0).filter(|seq| *seq < to.0).chain([to.0]).collect();
         cuts.sort_unstable();
         let (mut at, mut found) = (0, Vec::new());
@@ -387,8 +449,7 @@ pub(crate) async fn hide<M: Machine, RT: AsyncRuntime>(
         }
         let mut range = CompactRange::default();
         let fits = found.iter().all(|(level, root)| range.push_subtree(*level, *root));
-        let root = proof::root(tree, to.0)?.unwrap_or_else(|| CompactRange::default().root());
-        Ok((fits && range.root() == root).then_some(found))
+        Ok((fits && tree.knows(to.0, &range.root())?).then_some(found))
     })
     .await
 }

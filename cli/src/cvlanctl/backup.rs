@@ -43,71 +43,68 @@ impl Backup {
         let mut file = open.map_err(io(&beside))?;
         let mut checker = Checker::new(known.clone());
         let whole = held(&mut file, &mut checker).map_err(io(&beside))?;
-        let mut path = "/cluster/backup".to_owned();
         match checker.header() {
-            Some(header) if whole > 0 => {
+            Some(_) if whole > 0 => {
                 let (done, all) = checker.progress();
                 talk(&format!("going on with {}: {done} of {all} events are there", beside.display()));
-                path.push_str(&format!("?to={}", header.to_seq));
-                // All that lacks may be the end.
-                path.push_str(&format!("&from={}", (done + 1).min(all)));
             }
             Some(_) | None => checker = Checker::new(known),
         }
         file.set_len(whole).and_then(|()| file.seek(SeekFrom::End(0))).map_err(io(&beside))?;
-        let wanted = checker.header().map(|header| (header.epoch.clone(), header.to_seq));
-        let resumed = wanted.is_some();
-        let (mut records, bar) = (Splitter::new(MAGIC, FORMAT), bar());
-        if !resumed {
-            file.write_all(&[MAGIC.as_slice(), &[FORMAT]].concat()).map_err(io(&beside))?;
+        let (done, all) = checker.progress();
+        if done < all || all == 0 {
+            fetch(&mut client, &mut checker, &mut file, &beside).await?;
         }
-        let mut stream = client.stream(&path, "*/*").await?;
-        let lost = |e: &dyn ToString| {
-            Failure::new("unreachable", format!("the backup was cut off: {}", e.to_string()))
-                .hint("the same command goes on with it")
-        };
-        while let Some(piece) = stream.chunk().await.map_err(|e| lost(&e))? {
-            records.push(&piece);
-            while let Some((record, bytes)) =
-                records.take::<BackupRecord>().map_err(|what| fault(checker.fault(what)))?
-            {
-                match &record.kind {
-                    Some(Kind::Header(header)) if resumed => {
-                        if wanted != Some((header.epoch.clone(), header.to_seq)) {
-                            return Err(Failure::new("epoch_other", "the cluster began another epoch since")
-                                .hint(format!("remove {} and begin anew", beside.display())));
-                        }
-                    }
-                    // What it was last sent may be in the part that is there.
-                    Some(Kind::Entry(_)) if checker.progress().0 == checker.progress().1 => {}
-                    Some(Kind::End(_)) => {
-                        let mut all = Vec::new();
-                        let record = end(checker.entries(), checker.progress().0);
-                        record_write(&record, &mut all);
-                        checker.record(record).map_err(fault)?;
-                        file.write_all(&all).map_err(io(&beside))?;
-                    }
-                    _ => {
-                        checker.record(record).map_err(fault)?;
-                        file.write_all(&bytes).map_err(io(&beside))?;
-                    }
-                }
-            }
-            let (done, all) = checker.progress();
-            bar.set_length(all);
-            bar.set_position(done);
-        }
-        bar.finish_and_clear();
-        if !checker.ended() {
-            return Err(lost(&"the controller ended it"));
-        }
+        let mut last = Vec::new();
+        let record = end(checker.entries(), checker.progress().0);
+        record_write(&record, &mut last);
+        checker.record(record).map_err(fault)?;
         let report = checker.finish().map_err(fault)?;
-        file.sync_all().map_err(io(&beside))?;
+        file.write_all(&last).and_then(|()| file.sync_all()).map_err(io(&beside))?;
         std::fs::rename(&beside, &self.to).map_err(io(&self.to))?;
         let folder = self.to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder))?;
         print(global, &report)
     }
+}
+
+/// What lacks up to the end, which is the caller's to write: whoever goes on has counted more than the controller.
+async fn fetch(client: &mut Client, checker: &mut Checker, file: &mut File, beside: &Path) -> Result<(), Failure> {
+    let wanted = checker.header().map(|header| (header.epoch.clone(), header.to_seq));
+    let mut path = "/cluster/backup".to_owned();
+    match &wanted {
+        Some((_, to)) => path.push_str(&format!("?from={}&to={to}", checker.progress().0 + 1)),
+        None => file.write_all(&[MAGIC.as_slice(), &[FORMAT]].concat()).map_err(io(beside))?,
+    }
+    let (mut records, bar, mut ended) = (Splitter::new(MAGIC, FORMAT), bar(), false);
+    let mut stream = client.stream(&path, "*/*").await?;
+    let lost = |e: &dyn ToString| {
+        Failure::new("unreachable", format!("the backup was cut off: {}", e.to_string()))
+            .hint("the same command goes on with it")
+    };
+    while let Some(piece) = stream.chunk().await.map_err(|e| lost(&e))? {
+        records.push(&piece);
+        while let Some((record, bytes)) = records.take::<BackupRecord>().map_err(|what| fault(checker.fault(what)))? {
+            match (&record.kind, &wanted) {
+                (Some(Kind::Header(header)), Some((epoch, to))) => {
+                    if (&header.epoch, &header.to_seq) != (epoch, to) {
+                        return Err(Failure::new("epoch_other", "the cluster began another epoch since")
+                            .hint(format!("remove {} and begin anew", beside.display())));
+                    }
+                }
+                (Some(Kind::End(_)), _) => ended = true,
+                _ => {
+                    checker.record(record).map_err(fault)?;
+                    file.write_all(&bytes).map_err(io(beside))?;
+                }
+            }
+        }
+        let (done, all) = checker.progress();
+        bar.set_length(all);
+        bar.set_position(done);
+    }
+    bar.finish_and_clear();
+    if ended { Ok(()) } else { Err(lost(&"the controller ended it")) }
 }
 
 fn fault(fault: BackupFault) -> Failure {

@@ -82,7 +82,7 @@ async fn verify(mut client: Client, global: &Global, trust: &proof::Trust) -> Re
     let (ok, problem) = (report.get("ok").and_then(Value::as_bool).unwrap_or_default(), text(&report, "problem"));
     // What does not replay proves nothing.
     let proven = match ok {
-        true => proof::live(&mut client, trust, number(&report, "events")).await?,
+        true => proof::live(&mut client, trust, number(&report, "events"), &text(&report, "root")).await?,
         false => Vec::new(),
     };
     let result = if ok { "ok: every event replays to the state that runs" } else { "DIFFERS" };

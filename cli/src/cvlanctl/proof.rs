@@ -5,6 +5,7 @@ use crate::client::{Client, encoded};
 use crate::failure::Failure;
 use crate::print::{Column, Format, Names, Noun, document, lines, number, sheet, talk, text};
 use clap::{Args, ValueEnum};
+use cvlan_core::id::Seq;
 use cvlan_core::log::export::{Checker, ExportFault, ExportReport, FORMAT, MAGIC, majority};
 use cvlan_core::log::merkle::Hash;
 use cvlan_core::log::note::{NOTE_MAX, Note, TreeHead, Verifier};
@@ -17,6 +18,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+/// Redacted events that are named.
+const REDACTED_NAMED: usize = 12;
 /// The longest line: a record with its bytes in base64, and to read.
 const LINE_MAX: usize = 4 * RECORD_MAX;
 /// Read from a file at once, bytes.
@@ -82,6 +85,10 @@ note from before (`cvlanctl log note > held.note`).")]
 pub struct Verify {
     /// An export; without one, the log of the controller
     file: Option<PathBuf>,
+    /// The event from which on the export shows what there is, where that is not the first
+    #[arg(long, value_name = "SEQ", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(hide_default_value = true, requires = "file")]
+    from: u64,
     #[command(flatten)]
     trust: Trust,
 }
@@ -254,13 +261,24 @@ fn differs(detail: String) -> Failure {
 }
 
 /// The running log: what it has signed now, and that this continues what was held.
-pub async fn live(client: &mut Client, trust: &Trust, size: u64) -> Result<Vec<(&'static str, String)>, Failure> {
+pub async fn live(
+    client: &mut Client,
+    trust: &Trust,
+    size: u64,
+    root: &str,
+) -> Result<Vec<(&'static str, String)>, Failure> {
     let (known, held) = (trust.keys()?, trust.held()?);
     if known.is_empty() && held.is_empty() {
         return Ok(Vec::new());
     }
     let proof = client.get(&format!("/log/proof?size={size}")).await?;
     let (head, signed) = checked(&proof, &known)?;
+    if hex::encode(head.root) != root {
+        return Err(differs(format!(
+            "the events replay to root {root}, and another one was signed: {}",
+            hex::encode(head.root)
+        )));
+    }
     Ok(vec![("signed by", signed), ("continues", continues(client, &head, &held).await?)])
 }
 
@@ -304,7 +322,12 @@ impl Export {
             true => Box::new(std::io::stdout().lock()),
             false => Box::new(File::create(&beside).map_err(io(&beside))?),
         };
-        let (mut check, bar) = (Check::new(Vec::new(), Vec::new()), bar());
+        if stream.headers().contains_key("cvlan-no-majority") {
+            talk(
+                "cvlanctl: too few voters could be asked to sign it: it cannot be verified with --keys; export again later",
+            );
+        }
+        let (mut check, bar) = (Check::new(Vec::new(), Vec::new(), self.from.unwrap_or(1)), bar());
         let lost = |e: &dyn ToString| Failure::new("unreachable", format!("the export was cut off: {}", e.to_string()));
         while let Some(piece) = stream.chunk().await.map_err(|e| lost(&e))? {
             out.write_all(&piece)?;
@@ -328,7 +351,7 @@ impl Verify {
     /// What to check beside the log itself; the file, if there is one, is checked.
     pub fn run(self, global: &Global) -> Result<Option<Trust>, Failure> {
         let Some(path) = self.file else { return Ok(Some(self.trust)) };
-        let (mut check, bar) = (Check::new(self.trust.keys()?, self.trust.held()?), bar());
+        let (mut check, bar) = (Check::new(self.trust.keys()?, self.trust.held()?, self.from), bar());
         let mut file = File::open(&path).map_err(io(&path))?;
         let mut piece = vec![0; PIECE];
         loop {
@@ -363,7 +386,8 @@ fn print(global: &Global, report: &ExportReport) -> Result<(), Failure> {
             "tenantId": report.tenant_id,
             "to": report.to.0.to_string(),
             "events": report.events.to_string(),
-            "redacted": report.redacted.to_string(),
+            "from": report.from.0.to_string(),
+            "redacted": report.redacted.iter().map(|seq| seq.0.to_string()).collect::<Vec<_>>(),
             "hidden": report.hidden.to_string(),
             "root": hex::encode(report.root),
             "signers": report.signers,
@@ -372,13 +396,22 @@ fn print(global: &Global, report: &ExportReport) -> Result<(), Failure> {
         });
         return document(global.output, &report);
     }
-    let redacted = match report.redacted {
+    let named = report.redacted.iter().take(REDACTED_NAMED).map(|seq| seq.0.to_string()).collect::<Vec<_>>().join(", ");
+    let redacted = match report.redacted.len() {
         0 => String::new(),
-        n => format!("{n}: that they happened is proven, what is shown of them is not"),
+        n if n > REDACTED_NAMED => {
+            format!("{n} ({named}, …): that they happened is proven, what is shown of them is not")
+        }
+        _ => format!("{named}: that they happened is proven, what is shown of them is not"),
+    };
+    let from = match report.from.0 {
+        1 => String::new(),
+        from => format!("{from}: what happened before is not shown"),
     };
     sheet(&[
-        ("result", "ok: every event is the one that the root stands for".to_owned()),
+        ("result", "ok: the root stands for every event that is shown".to_owned()),
         ("log", format!("{}.{}", report.epoch, report.to)),
+        ("from", from),
         ("tenant", report.tenant_id.clone()),
         ("events", format!("{} shown, {} hidden", report.events, report.hidden)),
         ("redacted", redacted),
@@ -399,8 +432,8 @@ struct Check {
 }
 
 impl Check {
-    fn new(known: Vec<Verifier>, held: Vec<TreeHead>) -> Self {
-        let (checker, binary) = (Checker::new(known, held), Splitter::new(MAGIC, FORMAT));
+    fn new(known: Vec<Verifier>, held: Vec<TreeHead>, from: u64) -> Self {
+        let (checker, binary) = (Checker::new(known, held, Seq(from)), Splitter::new(MAGIC, FORMAT));
         Self { checker, binary, line: Vec::new(), lines: None }
     }
 

@@ -38,7 +38,7 @@ pub struct Controller {
     pub password: String,
 }
 
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     let binary = Path::new(env!("CARGO_BIN_EXE_cvlanctl")).with_file_name("cvlan-api");
     assert!(binary.exists(), "{} is missing: run `cargo build -p cvlan-api --bins` first", binary.display());
     binary
@@ -94,6 +94,11 @@ impl Controller {
             assert!(Instant::now() < end, "the controller does not start: {out} {}", text("err"));
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Its --data-dir.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
     }
 
     /// Dies at once.

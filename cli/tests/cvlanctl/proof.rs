@@ -87,12 +87,13 @@ fn an_export_is_checked_offline_and_what_was_done_to_it_is_named() {
         let hidden = report["hidden"].as_str().unwrap() != "0";
         assert_eq!(hidden, file.starts_with("acme"), "{report}");
     }
-    let sheet = place.run("log verify @late.ndjson");
+    place.fails("log verify @late.ndjson", &format!("say so with --from {last}"));
+    let sheet = place.run(&format!("log verify @late.ndjson --from {last}"));
     assert!(
         sheet.contains(&format!("1 shown, {} hidden", last - 1)) && sheet.contains("name the voters' keys"),
         "{sheet}"
     );
-    place.fails("log verify @late.ndjson --held @held.note", "--since");
+    place.fails(&format!("log verify @late.ndjson --from {last} --held @held.note"), "--since");
 
     // Nobody's secret is in it, and another tenant's events are not in acme's.
     let all = place.lines("all.ndjson");
@@ -117,6 +118,9 @@ fn an_export_is_checked_offline_and_what_was_done_to_it_is_named() {
     let mut bad = all.clone();
     bad[12]["event"]["decoded"]["reason"] = json!("another");
     verify(&bad, "record 13, event 12: it was altered");
+    bad.clone_from(&all);
+    bad[12]["event"]["redacted"] = json!(true);
+    verify(&bad, "has no secret");
     bad.clone_from(&all);
     bad.remove(12);
     verify(&bad, "event 12 is missing");

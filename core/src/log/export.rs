@@ -5,19 +5,21 @@
 //! header {epoch, tenant, from, to, note} ─► event │ hidden subtree │ event … ─► end {events, hidden}
 //!                                              └──── leaf by leaf ────┘──► root at `to` = the note's, signed by a majority
 //! ```
-//! Binary: `CVLANEXP` │ u8 format │ records ([`super::records`]). As NDJSON the records are lines. A tenant's own running numbers show an event that is hidden though it is the tenant's. What is not
-//! shown: that the last events of a tenant are hidden, unless one held a checkpoint or an export from then.
+//! Binary: `CVLANEXP` │ u8 format │ records ([`super::records`]). As NDJSON the records are lines. A tenant's own
+//! running numbers show an event that is hidden though it is the tenant's. What is not shown: that the last events of a tenant are
+//! hidden (and, where what is shown begins later, the first), unless one holds an export from then; what a redacted event said.
 
 use super::merkle::{CompactRange, Hash, leaf_hash, node_hash};
 use super::note::{Note, NoteError, TreeHead, Verifier};
 use crate::id::{Epoch, Seq, TenantId};
+use crate::redact::redact;
 use bytes::Bytes;
 use cvlan_proto::Message;
 use cvlan_proto::v1::export_record::Kind;
 use cvlan_proto::v1::{
     Event, ExportEnd, ExportEvent, ExportHeader, ExportHidden, ExportRecord, SystemEvent, system_event,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// What a binary export begins with.
 pub const MAGIC: &[u8; 8] = b"CVLANEXP";
@@ -131,10 +133,12 @@ pub struct ExportReport {
     pub tenant_id: String,
     /// The last event, shown or hidden.
     pub to: Seq,
+    /// The first event that may be shown: those before are hidden.
+    pub from: Seq,
     /// Events shown.
     pub events: u64,
-    /// Of which secrets were taken out: that they are in the log is proven, what is shown of them is not.
-    pub redacted: u64,
+    /// Of which secrets were taken out: that something is in the log there is proven, what is shown of it is not.
+    pub redacted: Vec<Seq>,
     /// Events hidden.
     pub hidden: u64,
     /// Root of the tree.
@@ -177,8 +181,10 @@ pub struct Checker {
     ended: bool,
     records: u64,
     tree: CompactRange,
+    /// What the header is to say that is shown first.
+    from: u64,
     events: u64,
-    redacted: u64,
+    redacted: Vec<Seq>,
     hidden: u64,
     /// Running numbers.
     numbers: HashMap<Bytes, u64>,
@@ -191,8 +197,9 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// `known`: the voters' keys; none = signatures are not looked at. `held`: tree heads from before.
-    pub fn new(known: Vec<Verifier>, mut held: Vec<TreeHead>) -> Self {
+    /// `known`: the voters' keys; none = signatures are not looked at. `held`: tree heads from before. `from`: the first event
+    /// that is to be shown.
+    pub fn new(known: Vec<Verifier>, mut held: Vec<TreeHead>, from: Seq) -> Self {
         held.sort_by_key(|head| head.size);
         Self {
             known,
@@ -201,8 +208,9 @@ impl Checker {
             ended: false,
             records: 0,
             tree: CompactRange::default(),
+            from: from.0,
             events: 0,
-            redacted: 0,
+            redacted: Vec::new(),
             hidden: 0,
             numbers: HashMap::new(),
             opened: Vec::new(),
@@ -252,11 +260,21 @@ impl Checker {
     }
 
     fn begin(&mut self, header: ExportHeader) -> Result<(), ExportFault> {
-        if header.from_seq == 0 || header.epoch.parse::<Epoch>().is_err() {
+        let last = u64::MAX >> 1;
+        if !(1..=header.to_seq).contains(&header.from_seq)
+            || header.to_seq > last
+            || header.epoch.parse::<Epoch>().is_err()
+        {
             return Err(self.fault("the header is none"));
         }
         if !header.tenant_id.is_empty() && TenantId::of(&header.tenant_id).is_nil() {
             return Err(self.fault("the header's tenant is none"));
+        }
+        if header.from_seq != self.from {
+            let (from, wanted) = (header.from_seq, self.from);
+            let what =
+                format!("what is before event {from} is hidden, and not event {wanted}: say so with --from {from}");
+            return Err(self.fault_at(from, what));
         }
         if let Some(head) = self.held.iter().find(|head| head.size > header.to_seq) {
             let (held, to) = (head.size, header.to_seq);
@@ -300,7 +318,10 @@ impl Checker {
             return Err(self.fault_at(due, "it was altered: what is written to be read is not what its bytes say"));
         }
         let leaf: Hash = match (event.redacted, <[u8; 32]>::try_from(event.leaf.as_ref())) {
-            (true, Ok(leaf)) => leaf,
+            (true, Ok(leaf)) => {
+                self.redactable(due, event)?;
+                leaf
+            }
             (true, Err(_)) => return Err(self.fault_at(due, "it is redacted and has no hash")),
             (false, given) => {
                 let found = leaf_hash(&event.event);
@@ -317,12 +338,25 @@ impl Checker {
         }
         self.number(due, &head, first)?;
         self.events += 1;
-        self.redacted += u64::from(event.redacted);
+        if event.redacted {
+            self.redacted.push(Seq(due));
+        }
         self.tree.push_hash(leaf);
         if let Some(system) = head.system {
             self.attested(due, system)?;
         }
         self.grown()
+    }
+
+    /// Only an event that has a secret is shown without it: any other shows all that its leaf stands for.
+    fn redactable(&self, seq: u64, event: &ExportEvent) -> Result<(), ExportFault> {
+        let read = Event::decode(event.event.clone());
+        let mut shown = read.map_err(|e| self.fault_at(seq, format!("the event does not parse: {e}")))?;
+        let before = shown.clone();
+        if redact(&mut shown) && shown == before {
+            return Ok(());
+        }
+        Err(self.fault_at(seq, "it was altered: it is marked as redacted, and has no secret, or has it still"))
     }
 
     /// A tenant's own running number goes up by one.
@@ -332,14 +366,15 @@ impl Checker {
         }
         let last = self.numbers.get_mut(&head.tenant_id);
         let wanted = match &last {
-            Some(last) => Some(**last + 1),
+            Some(last) => Some(last.saturating_add(1)),
             // From the first event on nothing of it may lack.
             None => (first == 1).then_some(1),
         };
         if wanted.is_none_or(|wanted| wanted == head.tenant_seq) {
             match last {
                 Some(last) => *last = head.tenant_seq,
-                None => drop(self.numbers.insert(head.tenant_id.clone(), head.tenant_seq)),
+                // A copy: a slice would keep the whole piece that was read.
+                None => drop(self.numbers.insert(Bytes::copy_from_slice(&head.tenant_id), head.tenant_seq)),
             }
         } else if let Some(wanted) = wanted {
             let (tenant, found) = (String::from_utf8_lossy(&head.tenant_id).into_owned(), head.tenant_seq);
@@ -451,7 +486,8 @@ impl Checker {
         let whole = |e: NoteError| self.fault(format!("its note: {e}"));
         let note = Note::parse(header.note.as_bytes()).map_err(whole)?;
         let head = TreeHead::parse(note.text()).map_err(whole)?;
-        if head.origin != format!("cvlan/{}", header.epoch) || head.size != header.to_seq {
+        let ours = header.epoch.parse().map(origin).is_ok_and(|origin| origin == head.origin);
+        if !ours || head.size != header.to_seq {
             return Err(self.fault(format!("its note is of {} with {} events", head.origin, head.size)));
         }
         let root = self.tree.root();
@@ -470,9 +506,10 @@ impl Checker {
         Ok(ExportReport {
             epoch: header.epoch.clone(),
             tenant_id: header.tenant_id.clone(),
+            from: Seq(header.from_seq),
             to: Seq(header.to_seq),
             events: self.events,
-            redacted: self.redacted,
+            redacted: self.redacted.clone(),
             hidden: self.hidden,
             root,
             signers,
@@ -486,11 +523,14 @@ impl Checker {
 pub fn majority(note: &Note, known: &[Verifier]) -> Result<Vec<String>, String> {
     let signers = note.signers(known).map_err(|e| format!("its note: {e}"))?;
     let names: Vec<String> = signers.iter().map(|v| v.name().to_owned()).collect();
-    if names.len() * 2 > known.len() {
+    // One key under two names is one voter.
+    let keys = |of: &mut dyn Iterator<Item = &[u8; 32]>| of.copied().collect::<BTreeSet<_>>().len();
+    let all = keys(&mut known.iter().map(Verifier::key));
+    if keys(&mut signers.iter().map(|v| v.key())) * 2 > all {
         return Ok(names);
     }
     let who = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    Err(format!("of {} voters whose keys you gave, {who} signed its note: that is no majority", known.len()))
+    Err(format!("of {all} voters whose keys you gave, {who} signed its note: that is no majority"))
 }
 
 #[cfg(test)]
@@ -584,7 +624,11 @@ mod tests {
     }
 
     fn check(records: &[ExportRecord], held: &[TreeHead]) -> Result<ExportReport, ExportFault> {
-        let mut checker = Checker::new(voters(), held.to_vec());
+        let from = match &records[0].kind {
+            Some(Kind::Header(header)) => header.from_seq,
+            _ => 1,
+        };
+        let mut checker = Checker::new(voters(), held.to_vec(), Seq(from));
         records.iter().try_for_each(|record| checker.record(record.clone()))?;
         checker.finish()
     }
@@ -605,8 +649,7 @@ mod tests {
         }
         // Few hashes for many events: 300 = 256 + 32 + 8 + 4, of which the last is shown.
         assert_eq!(log.export("", 300, &[]).len(), 1 + 5 + 1 + 1);
-        let unsigned = Checker::new(Vec::new(), Vec::new());
-        let mut checker = unsigned;
+        let mut checker = Checker::new(Vec::new(), Vec::new(), Seq(1));
         log.export("", 1, &[]).into_iter().try_for_each(|record| checker.record(record)).unwrap();
         assert_eq!(checker.finish().unwrap().signers, None);
     }
@@ -684,6 +727,17 @@ mod tests {
             let fault = check(&records, &[]).expect_err(what);
             assert!(fault.what.contains(what) && fault.seq.map(|s| s.0) == *seq, "{what}: {fault:?}");
         }
+        // What is shown begins later than was asked for.
+        let mut checker = Checker::new(voters(), Vec::new(), Seq(1));
+        let late = log.export("", 2, &[]).remove(0);
+        assert!(checker.record(late).unwrap_err().what.contains("--from 2"));
+        // Marked as redacted, so that nobody looks at its bytes: only what has a secret may be.
+        let mut records = all.clone();
+        event(&mut records[17], &|e| {
+            flip(e);
+            (e.redacted, e.decoded) = (true, None);
+        });
+        assert!(check(&records, &[]).unwrap_err().what.contains("has no secret"));
         // A tenant's event among the hidden ones, with everything made to fit: the tenant's own number tells.
         let shown = one.iter().filter(|r| matches!(r.kind, Some(Kind::Event(_))));
         let third = shown.clone().nth(2).unwrap().clone();

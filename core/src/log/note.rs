@@ -212,6 +212,14 @@ impl Note {
         Ok(Self { text: format!("{text}\n"), signatures })
     }
 
+    /// It with this key's signature alone; `None` where that is not there, or wrong.
+    pub fn only(&self, key: &Verifier) -> Option<Self> {
+        let by = |line: &&Line| line.name == key.name && line.id == key_id(&key.name, &key.key);
+        let signatures = self.signatures.iter().filter(by).cloned().collect();
+        let own = Self { text: self.text.clone(), signatures };
+        own.signers(std::slice::from_ref(key)).is_ok_and(|signers| !signers.is_empty()).then_some(own)
+    }
+
     /// Those of `known` that have signed it. A signature of a known key that is wrong is an error, whoever else has signed; those of
     /// others are left alone.
     pub fn signers<'v>(&self, known: &'v [Verifier]) -> Result<Vec<&'v Verifier>, NoteError> {
@@ -300,6 +308,10 @@ mod tests {
         assert_eq!((&read, TreeHead::parse(read.text())), (&note, Ok(head())));
         let known = [verifier("cvlan/00ff/2", 2), verifier("cvlan/00ff/3", 3), verifier("cvlan/00ff/1", 1)];
         assert_eq!(read.signers(&known), Ok(vec![&known[2], &known[0]]));
+        let (first, third) = (verifier("cvlan/00ff/1", 1), verifier("cvlan/00ff/3", 3));
+        let own = read.only(&first).unwrap();
+        assert_eq!((own.signers(&known), own.text()), (Ok(vec![&known[2]]), read.text()));
+        assert_eq!((read.only(&third), read.only(&verifier("cvlan/00ff/1", 9))), (None, None));
         // The same key under another name, another key under the same name: unknown.
         assert_eq!(read.signers(&[verifier("cvlan/00ff/9", 1), verifier("cvlan/00ff/1", 9)]), Ok(Vec::new()));
     }

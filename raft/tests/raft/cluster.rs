@@ -226,6 +226,18 @@ async fn a_learner_catches_up_by_a_snapshot_and_says_from_when_it_can_read() {
     }
     second.linearize().await.unwrap();
     assert_eq!(second.history(Seq(from), 100).await.unwrap(), first.history(Seq(from), 100).await.unwrap());
+    // What lies before it cannot tell apart; from where it begins it proves as the first does.
+    let old = second.head().seq;
+    assert_eq!(second.prove(old, None, None).await.unwrap().root, second.head().root);
+    for _ in 0..20 {
+        cluster.write(2, 1).await;
+    }
+    second.linearize().await.unwrap();
+    let (size, event) = (Seq(old.0 + 17), Some(Seq(old.0 + 5)));
+    let proof = second.prove(size, event, Some(old)).await.unwrap();
+    assert_eq!(proof, first.prove(size, event, Some(old)).await.unwrap());
+    assert_eq!(second.prove(size, Some(Seq(3)), None).await.unwrap_err().code(), "history_gone");
+    assert_eq!(second.hide(old, vec![]).await.unwrap(), first.hide(old, vec![]).await.unwrap());
     let digest = first.head().digest::<Counter>();
     drop(second);
     cluster.stop(2).await;

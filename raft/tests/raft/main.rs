@@ -7,4 +7,5 @@ mod common;
 mod damage;
 mod force;
 mod member;
+mod restore;
 mod tree;

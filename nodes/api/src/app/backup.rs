@@ -15,7 +15,8 @@ use cvlan_core::log::entry_decode;
 use cvlan_core::log::note::Verifier;
 use cvlan_core::log::records::{Splitter, record_write};
 use cvlan_proto::v1::backup_record::Kind;
-use cvlan_proto::v1::{BackupEntry, BackupHeader, BackupRecord};
+use cvlan_proto::v1::{BackupEntry, BackupHeader, BackupMembers, BackupRecord, BackupVoters};
+use cvlan_raft::{Item, Members, Restored};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -96,14 +97,21 @@ impl Backup {
             self.next += 1;
             return Ok(Some(out.into()));
         }
-        for entry in self.app.log.entries_from(Seq(self.next), PAGE).await? {
+        for item in self.app.log.backup_from(Seq(self.next), PAGE).await? {
+            let entry = match item {
+                Item::Members(members) => {
+                    record_write(&record(Kind::Entry(members_entry(members))), &mut out);
+                    continue;
+                }
+                Item::Frame(entry) => entry,
+            };
             if entry.first_seq.0 != self.next {
                 let detail = format!("no entry begins with event {}", self.next);
                 return Err(Problem::invalid("seq_within", detail));
             }
             let events = entry_decode(&entry.frame).map_err(Problem::internal)?.events.len() as u64;
             (self.next, self.entries) = (self.next + events, self.entries + 1);
-            record_write(&record(Kind::Entry(BackupEntry { frame: entry.frame })), &mut out);
+            record_write(&record(Kind::Entry(BackupEntry { frame: entry.frame, members: None })), &mut out);
             if self.next > self.to {
                 break;
             }
@@ -114,6 +122,23 @@ impl Backup {
         match out.is_empty() {
             true => Err(Problem::internal(format!("event {} is not here", self.next))),
             false => Ok(Some(out.into())),
+        }
+    }
+}
+
+fn members_entry(Members { voters, addresses }: Members) -> BackupEntry {
+    let voters = voters.into_iter().map(|set| BackupVoters { ids: set.into_iter().collect() }).collect();
+    let members = Some(BackupMembers { voters, addresses });
+    BackupEntry { members, ..BackupEntry::default() }
+}
+
+/// What a log is made of again.
+pub fn restored(BackupEntry { frame, members }: BackupEntry) -> Restored {
+    match members {
+        None => Restored::Frame(frame),
+        Some(BackupMembers { voters, addresses }) => {
+            let voters = voters.into_iter().map(|set| set.ids.into_iter().collect()).collect();
+            Restored::Members(Members { voters, addresses })
         }
     }
 }
@@ -159,15 +184,15 @@ impl Reader {
         Ok(Self { path: path.to_owned(), file, records, checker, report: None, piece: vec![0; PIECE] })
     }
 
-    /// The next entry's frame; `None` after the end, where all is in order.
-    pub fn frame(&mut self) -> Result<Option<Bytes>, BackupError> {
+    /// The next entry; `None` after the end, where all is in order.
+    pub fn entry(&mut self) -> Result<Option<BackupEntry>, BackupError> {
         let file = self.path.display().to_string();
         let fault = |fault| BackupError::Fault { file: file.clone(), fault };
         while let Some(checker) = &mut self.checker {
             match self.records.take::<BackupRecord>().map_err(|what| fault(checker.fault(what)))? {
                 Some((record, _)) => {
-                    if let Some(frame) = checker.record(record).map_err(fault)? {
-                        return Ok(Some(frame));
+                    if let Some(entry) = checker.record(record).map_err(fault)? {
+                        return Ok(Some(entry));
                     }
                 }
                 None => {
@@ -190,7 +215,7 @@ impl Reader {
 /// Reads a backup through.
 pub fn check(path: &Path, known: Vec<Verifier>) -> Result<BackupReport, BackupError> {
     let mut reader = Reader::open(path, known)?;
-    while reader.frame()?.is_some() {}
+    while reader.entry()?.is_some() {}
     reader.report.ok_or_else(|| BackupError::Fault {
         file: path.display().to_string(),
         fault: Checker::default().fault("it was not read to its end"),

@@ -2,18 +2,18 @@
 
 use super::list::Params;
 use super::{App, Caller, Output};
+use crate::auth::Session;
 use crate::problem::Problem;
 use cvlan_core::Rules;
+use cvlan_core::access::{Permission, allowed};
 use cvlan_core::id::{Checkpoint, MemberId, Seq};
 use cvlan_core::machine::Machine;
 use cvlan_core::presence::transitions;
+use cvlan_core::redact::redact;
 use cvlan_core::rules::tenant_of;
 use cvlan_core::user::User;
 use cvlan_projections::AuditQuery;
-use cvlan_proto::v1::{
-    self, Event, Sealed, event::Body, member_event as member, system_event as system, tenant_event as tenant,
-    user_event as user,
-};
+use cvlan_proto::v1::{self, Event};
 use uuid::Uuid;
 
 /// Events looked at for one page: one who may see few of them does not make the controller read the whole log.
@@ -23,8 +23,6 @@ pub const ALL: &str = "all";
 const PRESENCE: &str = "presence";
 /// Events read at once.
 const BATCH: usize = 512;
-/// What stands where a secret's hash was.
-const REDACTED: &str = "redacted";
 
 /// What of the log is asked for.
 #[derive(Clone, Debug)]
@@ -97,45 +95,12 @@ pub fn visible(user: &User, event: &Event) -> bool {
     user.tenant.is_nil() || tenant_of(event) == user.tenant
 }
 
-/// Takes every secret out, and every hash that could be guessed against.
-pub fn redact(event: &mut Event) {
-    let seal = |sealed: &mut Option<Sealed>| {
-        if let Some(sealed) = sealed {
-            sealed.ciphertext.clear();
-            sealed.nonce.clear();
-        }
-    };
-    match &mut event.body {
-        Some(Body::System(e)) => match &mut e.kind {
-            Some(system::Kind::Bootstrapped(b)) => {
-                seal(&mut b.challenge_key);
-                if let Some(key) = &mut b.jwt_key {
-                    seal(&mut key.secret);
-                }
-            }
-            Some(
-                system::Kind::CheckpointOpened(_)
-                | system::Kind::Checkpointed(_)
-                | system::Kind::AdvertisementChanged(_)
-                | system::Kind::EpochBegun(_),
-            )
-            | None => {}
-        },
-        Some(Body::Tenant(e)) => match &mut e.kind {
-            Some(tenant::Kind::Created(c)) => seal(&mut c.signing_seed),
-            Some(tenant::Kind::Updated(_) | tenant::Kind::Deleted(_)) | None => {}
-        },
-        Some(Body::User(e)) => match &mut e.kind {
-            Some(user::Kind::Created(c)) => c.password_hash = REDACTED.to_owned(),
-            Some(user::Kind::PasswordChanged(c)) => c.password_hash = REDACTED.to_owned(),
-            Some(user::Kind::Deleted(_)) | None => {}
-        },
-        Some(Body::Member(e)) => match &mut e.kind {
-            Some(member::Kind::Admitted(a)) => a.secret_hash.clear(),
-            Some(member::Kind::Joined(_) | member::Kind::Removed(_)) | None => {}
-        },
-        Some(Body::Cvlan(_) | Body::Node(_) | Body::Token(_) | Body::Presence(_)) | None => {}
-    }
+/// May this session's user audit still?
+pub fn audits(app: &App, session: &Session) -> bool {
+    let head = app.log.head();
+    let user = head.machine.users.get(&session.user.id);
+    app.auth.still_good(&head.machine, session)
+        && user.is_some_and(|u| allowed(u.role, u.tenant, Permission::AuditRead, u.tenant))
 }
 
 /// A page of what the caller may audit.
@@ -145,7 +110,9 @@ pub async fn page(app: &App, caller: &Caller, query: &EventQuery) -> Result<Outp
         true => filtered(app, caller, query).await?,
         false => scanned(app, &caller.session.user, query, head.seq).await?,
     };
-    page.items.iter_mut().for_each(redact);
+    for event in &mut page.items {
+        redact(event);
+    }
     Ok(Output::read(&head, page))
 }
 

@@ -4,6 +4,7 @@ use super::{App, Output};
 use crate::problem::Problem;
 use cvlan_core::State;
 use cvlan_core::id::Seq;
+use cvlan_core::log::export::origin;
 use cvlan_proto::v1;
 use cvlan_raft::{Head, VerifyError};
 use std::time::Instant;
@@ -45,7 +46,10 @@ pub fn status(app: &App, head: &Head<State>) -> Output<v1::ClusterStatus> {
 pub async fn checkpoints(app: &App, head: &Head<State>) -> Output<v1::CheckpointList> {
     let mut items: Vec<_> = head.machine.system.checkpoints.iter().rev().cloned().collect();
     for item in &mut items {
-        item.note = app.notary.kept(Seq(item.seq)).await.map(|note| note.to_string()).unwrap_or_default();
+        let kept = app.notary.kept(Seq(item.seq)).await;
+        // One of another epoch is under another name.
+        let text = format!("{}\n{}\n", origin(head.epoch), item.seq);
+        item.note = kept.filter(|n| n.text().starts_with(&text)).map(|note| note.to_string()).unwrap_or_default();
     }
     Output::read(head, v1::CheckpointList { items })
 }

@@ -23,10 +23,14 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 /// Notes that are kept: of the newest checkpoints. Older ones can be made again while voters have the tree.
 const KEPT: usize = 1_024;
+/// Tree heads for which the others are asked at once, and those that others ask for.
+const COLLECTING: usize = 16;
+const ANSWERING: usize = 16;
 /// A voter that has not applied what it is to sign within this does not sign.
 const APPLY_TIME: Duration = Duration::from_secs(2);
 /// Between two looks whether it has, and whether there is a new checkpoint.
@@ -39,6 +43,8 @@ pub struct Notary {
     member: u64,
     log: Log,
     folder: PathBuf,
+    collecting: Semaphore,
+    answering: Semaphore,
 }
 
 /// A tree head with all signatures that could be had.
@@ -65,7 +71,8 @@ impl Notary {
             }
         };
         let (key, member) = (SigningKey::from_bytes(&seed), log.status().member);
-        Ok(Arc::new(Self { key, member, log, folder: data.join("notes") }))
+        let (collecting, answering) = (Semaphore::new(COLLECTING), Semaphore::new(ANSWERING));
+        Ok(Arc::new(Self { key, member, log, folder: data.join("notes"), collecting, answering }))
     }
 
     /// What others know it by.
@@ -95,7 +102,7 @@ impl Notary {
         let head = self.head(size).await?;
         let mut note = Note::new(head.text());
         if self.log.votes() {
-            note.sign(&format!("{}/{}", head.origin, self.member), &self.key);
+            note.sign(&signer(self.log.head().epoch, self.member), &self.key);
         }
         Ok(note)
     }
@@ -107,11 +114,15 @@ impl Notary {
             let detail = "this member does not vote in that log; its signature would not count";
             return Err(Problem::new(StatusCode::CONFLICT, "not_a_voter", detail));
         }
+        let busy = || Problem::later(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many ask for signatures", 1);
+        let _turn = self.answering.try_acquire().map_err(|_| busy())?;
         self.sign(Seq(asked.size)).await
     }
 
     /// The tree head at `size`, which is applied here, with as many voters' signatures as can be had.
     pub async fn collect(&self, others: &Voters, size: Seq) -> Result<Signed, Problem> {
+        let busy = || Problem::later(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many ask for proofs; try again", 1);
+        let _turn = self.collecting.try_acquire().map_err(|_| busy())?;
         let head = self.log.head();
         let known = verifiers(&head);
         if let Some(note) = self.kept(size).await {
@@ -122,9 +133,19 @@ impl Notary {
         }
         let mut note = self.sign(size).await?;
         let asked = TreeHeadRequest { epoch: head.epoch.to_string(), size: size.0 };
+        if let Some(kept) = self.kept(size).await {
+            note.merge(&kept);
+        }
         for (member, theirs) in others.tree_heads(asked).await {
             match theirs {
-                Ok(theirs) if theirs.text() == note.text() => note.merge(&theirs),
+                // Its own signature, and what else it brings is no business of its.
+                Ok(theirs) if theirs.text() == note.text() => {
+                    let key = key(&head.machine, head.epoch, member);
+                    match key.and_then(|key| theirs.only(&key)) {
+                        Some(own) => note.merge(&own),
+                        None => tracing::warn!(member, "it did not sign with the key that the log has of it"),
+                    }
+                }
                 Ok(theirs) => {
                     let (theirs, ours) = (theirs.text().to_owned(), note.text().to_owned());
                     tracing::error!(
@@ -138,7 +159,7 @@ impl Notary {
             }
         }
         let signed = signed(note, &known, &head);
-        if signed.valid {
+        if signed.valid && head.machine.system.checkpoints.iter().any(|c| c.seq == size.0) {
             self.keep(size, &signed.note).await;
         }
         Ok(signed)
@@ -169,8 +190,7 @@ impl Notary {
         };
         match tokio::task::spawn_blocking(write).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "a note was not kept"),
-            Err(error) => tracing::warn!(%error, "a note was not kept"),
+            failed => tracing::warn!(?failed, "a note was not kept"),
         }
     }
 }
@@ -179,8 +199,11 @@ impl Notary {
 fn signed(note: Note, known: &[Verifier], head: &Head<State>) -> Signed {
     let names = note.signers(known).unwrap_or_default();
     let signers: Vec<String> = names.iter().map(|v| v.name().to_owned()).collect();
-    let voters = voters(head).len();
-    Signed { valid: signers.len() * 2 > voters, voters, note, signers }
+    // While voters change there are two sets of them, and both must.
+    let signed = |id: &&u64| signers.contains(&signer(head.epoch, **id));
+    let sets = &head.members.voters;
+    let valid = !sets.is_empty() && sets.iter().all(|set| set.iter().filter(signed).count() * 2 > set.len());
+    Signed { valid, voters: voters(head).len(), note, signers }
 }
 
 fn voters(head: &Head<State>) -> BTreeSet<u64> {
@@ -198,13 +221,14 @@ fn verifiers(head: &Head<State>) -> Vec<Verifier> {
     voters(head).into_iter().filter_map(|id| key(&head.machine, head.epoch, id)).collect()
 }
 
-/// Everybody's, for people.
-pub fn keys(head: &Head<State>) -> LogKeyList {
+/// Everybody's; their names for whom the cluster is no secret.
+pub fn keys(head: &Head<State>, named: bool) -> LogKeyList {
     let voters = voters(head);
     let items = head.machine.members.values().filter_map(|member| {
         let verifier = key(&head.machine, head.epoch, member.id.0)?.to_string();
+        let member_name = if named { member.name.to_string() } else { String::new() };
         let voter = voters.contains(&member.id.0);
-        Some(LogKey { member_id: member.id.0, member_name: member.name.to_string(), voter, verifier })
+        Some(LogKey { member_id: member.id.0, member_name, voter, verifier })
     });
     LogKeyList { origin: origin(head.epoch), items: items.collect() }
 }

@@ -48,7 +48,7 @@ const ASK_TIME: Duration = Duration::from_secs(20);
 /// A member that was heard so lately is not silent, milliseconds.
 const SILENT_MS: u64 = 2_500;
 /// What a rebuild sets aside, in this order: without log/ the folder is no member's.
-const ASIDE: [&str; 5] = ["snapshots", "views.db-wal", "views.db-shm", "views.db", "log"];
+const ASIDE: [&str; 7] = ["snapshots", "tiles", "notes", "views.db-wal", "views.db-shm", "views.db", "log"];
 /// In keys/.
 const FILE: &str = "rebuild";
 

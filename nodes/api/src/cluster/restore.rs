@@ -5,7 +5,7 @@
 //! ```
 //! The folder gets its name once everything in it is durable: a restore that ended on its way left nothing behind that starts.
 
-use crate::app::backup::{BackupError, Reader, check};
+use crate::app::backup::{BackupError, Reader, check, restored as entry_restored};
 use crate::engine::ca_kept;
 use crate::keys::{Identity, Keys, KeysError};
 use crate::random::uuid;
@@ -96,7 +96,7 @@ pub async fn restored(from: &Path, kept: &Path, data: &Path, known: Vec<Verifier
     let mut options = Options::<Rules>::single(disk);
     options.member = member;
     let mut reader = Reader::open(from, Vec::new())?;
-    let next = || reader.frame().map_err(std::io::Error::other);
+    let next = || Ok(reader.entry().map_err(std::io::Error::other)?.map(entry_restored));
     let fits = |state: &State| {
         if state.system.ca_certificate != ca {
             return Err("these keys are of another cluster than the backup".to_owned());

@@ -10,7 +10,7 @@
 
 use super::call::Call;
 use super::reply;
-use crate::app::event::{ALL, EventQuery, page, redact, scanned};
+use crate::app::event::{ALL, EventQuery, audits, page, scanned};
 use crate::app::{App, Output};
 use crate::auth::Session;
 use crate::doors::{body, drained};
@@ -18,9 +18,9 @@ use crate::problem::Problem;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use cvlan_core::access::{Permission, allowed};
 use cvlan_core::id::Seq;
 use cvlan_core::presence::transitions;
+use cvlan_core::redact::redact;
 use cvlan_proto::v1::Event;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use std::fmt::Write;
@@ -121,7 +121,7 @@ impl Follower {
             }
             applied.mark_unchanged();
             let seen = *applied.borrow_and_update();
-            if !self.allowed() || self.next > self.to {
+            if !audits(&self.app, &self.session) || self.next > self.to {
                 return;
             }
             if self.next.0 <= seen {
@@ -139,13 +139,6 @@ impl Follower {
                 () = self.tx.closed() => return,
             }
         }
-    }
-
-    fn allowed(&self) -> bool {
-        let head = self.app.log.head();
-        let user = head.machine.users.get(&self.session.user.id);
-        self.app.auth.still_good(&head.machine, &self.session)
-            && user.is_some_and(|u| allowed(u.role, u.tenant, Permission::AuditRead, u.tenant))
     }
 
     /// The next events that the caller may see, as one piece; empty where it may see none of them.

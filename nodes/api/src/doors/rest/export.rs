@@ -9,7 +9,7 @@
 use super::call::Call;
 use super::reply;
 use crate::app::backup::Backup;
-use crate::app::event::{redact, visible};
+use crate::app::event::{audits, visible};
 use crate::app::proof::beyond;
 use crate::app::{App, Output};
 use crate::auth::Session;
@@ -18,23 +18,30 @@ use crate::problem::Problem;
 use axum::response::Response;
 use bytes::Bytes;
 use cvlan_core::Rules;
-use cvlan_core::access::{Permission, allowed, tenant_unknown};
+use cvlan_core::access::tenant_unknown;
 use cvlan_core::id::{Seq, TenantId};
 use cvlan_core::log::export::{Exporter, FORMAT, MAGIC, record};
 use cvlan_core::log::merkle::{CompactRange, Hash, leaf_hash};
 use cvlan_core::log::note::TreeHead;
 use cvlan_core::log::records::record_write;
 use cvlan_core::machine::Machine;
+use cvlan_core::redact::redact;
 use cvlan_core::rules::tenant_of;
 use cvlan_proto::Message;
 use cvlan_proto::v1::export_record::Kind;
 use cvlan_proto::v1::{ExportEvent, ExportHeader, ExportRecord};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::timeout;
 
 /// Exports and backups at once.
-pub const EXPORTS_MAX: usize = 4;
+pub const EXPORTS_MAX: usize = 8;
+/// A reader takes a piece within this.
+const SEND_TIME: Duration = Duration::from_secs(30);
+/// Only where less than a majority of the voters has signed it.
+pub const UNSIGNED: HeaderName = HeaderName::from_static("cvlan-no-majority");
 /// Events read at once.
 const PAGE: usize = 1024;
 /// Older sizes that the tree can be shown at.
@@ -94,6 +101,9 @@ pub async fn answer(c: Call) -> Result<Response, Problem> {
         Form::Binary => "application/vnd.cvlan.export",
     };
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    if !signed.valid {
+        response.headers_mut().insert(UNSIGNED, HeaderValue::from_static("true"));
+    }
     Ok(response)
 }
 
@@ -109,15 +119,12 @@ pub async fn backup(c: Call) -> Result<Response, Problem> {
         loop {
             match backup.piece().await {
                 Ok(Some(piece)) => {
-                    if tx.send(piece).await.is_err() {
-                        break;
+                    if let Err(why) = sent(&tx, piece).await {
+                        break tracing::warn!(why, "a backup was ended");
                     }
                 }
                 Ok(None) => break,
-                Err(problem) => {
-                    tracing::warn!(code = problem.code, detail = %problem.detail, "a backup was ended");
-                    break;
-                }
+                Err(problem) => break tracing::warn!(detail = %problem.detail, "a backup was ended"),
             }
         }
         drop(permit);
@@ -132,6 +139,12 @@ fn turn(app: &App) -> Result<OwnedSemaphorePermit, Problem> {
         let detail = format!("{EXPORTS_MAX} exports and backups are being made here already; try again");
         Problem::later(StatusCode::SERVICE_UNAVAILABLE, "busy", detail, 5)
     })
+}
+
+/// Whoever takes nothing for so long has its turn no longer.
+async fn sent(tx: &mpsc::Sender<Bytes>, piece: Bytes) -> Result<(), String> {
+    let sent = timeout(SEND_TIME, tx.send(piece)).await;
+    sent.map_err(|_| "its reader takes nothing".to_owned())?.map_err(|_| "its reader has gone".to_owned())
 }
 
 fn since(text: &str) -> Result<Vec<u64>, Problem> {
@@ -164,8 +177,12 @@ impl Writer {
         }
         let begin = if self.form == Form::Binary { [MAGIC.as_slice(), &[FORMAT]].concat() } else { Vec::new() };
         self.send(begin, &mut records).await?;
+        let draining = self.app.draining.subscribe();
         while self.next <= self.to {
-            if !self.allowed() {
+            if *draining.borrow() || crate::app::now_ms() / 1000 >= self.session.expires_s {
+                return Err("its session or the controller ends".to_owned());
+            }
+            if !audits(&self.app, &self.session) {
                 return Err("its caller may not audit any more".to_owned());
             }
             let page = self.app.log.history(Seq(self.next), PAGE.min((self.to - self.next + 1) as usize)).await;
@@ -201,21 +218,13 @@ impl Writer {
             exporter.hide(seq, leaf, records);
             return Ok(());
         }
-        let mut shown = event.clone();
-        redact(&mut shown);
-        let redacted = shown != event;
+        let mut shown = event;
+        let redacted = redact(&mut shown);
         let event = if redacted { shown.encode_to_vec().into() } else { bytes };
         let decoded = (self.form == Form::Lines).then_some(shown);
         let leaf = Bytes::copy_from_slice(&leaf);
         exporter.show(ExportEvent { event, leaf, redacted, decoded }, records);
         Ok(())
-    }
-
-    fn allowed(&self) -> bool {
-        let head = self.app.log.head();
-        let user = head.machine.users.get(&self.session.user.id);
-        self.app.auth.still_good(&head.machine, &self.session)
-            && user.is_some_and(|u| allowed(u.role, u.tenant, Permission::AuditRead, u.tenant))
     }
 
     async fn send(&self, mut out: Vec<u8>, records: &mut Vec<ExportRecord>) -> Result<(), String> {
@@ -228,6 +237,6 @@ impl Writer {
                 }
             }
         }
-        self.tx.send(out.into()).await.map_err(|_| "its reader has gone".to_owned())
+        sent(&self.tx, out.into()).await
     }
 }
