@@ -1,6 +1,7 @@
 //! Three controllers as processes on loopback: what a cluster is for.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
+mod backup;
 mod common;
 mod keys;
 mod life;

@@ -6,21 +6,21 @@ use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 /// A machine that is a node of `acme/prod`.
-struct Agent {
+pub struct Agent {
     machine: Machine,
     certificate: String,
     checkpoint: String,
 }
 
 impl Agent {
-    async fn connect(&self, cluster: &Cluster, at: usize) -> Sync {
+    pub async fn connect(&self, cluster: &Cluster, at: usize) -> Sync {
         let mut stream = self.machine.sync(&cluster.members[at], &self.certificate).await.unwrap();
         stream.hello(&self.checkpoint).await;
         stream
     }
 }
 
-async fn agents<const N: usize>(cluster: &mut Cluster, names: [&str; N]) -> [Agent; N] {
+pub async fn agents<const N: usize>(cluster: &mut Cluster, names: [&str; N]) -> [Agent; N] {
     cluster.post(0, "/tenants", json!({"slug": "acme"})).await.expect(201);
     cluster.post(1, "/tenants/acme/cvlans", json!({"name": "prod", "ipv4Cidr": "10.0.0.0/24"})).await.expect(201);
     let token = json!({"cvlan": "prod", "expiresInSeconds": "3600", "maxUses": 10});

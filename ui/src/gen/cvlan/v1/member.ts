@@ -167,7 +167,19 @@ export interface VoterQuestion {
     | CertificateRequest
     | undefined;
   /** From one who votes to one who is about to: keep these. */
-  keys?: ClusterKeys | undefined;
+  keys?:
+    | ClusterKeys
+    | undefined;
+  /** To one who votes: what it signs of the log. */
+  treeHead?: TreeHeadRequest | undefined;
+}
+
+/** TreeHeadRequest asks a voter for its signature on the tree head at a size, which it computes from its own log. */
+export interface TreeHeadRequest {
+  /** 32 hex digits. */
+  epoch: string;
+  /** Events. */
+  size: string;
 }
 
 /** ForwardedRequest is an HTTP request whole; what it may do is decided by its own credentials, where it is carried out. */
@@ -219,6 +231,8 @@ export interface VoterAnswer {
   body: Uint8Array;
   /** Of a certificate request: DER. */
   certificate: Uint8Array;
+  /** Of a tree head request: a note that it signed. */
+  note: string;
 }
 
 /** MemberEvent is a fact about one member. The founder has no MemberAdmitted: it comes with Bootstrapped. */
@@ -246,6 +260,8 @@ export interface MemberJoined {
   /** SHA-256 of its certificate's SubjectPublicKeyInfo, 32 bytes; never another for the same member. */
   keySha256: Uint8Array;
   version: string;
+  /** Ed25519 public key that it signs tree heads with, 32 bytes; empty in events of versions that did not. */
+  noteKey: Uint8Array;
 }
 
 /** MemberRemoved ends a membership; its id does not come back. */

@@ -147,7 +147,7 @@ export interface SavedMember {
   secretHash: Uint8Array;
   expiresMs: string;
   admittedMs: string;
-  /** Empty until it joined, and so the three below. */
+  /** Empty until it joined, and so the three below and note_key. */
   keySha256: Uint8Array;
   address: string;
   version: string;
@@ -155,6 +155,7 @@ export interface SavedMember {
   nodeUrls: string[];
   apiUrls: string[];
   revision: string;
+  noteKey: Uint8Array;
 }
 
 /** SavedUsedKey is a caller's Idempotency-Key and what it was used for. */

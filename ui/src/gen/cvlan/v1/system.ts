@@ -137,6 +137,8 @@ export interface CheckpointRecord {
   seq: string;
   root: string;
   digest: string;
+  /** The tree head at seq, signed by a majority of the voters, where it is kept here (C2SP tlog-checkpoint). */
+  note: string;
 }
 
 /** CheckpointList answers GET /api/v1/log/checkpoints, newest first. */
