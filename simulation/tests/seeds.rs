@@ -102,6 +102,7 @@ fn clusters_keep_their_promises() {
             ("maps_checked", 20 * seeds),
             ("endpoints", seeds),
             ("events", 300 * seeds),
+            ("proofs", 2 * seeds),
         ],
     );
 }

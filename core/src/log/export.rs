@@ -793,6 +793,14 @@ mod tests {
         assert!(fault.what.contains("--since 100"), "{fault}");
     }
 
+    /// Files that were written are read for ever: what changes here needs another format.
+    #[test]
+    fn golden_bytes() {
+        let mut bytes = [MAGIC.as_slice(), &[FORMAT]].concat();
+        Log::new(60).export(TENANTS[0], 5, &[9]).iter().for_each(|record| record_write(record, &mut bytes));
+        assert_eq!(hex::encode(leaf_hash(&bytes)), "e379cf3d8149aea4ca47bcd9922da311060c7f1f70955e530e00278f0acd75ed");
+    }
+
     /// 1,000 changes at random, each of which an attacker makes fit as far as it can: with one voter's key of three.
     #[test]
     fn no_tamper_of_a_thousand_is_missed() {

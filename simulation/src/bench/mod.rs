@@ -13,6 +13,7 @@ mod https;
 mod load;
 mod process;
 mod ready;
+mod record;
 mod replay;
 mod wire;
 mod write;
@@ -123,9 +124,12 @@ pub const FIGURES: &[Figure] = &[
     beside("https_latency_m1_c1", "us", None, None, https::latency),
     beside("https_p99_open_m1", "us", None, None, https::p99_open),
     here("snapshot_p99", "us", None, None, ready::snapshot_p99),
+    here("backup_p99", "us", None, None, ready::backup_p99),
     beside("start_ready", "s", None, None, ready::start_ready),
     here("replay_apply", "events/s", None, None, replay::apply),
     here("replay_scan", "events/s", None, None, replay::scan),
+    here("export_verify", "events/s", None, None, record::verify),
+    here("export_tampers_missed", "tampers", None, None, record::tampers),
     here("disk_per_event", "bytes/byte", None, None, replay::disk_per_event),
     beside("rss_controller", "MiB", None, None, https::rss_controller),
     beside("rss_agent", "MiB", None, None, agents::rss_agent),

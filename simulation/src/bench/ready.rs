@@ -3,16 +3,26 @@
 use super::load::Took;
 use super::process::{Controller, until};
 use super::replay::fill;
-use super::write::{Fleet, START, open};
+use super::write::{Fleet, Real, START, open};
 use super::{Bench, Sample, on_tokio};
 use anyhow::{anyhow, ensure};
 use cvlan_core::Rules;
+use cvlan_core::id::Seq;
+use cvlan_core::log::backup::record;
+use cvlan_core::log::entry_decode;
+use cvlan_core::log::records::record_write;
+use cvlan_proto::v1::BackupEntry;
+use cvlan_proto::v1::backup_record::Kind;
+use cvlan_raft::Item;
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Events in the log of [`start_ready`].
 const EVENTS: u64 = 1_000_000;
+/// Entries read at once.
+const PAGE: usize = 1024;
 /// Nodes in the state.
 const NODES: u64 = 100_000;
 
@@ -55,28 +65,63 @@ pub(super) fn start_ready(bench: &Bench) -> anyhow::Result<Sample> {
     Ok(Sample::new(seconds, vec![("events", EVENTS.to_string()), ("nodes", NODES.to_string())]))
 }
 
-/// Callers of [`snapshot_p99`]; each writes every [`GAP`].
-const CALLERS: u64 = 40;
+/// Between two writes of one caller.
 const GAP: Duration = Duration::from_millis(20);
-/// Snapshots in a round.
-const SNAPSHOTS: usize = 3;
+/// Callers of [`snapshot_p99`], and of [`backup_p99`]: 5,000 writes a second.
+const SNAPSHOT_CALLERS: u64 = 40;
+const BACKUP_CALLERS: u64 = 100;
+/// What is done beside them, in a round.
+const TIMES: usize = 3;
 
 /// `snapshot_p99`: the slowest hundredth of writes while a snapshot is made, beside the same without one.
 pub(super) fn snapshot_p99(bench: &Bench) -> anyhow::Result<Sample> {
     let nodes = bench.events().min(NODES);
+    beside_writes(bench, nodes, SNAPSHOT_CALLERS, "snapshot_ms", async |member: &Real<Rules>| {
+        Ok(member.snapshot().await?)
+    })
+}
+
+/// `backup_p99`: the same while the whole log is read as a backup has it, and written to a file, synced.
+pub(super) fn backup_p99(bench: &Bench) -> anyhow::Result<Sample> {
+    let folder = bench.folder()?;
+    let path = folder.path().join("backup");
+    beside_writes(bench, EVENTS, BACKUP_CALLERS, "backup_ms", async |member: &Real<Rules>| {
+        let (to, mut from) = (member.head().seq, Seq(1));
+        let mut file = std::fs::File::create(&path)?;
+        while from <= to {
+            let mut piece = Vec::new();
+            for item in member.backup_from(from, PAGE).await? {
+                let Item::Frame(entry) = item else { continue };
+                from = Seq(entry.first_seq.0 + entry_decode(&entry.frame)?.events.len() as u64);
+                record_write(&record(Kind::Entry(BackupEntry { frame: entry.frame, members: None })), &mut piece);
+            }
+            file = tokio::task::spawn_blocking(move || file.write_all(&piece).map(|()| file)).await??;
+        }
+        Ok(tokio::task::spawn_blocking(move || file.sync_all()).await??)
+    })
+}
+
+/// Writes at a steady rate into a log of `events`, and `work` beside them, some times.
+fn beside_writes(
+    bench: &Bench,
+    events: u64,
+    callers: u64,
+    key: &'static str,
+    work: impl AsyncFn(&Real<Rules>) -> anyhow::Result<()>,
+) -> anyhow::Result<Sample> {
     on_tokio(async {
         let folder = bench.folder()?;
         let member = open::<Rules>(folder.path(), false).await?;
         ensure!(member.writable(START).await, "it does not lead");
         let fleet = Fleet::found(&member).await?;
-        fill(&member, &fleet, nodes).await?;
-        let (snapshotting, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+        fill(&member, &fleet, events).await?;
+        let (working, stop) = (AtomicBool::new(false), AtomicBool::new(false));
         let writer = async |caller: u64| -> anyhow::Result<[Vec<u64>; 2]> {
             let (mut micros, mut n) = ([Vec::new(), Vec::new()], 0);
-            let mut due = tokio::time::Instant::now() + GAP.mul_f64(caller as f64 / CALLERS as f64);
+            let mut due = tokio::time::Instant::now() + GAP.mul_f64(caller as f64 / callers as f64);
             while !stop.load(Relaxed) {
                 tokio::time::sleep_until(due).await;
-                let (begin, during) = (Instant::now(), snapshotting.load(Relaxed));
+                let (begin, during) = (Instant::now(), working.load(Relaxed));
                 n += 1;
                 // Sessions after those that filled the log.
                 let once = cvlan_core::machine::Once { session: 1 << 32 | caller, n };
@@ -87,27 +132,27 @@ pub(super) fn snapshot_p99(bench: &Bench) -> anyhow::Result<Sample> {
             }
             Ok(micros)
         };
-        let snapshots = async {
+        let works = async {
             let mut took = Duration::ZERO;
-            for _ in 0..SNAPSHOTS {
-                tokio::time::sleep(bench.length() / SNAPSHOTS as u32).await;
+            for _ in 0..TIMES {
+                tokio::time::sleep(bench.length() / TIMES as u32).await;
                 let begin = Instant::now();
-                snapshotting.store(true, Relaxed);
-                member.snapshot().await?;
-                snapshotting.store(false, Relaxed);
+                working.store(true, Relaxed);
+                work(&member).await?;
+                working.store(false, Relaxed);
                 took += begin.elapsed();
             }
             stop.store(true, Relaxed);
             anyhow::Ok(took)
         };
-        let writers = futures_util::future::try_join_all((0..CALLERS).map(writer));
-        let (took, micros) = futures_util::future::try_join(snapshots, writers).await?;
+        let writers = futures_util::future::try_join_all((0..callers).map(writer));
+        let (took, micros) = futures_util::future::try_join(works, writers).await?;
         member.shutdown().await;
         let of = |at: usize| micros.iter().filter_map(|m| m.get(at)).flatten().copied().collect::<Vec<_>>();
         let (without, with) = (Took::new(of(0), bench.length())?, Took::new(of(1), took)?);
         let keys = vec![
-            ("nodes", nodes.to_string()),
-            ("snapshot_ms", (took.as_millis() / SNAPSHOTS as u128).to_string()),
+            ("events", events.to_string()),
+            (key, (took.as_millis() / TIMES as u128).to_string()),
             ("p50_us", with.quantile(0.5).to_string()),
         ];
         Ok(Sample::new(with.quantile(0.99) as f64, keys).beside("without", without.quantile(0.99) as f64))

@@ -18,8 +18,8 @@ const PAGE: usize = 256;
 
 /// A log of bulks without a snapshot, closed in order.
 pub(super) struct LongLog {
-    folder: TempDir,
-    events: u64,
+    pub(super) folder: TempDir,
+    pub(super) events: u64,
     entries: u64,
     root: [u8; 32],
 }
@@ -44,7 +44,7 @@ impl LongLog {
         self.events as f64 / self.entries.max(1) as f64
     }
 
-    fn keys(&self) -> Vec<(&'static str, String)> {
+    pub(super) fn keys(&self) -> Vec<(&'static str, String)> {
         vec![("events", self.events.to_string()), ("events_per_entry", format!("{:.1}", self.per_entry()))]
     }
 }

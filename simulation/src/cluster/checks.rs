@@ -9,10 +9,11 @@ use crate::ledger::short;
 use crate::lock;
 use crate::runtime::{now_us, sleep_us};
 use cvlan_core::id::{Checkpoint, Seq, TenantId};
+use cvlan_core::log::proof::{continued, included};
 use cvlan_core::machine::Machine as _;
 use cvlan_core::{Rules, State};
 use cvlan_projections::{Query, Views};
-use cvlan_raft::{Head, Role};
+use cvlan_raft::{Head, HistoryError, Proof, Role};
 use std::sync::Arc;
 
 /// All members are at the leader's head within this, ms.
@@ -63,6 +64,7 @@ impl Cluster {
         for up in &members {
             self.replays(up, &head, digest).await?;
         }
+        self.proves(&members, &head).await?;
         let agents: Vec<Local> = agents.into_iter().flatten().collect();
         let nodes = agents.iter().map(|agent| agent.node).collect();
         self.agents_converge(agents).await?;
@@ -146,6 +148,40 @@ impl Cluster {
             Called::Done(Err(error)) => Err(format!("log verify on s{}: {error}", up.at)),
             Called::Gone | Called::Late => Err(format!("log verify on s{} does not end", up.at)),
         }
+    }
+
+    /// Each member proves the same: the root, that an event is in it, that it continues an older one. Where history begins
+    /// late it may prove the head alone.
+    async fn proves(&self, members: &[Up], head: &Head<State>) -> Result<(), String> {
+        let seq = head.seq;
+        let (event, old) = (Seq(1 + self.draw(seq.0)), Seq(1 + self.draw(seq.0)));
+        let mut first = None;
+        for up in members {
+            let asked =
+                up.call(CALL_LIMIT, move |member| async move { member.prove(seq, Some(event), Some(old)).await });
+            let proof = match asked.await {
+                Called::Done(Ok(proof)) => proof,
+                Called::Done(Err(HistoryError::Gone { .. })) if up.member.status().history_from > 1 => {
+                    let alone = up.call(CALL_LIMIT, move |member| async move { member.prove(seq, None, None).await });
+                    match alone.await {
+                        Called::Done(Ok(proof)) if proof.root == head.root => continue,
+                        _ => return Err(format!("s{} does not prove its head", up.at)),
+                    }
+                }
+                Called::Done(Err(error)) => return Err(format!("s{} proves nothing: {error}", up.at)),
+                Called::Gone | Called::Late => return Err(format!("s{} does not answer with a proof", up.at)),
+            };
+            let Proof { root, inclusion: Some(is), consistency: Some(was) } = &proof else {
+                return Err(format!("s{} proves less than was asked", up.at));
+            };
+            let sound = included(is.leaf, event.0 - 1, seq.0, root, &is.path);
+            let sound = sound && continued(old.0, &was.root, seq.0, root, &was.path) && *root == head.root;
+            if !sound || first.get_or_insert_with(|| proof.clone()) != &proof {
+                return Err(format!("s{} proves event {event} and size {old} otherwise than they are", up.at));
+            }
+            self.count(|c| c.one("proofs"));
+        }
+        Ok(())
     }
 
     /// Who was removed does not run on, and is nobody's member.
