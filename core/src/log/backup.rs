@@ -250,7 +250,10 @@ mod tests {
     fn golden_bytes() {
         let mut bytes = [MAGIC.as_slice(), &[FORMAT]].concat();
         backup(&[1, 5, 300, 2]).0.iter().for_each(|record| record_write(record, &mut bytes));
-        assert_eq!(hex::encode(crate::log::leaf_hash(&bytes)), "0c5636c98e2f960fd6442c71920363fe44533d45e2c55b3eba55144631f723e4");
+        assert_eq!(
+            hex::encode(crate::log::leaf_hash(&bytes)),
+            "0c5636c98e2f960fd6442c71920363fe44533d45e2c55b3eba55144631f723e4"
+        );
     }
 
     #[test]

@@ -110,16 +110,16 @@ pub(super) fn tampers(bench: &Bench) -> anyhow::Result<Sample> {
     static ROUNDS: AtomicU64 = AtomicU64::new(0);
     let made = make(bench.long_log()?, EVENTS.min(bench.events()))?;
     let mut rng = Rng(ROUNDS.fetch_add(1, Relaxed));
-    let check = |records: &mut dyn Iterator<Item = &ExportRecord>| -> anyhow::Result<()> {
+    let check = |records: &[ExportRecord]| -> anyhow::Result<()> {
         let mut checker = Checker::new(voters(made.epoch), vec![made.half.clone()], Seq(1));
-        records.try_for_each(|record| checker.record(record.clone()))?;
+        records.iter().try_for_each(|record| checker.record(record.clone()))?;
         checker.finish()?;
         Ok(())
     };
-    check(&mut made.records.iter())?;
+    check(&made.records)?;
     let mut missed = 0;
     for _ in 0..TAMPERS {
-        missed += u64::from(check(&mut tampered(&made, &mut rng)?.iter()).is_ok());
+        missed += u64::from(check(&tampered(&made, &mut rng)?).is_ok());
     }
     Ok(Sample::new(missed as f64, vec![("tampers", TAMPERS.to_string()), ("events", made.head.size.to_string())]))
 }
