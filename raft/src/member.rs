@@ -48,6 +48,10 @@ const HAND_OVER_LIMIT: Duration = Duration::from_secs(1);
 /// A linearizable read waits so long until what it must see is applied here.
 const APPLY_LIMIT: Duration = Duration::from_secs(5);
 
+/// How much longer a backup rests than it reads, and at most between two pages.
+const BACKUP_REST: u64 = 4;
+const BACKUP_REST_MAX: Duration = Duration::from_millis(100);
+
 /// What a command came to.
 pub struct Answer<M: Machine> {
     /// The last event of the command; where it changed nothing, the head that it was decided against.
@@ -301,9 +305,15 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
     }
 
     /// All that a log is made of, from what follows event `from` - 1 on: at most `limit` entries, the last one with events, up to
-    /// what is applied here; fewer where a page's bytes are full.
+    /// what is applied here; fewer where a page's bytes are full. It rests several times as long as it reads: whoever writes
+    /// beside it is not to notice.
     pub async fn backup_from(&self, from: Seq, limit: usize) -> Result<Vec<Item>, HistoryError> {
-        crate::reading::items(&self.0.shared, from, limit).await
+        let clock = &self.0.shared.clock;
+        let begin = clock.monotonic_us();
+        let items = crate::reading::items(&self.0.shared, from, limit).await?;
+        let took = clock.monotonic_us().saturating_sub(begin);
+        Cfg::<RT>::sleep(Duration::from_micros(took * BACKUP_REST).min(BACKUP_REST_MAX)).await;
+        Ok(items)
     }
 
     /// The last event at or before a time (ms since 1970, UTC); 0 where there is none.

@@ -20,6 +20,9 @@ use std::sync::Arc;
 /// Bytes of a page, beyond which it takes no further entry.
 pub const PAGE_BYTES: usize = 1 << 20;
 
+/// Bytes of a page of a backup: small, so that who writes beside it does not wait for it.
+const BACKUP_BYTES: usize = 256 << 10;
+
 /// Entries looked at in one step.
 const STEP: u64 = 1024;
 
@@ -29,11 +32,21 @@ pub(crate) async fn page<M: Machine, RT: AsyncRuntime>(
     from: u64,
     end: u64,
 ) -> Result<Vec<Entry>, HistoryError> {
+    piece(shared, from, end, PAGE_BYTES).await
+}
+
+/// The same, of `bytes` at most.
+async fn piece<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    from: u64,
+    end: u64,
+    bytes: usize,
+) -> Result<Vec<Entry>, HistoryError> {
     let plan = shared.wal.plan(from..end.min(from.saturating_add(STEP)));
     if plan.in_memory() {
         return Ok(plan.memory());
     }
-    let read = on_disk::<RT, _>(&shared.disk, Lane::Read, move |files| plan.read(files, PAGE_BYTES)).await;
+    let read = on_disk::<RT, _>(&shared.disk, Lane::Read, move |files| plan.read(files, bytes)).await;
     read.map_err(|_| HistoryError::Stopped)?.map_err(|error| HistoryError::Damaged(error.to_string()))
 }
 
@@ -115,10 +128,10 @@ pub(crate) async fn items<M: Machine, RT: AsyncRuntime>(
         0 | 1 => shared.wal.oldest(),
         from => shared.wal.locate(Sought::Seq(Seq(from - 1))),
     };
-    let (mut found, mut room) = (Vec::new(), PAGE_BYTES);
+    let (mut found, mut room) = (Vec::new(), BACKUP_BYTES);
     loop {
         let place = lock(&shared.place).clone();
-        let entries = page(shared, at, index(&place.last).map_or(0, |last| last + 1)).await?;
+        let entries = piece(shared, at, index(&place.last).map_or(0, |last| last + 1), BACKUP_BYTES).await?;
         let Some(last) = entries.last() else { return Ok(found) };
         at = last.log_id.index + 1;
         for entry in entries {

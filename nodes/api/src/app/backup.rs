@@ -259,7 +259,8 @@ async fn once(app: &Arc<App>, schedule: &Schedule) -> Result<PathBuf, String> {
     let written = async {
         let mut file = File::create(&beside).map_err(io)?;
         while let Some(piece) = backup.piece().await.map_err(told)? {
-            file = tokio::task::spawn_blocking(move || file.write_all(&piece).map(|()| file))
+            // Synced piece by piece: all of it at once would hold up the log's own syncs.
+            file = tokio::task::spawn_blocking(move || piece_write(file, &piece))
                 .await
                 .map_err(|e| e.to_string())?
                 .map_err(io)?;
@@ -280,6 +281,12 @@ async fn once(app: &Arc<App>, schedule: &Schedule) -> Result<PathBuf, String> {
         let _ = std::fs::remove_file(&beside);
     }
     written.map(|()| path)
+}
+
+fn piece_write(mut file: File, piece: &[u8]) -> std::io::Result<File> {
+    file.write_all(piece)?;
+    file.sync_data()?;
+    Ok(file)
 }
 
 /// Removes the oldest of what we made.
