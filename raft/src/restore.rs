@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 /// What a log is made of.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Restored {
     /// An entry with events, verbatim.
     Frame(Bytes),

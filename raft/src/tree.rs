@@ -7,10 +7,10 @@
 //!            tiles/NNNNNNNNNN.tile = header │ 65,536 leaves │ 256 roots of 256 │ 1 root of all          never changed
 //! ```
 //! What C2SP `tlog-tiles` calls tiles of levels 0 and 1 lie in one file, and a file is whole or not there: written beside,
-//! synced, renamed. Leaves after the last full file are in memory alone, 2 MiB at most, and read from history again after a
+//! synced, renamed. Leaves after the last full file are in memory alone, 2 MiB where the disk has room, and read from history again after a
 //! restart. The files outlive the history that they were made of. Where history begins later than they end (a snapshot took the
 //! place of what is between), the tree begins with the head's own roots: it proves from there on, in memory alone, and begins
-//! again with a newer head when it grows long.
+//! again with a newer head when that is over 8 MiB.
 
 use crate::disk::{File, Files, Lane, on_disk};
 use crate::error::HistoryError;
@@ -140,15 +140,15 @@ impl Tree {
         Ok(tree)
     }
 
-    /// Adds the events of an entry that are not in it.
-    fn add(&mut self, frame: &Frame) -> Result<(), HistoryError> {
+    /// Adds the events of an entry that are not in it; false where the entry says that it is another tree's.
+    fn add(&mut self, frame: &Frame) -> Result<bool, HistoryError> {
         let entry = entry_decode(&frame.0).map_err(|error| HistoryError::Damaged(error.to_string()))?;
         if entry.first_seq > self.size() + 1 {
             return Err(HistoryError::Damaged(format!("event {} follows event {}", entry.first_seq, self.size())));
         }
         let known = self.size() + 1 - entry.first_seq;
         if known == 0 && entry.prev_root != self.range.root() {
-            return Err(HistoryError::Damaged(format!("event {} continues another tree", entry.first_seq)));
+            return Ok(false);
         }
         for event in entry.events.iter().skip(known as usize) {
             let leaf = leaf_hash(event);
@@ -160,7 +160,7 @@ impl Tree {
                 self.eights.push(fold(last));
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Gives full files to the disk.
@@ -321,8 +321,8 @@ async fn with<M: Machine, RT: AsyncRuntime, T: Send + 'static>(
             tree = disk(shared, |files| Tree::open(files)).await?;
         }
         let head = shared.head();
-        let caught_up = catch_up(shared, tree, head.seq).await?;
-        let fits = caught_up.size() > head.seq.0 || caught_up.range.root() == head.root;
+        let (caught_up, fits) = catch_up(shared, tree, head.seq).await?;
+        let fits = fits && (caught_up.size() > head.seq.0 || caught_up.range.root() == head.root);
         // Files outlive history: those that cannot be made anew stay.
         let again = begins(shared, Seq(1)).is_ok();
         let job = job.clone();
@@ -360,34 +360,33 @@ async fn disk<M: Machine, RT: AsyncRuntime, T: Send + 'static>(
     done.map_err(|error| HistoryError::Damaged(format!("the tree: {error}")))
 }
 
-/// Adds what was applied up to `to`.
+/// Adds what was applied up to `to`; false where an entry says that it is another tree's.
 async fn catch_up<M: Machine, RT: AsyncRuntime>(
     shared: &Arc<Shared<M, RT>>,
     mut tree: Tree,
     to: Seq,
-) -> Result<Tree, HistoryError> {
+) -> Result<(Tree, bool), HistoryError> {
+    let mut fits = true;
     if tree.size() >= to.0 {
-        return Ok(tree);
+        return Ok((tree, fits));
     }
     let due = Seq(tree.size() + 1);
     let grown = tree.begins > 0 && tree.leaves.len() > 4 * BLOCK;
     if grown || begins(shared, due).is_err() {
-        tree = Tree::late(&shared.head().tree);
-        return Ok(tree);
+        return Ok((Tree::late(&shared.head().tree), fits));
     }
     let mut from = shared.wal.locate(Sought::Seq(due));
-    while tree.size() < to.0 {
+    while fits && tree.size() < to.0 {
         let place = lock(&shared.place).clone();
         let entries = page(shared, from, index(&place.last).map_or(0, |last| last + 1)).await?;
         let Some(last) = entries.last() else { break };
         from = last.log_id.index + 1;
         let skipped = move |entry: &Entry| place.skipped.binary_search(&entry.log_id.index).is_ok();
-        tree = disk(shared, move |files| {
+        (tree, fits) = disk(shared, move |files| {
             for entry in entries.iter().filter(|entry| !skipped(entry)) {
-                if let EntryPayload::Normal(frame) = &entry.payload
-                    && let Err(error) = tree.add(frame)
-                {
-                    return Err(io::Error::other(error.to_string()));
+                let EntryPayload::Normal(frame) = &entry.payload else { continue };
+                if !tree.add(frame).map_err(io::Error::other)? {
+                    return Ok((tree, false));
                 }
             }
             // What there is no room for stays in memory.
@@ -396,11 +395,11 @@ async fn catch_up<M: Machine, RT: AsyncRuntime>(
                 Err(error) => tracing::warn!(%error, "a part of the tree was not written"),
                 Ok(()) => {}
             }
-            Ok(tree)
+            Ok((tree, true))
         })
         .await?;
     }
-    Ok(tree)
+    Ok((tree, fits))
 }
 
 /// See [`crate::Member::prove`].

@@ -13,10 +13,15 @@ use cvlan_proto::v1::backup_record::Kind;
 use serde_json::json;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Read from a file at once, bytes.
 const PIECE: usize = 1 << 20;
+
+/// What was cut off longer ago is begun anew: a backup is to have what there is now.
+const PART_MAX: Duration = Duration::from_secs(3600);
 
 /// `cvlanctl cluster backup`
 #[derive(Args)]
@@ -39,8 +44,15 @@ impl Backup {
     pub async fn run(self, mut client: Client, global: &Global) -> Result<(), Failure> {
         let known = keys(self.keys.as_deref())?;
         let beside = self.to.with_added_extension("part");
-        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&beside);
+        // It has hashes of passwords.
+        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&beside);
         let mut file = open.map_err(io(&beside))?;
+        file.try_lock().map_err(|e| io(&beside)(e.into()))?;
+        let age = file.metadata().and_then(|m| m.modified()).map_err(io(&beside))?.elapsed().unwrap_or_default();
+        if age > PART_MAX {
+            talk(&format!("{} is too old to go on with: beginning anew", beside.display()));
+            file.set_len(0).map_err(io(&beside))?;
+        }
         let mut checker = Checker::new(known.clone());
         let whole = held(&mut file, &mut checker).map_err(io(&beside))?;
         match checker.header() {
@@ -77,7 +89,16 @@ async fn fetch(client: &mut Client, checker: &mut Checker, file: &mut File, besi
         None => file.write_all(&[MAGIC.as_slice(), &[FORMAT]].concat()).map_err(io(beside))?,
     }
     let (mut records, bar, mut ended) = (Splitter::new(MAGIC, FORMAT), bar(), false);
-    let mut stream = client.stream(&path, "*/*").await?;
+    let asked = client.stream(&path, "*/*").await;
+    let mut stream = asked.map_err(|f| match f.code.as_str() {
+        "seq_beyond" => f.hint(format!("{} is of another log: remove it", beside.display())),
+        _ => f,
+    })?;
+    if stream.headers().contains_key("cvlan-no-majority") {
+        talk(
+            "cvlanctl: too few voters could be asked to sign it: it cannot be checked with their keys; back up again later",
+        );
+    }
     let lost = |e: &dyn ToString| {
         Failure::new("unreachable", format!("the backup was cut off: {}", e.to_string()))
             .hint("the same command goes on with it")
@@ -93,7 +114,7 @@ async fn fetch(client: &mut Client, checker: &mut Checker, file: &mut File, besi
                     }
                 }
                 (Some(Kind::End(_)), _) => ended = true,
-                _ => {
+                (Some(Kind::Header(_) | Kind::Entry(_)) | None, _) => {
                     checker.record(record).map_err(fault)?;
                     file.write_all(&bytes).map_err(io(beside))?;
                 }
@@ -120,7 +141,12 @@ fn held(file: &mut File, checker: &mut Checker) -> std::io::Result<u64> {
             return Ok(whole);
         }
         records.push(piece.get(..length).unwrap_or_default());
-        while let Ok(Some((record, bytes))) = records.take::<BackupRecord>() {
+        loop {
+            let (record, bytes) = match records.take::<BackupRecord>() {
+                Ok(Some(found)) => found,
+                Ok(None) => break,
+                Err(_) => return Ok(whole),
+            };
             // The end is written anew.
             if matches!(record.kind, Some(Kind::End(_))) || checker.record(record).is_err() {
                 return Ok(whole);
@@ -140,6 +166,7 @@ fn print(global: &Global, report: &BackupReport) -> Result<(), Failure> {
             "root": hex::encode(report.root),
             "signers": report.signers,
             "memberId": report.header.member_id.to_string(),
+            "timeMs": report.header.time_ms.to_string(),
         });
         return document(global.output, &report);
     }

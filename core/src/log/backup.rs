@@ -99,7 +99,8 @@ impl Checker {
         }
         match (record.kind, &self.header) {
             (Some(Kind::Header(header)), None) => {
-                if header.epoch.parse::<Epoch>().is_err() || header.to_seq == 0 {
+                let last = u64::MAX >> 1;
+                if header.epoch.parse::<Epoch>().is_err() || !(1..=last).contains(&header.to_seq) {
                     return Err(self.fault("the header is none"));
                 }
                 self.header = Some(header);
@@ -127,8 +128,10 @@ impl Checker {
     }
 
     fn entry(&mut self, given: BackupEntry, to: u64) -> Result<BackupEntry, BackupFault> {
-        if given.members.is_some() && given.frame.is_empty() {
-            return Ok(given);
+        match (&given.members, given.frame.is_empty()) {
+            (Some(_), true) => return Ok(given),
+            (Some(_), false) => return Err(self.fault("an entry with events and members at once")),
+            (None, _) => {}
         }
         let entry = entry_decode(&given.frame).map_err(|e| self.fault(e.to_string()))?;
         let due = self.tree.size() + 1;
@@ -177,7 +180,7 @@ mod tests {
     use super::*;
     use crate::log::entry::EntryWriter;
     use crate::log::export::signer;
-    use crate::log::records::{record_read, record_write};
+    use crate::log::records::{Splitter, record_write};
     use bytes::Bytes;
     use cvlan_proto::v1::{BackupMembers, BackupVoters};
     use ed25519_dalek::SigningKey;
@@ -229,15 +232,12 @@ mod tests {
     #[test]
     fn what_was_backed_up_comes_back() {
         let (records, frames) = backup(&[1, 5, 300, 2]);
-        let mut bytes = Bytes::from({
-            let mut out = Vec::new();
-            records.iter().for_each(|record| record_write(record, &mut out));
-            out
-        });
-        let mut read = Vec::new();
-        while let Some((record, length)) = record_read::<BackupRecord>(&bytes).unwrap() {
+        let mut bytes = [MAGIC.as_slice(), &[FORMAT]].concat();
+        records.iter().for_each(|record| record_write(record, &mut bytes));
+        let (mut splitter, mut read) = (Splitter::new(MAGIC, FORMAT), Vec::new());
+        splitter.push(&bytes);
+        while let Some((record, _)) = splitter.take::<BackupRecord>().unwrap() {
             read.push(record);
-            bytes = bytes.slice(length..);
         }
         assert_eq!(read, records);
         let (report, found) = check(&read).unwrap();
@@ -269,6 +269,10 @@ mod tests {
             ("behind the end", 11, &|r| r.push(r[0].clone())),
             ("begins with a header", 0, &|r| drop(r.remove(0))),
             ("a second header", 1, &|r| r.insert(2, r[0].clone())),
+            ("at once", 1, &|r| {
+                let Some(Kind::Entry(entry)) = &mut r[3].kind else { panic!() };
+                entry.members = Some(BackupMembers::default());
+            }),
             ("continues another history", 9, &|r| {
                 // The same number of events, and what follows fits by number.
                 let Some(Kind::Entry(old)) = &r[4].kind else { panic!() };

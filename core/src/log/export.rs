@@ -537,7 +537,7 @@ pub fn majority(note: &Note, known: &[Verifier]) -> Result<Vec<String>, String> 
 mod tests {
     use super::*;
     use crate::grammar::Rng;
-    use crate::log::records::{record_read, record_write};
+    use crate::log::records::{Splitter, record_write};
     use cvlan_proto::v1::{CheckpointOpened, Checkpointed, event::Body};
     use ed25519_dalek::SigningKey;
 
@@ -657,15 +657,15 @@ mod tests {
     #[test]
     fn bytes_are_read_as_written_and_every_flipped_bit_is_noticed() {
         let export = Log::new(20).export(TENANTS[0], 1, &[]);
-        let mut bytes = Vec::new();
+        let mut bytes = [MAGIC.as_slice(), &[FORMAT]].concat();
         export.iter().for_each(|record| record_write(record, &mut bytes));
         let read = |bytes: &[u8]| -> Result<Vec<ExportRecord>, String> {
-            let (mut rest, mut records) = (Bytes::copy_from_slice(bytes), Vec::new());
-            while let Some((record, length)) = record_read(&rest)? {
+            let (mut splitter, mut records) = (Splitter::new(MAGIC, FORMAT), Vec::new());
+            splitter.push(bytes);
+            while let Some((record, _)) = splitter.take()? {
                 records.push(record);
-                rest = rest.slice(length..);
             }
-            if rest.is_empty() { Ok(records) } else { Err("cut off".into()) }
+            if splitter.is_empty() { Ok(records) } else { Err("cut off".into()) }
         };
         assert_eq!(read(&bytes), Ok(export));
         for at in 0..bytes.len() {

@@ -42,6 +42,9 @@ pub enum NoteError {
     /// A known key's signature that is not its own.
     #[error("the signature of {0} is wrong")]
     Signature(String),
+    /// A file that should have keys.
+    #[error("there is no key in it (`cvlanctl log keys -o name` prints them)")]
+    NoKey,
     /// Not in the form NAME+HASH+KEY.
     #[error("{0:?} is no verifier key: it has the form NAME+HASH+KEY, as `cvlanctl log keys` prints it")]
     Key(String),
@@ -92,7 +95,7 @@ impl Verifier {
                 all.push(key);
             }
         }
-        Ok(all)
+        if all.is_empty() { Err(NoteError::NoKey) } else { Ok(all) }
     }
 
     /// Reads `NAME+HASH+KEY`.
@@ -365,6 +368,7 @@ mod tests {
         }
         let peter = Verifier::parse(PETER).unwrap();
         assert_eq!(Verifier::parse_all(&format!("# one\n\n {PETER} \n{PETER}")), Ok(vec![peter]));
+        assert_eq!(Verifier::parse_all("\n# none\n"), Err(NoteError::NoKey));
         assert_eq!(Verifier::parse_all("a"), Err(NoteError::Key("a".into())));
         assert_eq!(TreeHead::parse(&format!("{}more\n", head().text())), Ok(head()));
         for text in ["", "a", "a+b", "a+00000000+AAAA", &PETER.replace("c74f", "c74e"), &PETER.replace("Peter", "Pete")]

@@ -4,7 +4,7 @@
 //! file = 8 bytes that say which │ u8 format │ record, record, …        record = u32 LE length │ u32 LE CRC32C │ protobuf
 //! ```
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use cvlan_proto::Message;
 
 /// The longest record, bytes: an entry's frame and what is around it.
@@ -20,24 +20,25 @@ pub fn record_write(record: &impl Message, out: &mut Vec<u8>) {
     out.extend_from_slice(&body);
 }
 
-/// Takes a record off the front of `bytes`: it and how long it was; `None` where more bytes are needed. The error says what
-/// is wrong.
-pub fn record_read<R: Message + Default>(bytes: &Bytes) -> Result<Option<(R, usize)>, String> {
-    let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    let (Some(length), Some(checksum)) = (word(0), word(4)) else { return Ok(None) };
-    let end = HEADER + length as usize;
-    if end > RECORD_MAX {
-        return Err("its length is none that is ever written".to_owned());
+/// Length of the record at the front, its header included; `None` where more bytes are needed. The error says what is wrong.
+fn length(bytes: &[u8]) -> Result<Option<usize>, String> {
+    let Some((length, _)) = bytes.split_first_chunk::<4>() else { return Ok(None) };
+    match HEADER + u32::from_le_bytes(*length) as usize {
+        end if end > RECORD_MAX => Err("its length is none that is ever written".to_owned()),
+        end => Ok((end <= bytes.len()).then_some(end)),
     }
-    if bytes.len() < end {
-        return Ok(None);
-    }
-    let body = bytes.slice(HEADER..end);
-    if crc32c::crc32c(&body) != checksum {
+}
+
+/// Reads a record that fills `bytes` exactly.
+fn read<R: Message + Default>(bytes: &Bytes) -> Result<R, String> {
+    let Some((checksum, _)) = bytes.get(4..).and_then(|rest| rest.split_first_chunk::<4>()) else {
+        return Err("it is cut off".to_owned());
+    };
+    let body = bytes.slice(HEADER..);
+    if crc32c::crc32c(&body) != u32::from_le_bytes(*checksum) {
         return Err("its checksum is wrong".to_owned());
     }
-    let record = R::decode(body).map_err(|e| format!("it does not parse: {e}"))?;
-    Ok(Some((record, end)))
+    R::decode(body).map_err(|e| format!("it does not parse: {e}"))
 }
 
 /// Cuts what comes, in pieces of any length, into records.
@@ -46,19 +47,18 @@ pub struct Splitter {
     magic: &'static [u8; 8],
     format: u8,
     begun: bool,
-    rest: Bytes,
+    rest: BytesMut,
 }
 
 impl Splitter {
     /// Of a file that begins with these.
     pub fn new(magic: &'static [u8; 8], format: u8) -> Self {
-        Self { magic, format, begun: false, rest: Bytes::new() }
+        Self { magic, format, begun: false, rest: BytesMut::new() }
     }
 
     /// More bytes.
     pub fn push(&mut self, piece: &[u8]) {
-        self.rest =
-            if self.rest.is_empty() { Bytes::copy_from_slice(piece) } else { [&self.rest, piece].concat().into() };
+        self.rest.extend_from_slice(piece);
     }
 
     /// The next record that is whole, and its bytes.
@@ -73,12 +73,15 @@ impl Splitter {
                 Some(format) if *format != self.format => {
                     return Err(format!("format {format} is not known to this version"));
                 }
-                Some(_) => (self.begun, self.rest) = (true, self.rest.slice(9..)),
+                Some(_) => {
+                    self.begun = true;
+                    drop(self.rest.split_to(9));
+                }
             }
         }
-        let Some((record, length)) = record_read(&self.rest)? else { return Ok(None) };
-        let bytes = self.rest.split_to(length);
-        Ok(Some((record, bytes)))
+        let Some(length) = length(&self.rest)? else { return Ok(None) };
+        let bytes = self.rest.split_to(length).freeze();
+        Ok(Some((read(&bytes)?, bytes)))
     }
 
     /// True where nothing is left that is no record.

@@ -98,6 +98,8 @@ async fn what_it_proves_is_true_whatever_became_of_its_files() {
             assert_eq!(member.prove(seq, None, None).await.unwrap().root, root);
         }
     }
+    // An entry that begins behind the last file, and says what comes before it.
+    member.write(Command::add(1)).await.unwrap();
     let truth = truth(&member).await;
     assert!(truth.1.len() as u64 > 2 * FILE);
     holds(&member, &truth).await;

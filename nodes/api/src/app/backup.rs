@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  signed tree head ─► header ─► entries, page by page ─► end                 (cvlan_core::log::backup)
-//!  --backup-dir: every so often ─► NAME.part ─► read back and checked ─► NAME ─► those beyond --backup-keep are removed
+//!  --backup-dir: every so often ─► .NAME.part ─► read back and checked ─► NAME ─► those beyond --backup-keep are removed
 //! ```
 
 use super::App;
@@ -18,7 +18,7 @@ use cvlan_proto::v1::backup_record::Kind;
 use cvlan_proto::v1::{BackupEntry, BackupHeader, BackupMembers, BackupRecord, BackupVoters};
 use cvlan_raft::{Item, Members, Restored};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,8 @@ const PAGE: usize = 1024;
 const PIECE: usize = 1 << 20;
 /// What a backup's name ends with.
 const ENDING: &str = "cvbackup";
+/// What one that is not whole ends with.
+const PART: &str = ".part";
 /// After a backup that failed.
 const AGAIN: Duration = Duration::from_secs(300);
 
@@ -52,6 +54,8 @@ pub struct Backup {
     next: u64,
     to: u64,
     entries: u64,
+    /// A majority of the voters signed it.
+    pub signed: bool,
 }
 
 impl Backup {
@@ -69,6 +73,7 @@ impl Backup {
         // Before the first byte, so that what is not here any more is an answer of its own.
         app.log.entries_from(Seq(1), 1).await?;
         let signed = app.notary.collect(&app.voters, Seq(to)).await?;
+        let valid = signed.valid;
         let header = BackupHeader {
             epoch: head.epoch.to_string(),
             to_seq: to,
@@ -79,7 +84,7 @@ impl Backup {
         };
         let mut begin = [MAGIC.as_slice(), &[FORMAT]].concat();
         record_write(&record(Kind::Header(header)), &mut begin);
-        Ok(Self { app, begin: Some(begin), next: from, to, entries: 0 })
+        Ok(Self { app, begin: Some(begin), next: from, to, entries: 0, signed: valid })
     }
 
     /// The next piece; `None` after the last.
@@ -224,24 +229,47 @@ pub fn check(path: &Path, known: Vec<Verifier>) -> Result<BackupReport, BackupEr
 
 /// Makes backups for as long as the controller runs.
 pub async fn keep(app: Arc<App>, schedule: Schedule) {
-    let mut last = None;
+    let (mut last, mut wait) = (None, first(&app, &schedule).await);
     loop {
-        let head = app.log.head().checkpoint();
-        let wait = match last == Some(head) {
-            true => schedule.every,
-            false => match once(&app, &schedule).await {
-                Ok(path) => {
-                    tracing::info!(path = %path.display(), "a backup was made, and read back");
-                    last = Some(head);
-                    schedule.every
-                }
-                Err(why) => {
-                    tracing::error!(why, "no backup was made");
-                    schedule.every.min(AGAIN)
-                }
-            },
-        };
         sleep(wait).await;
+        wait = schedule.every;
+        let head = app.log.head().checkpoint();
+        if last == Some(head) {
+            continue;
+        }
+        match once(&app, &schedule).await {
+            Ok(path) => {
+                tracing::info!(path = %path.display(), "a backup was made, and read back");
+                last = Some(head);
+            }
+            Err(why) => {
+                tracing::error!(why, "no backup was made");
+                wait = wait.min(AGAIN);
+            }
+        }
+    }
+}
+
+/// What this member's backups of this epoch are called, after the time of their last event.
+fn ours(app: &App) -> String {
+    let epoch = app.log.head().epoch.to_string();
+    format!("-{}-m{}-", epoch.get(..8).unwrap_or_default(), app.member)
+}
+
+async fn blocking<T: Send + 'static>(job: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(job).await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+}
+
+/// A member that starts again goes on with the one that it made last.
+async fn first(app: &App, schedule: &Schedule) -> Duration {
+    let (folder, ours) = (schedule.folder.clone(), ours(app));
+    let age = move || {
+        let newest = made(&folder, &ours)?.pop().map(|path| std::fs::metadata(path)?.modified());
+        newest.transpose().map(|at| at.and_then(|at| at.elapsed().ok()))
+    };
+    match blocking(age).await {
+        Ok(Some(age)) => schedule.every.saturating_sub(age),
+        Ok(None) | Err(_) => Duration::ZERO,
     }
 }
 
@@ -249,57 +277,84 @@ pub async fn keep(app: Arc<App>, schedule: Schedule) {
 async fn once(app: &Arc<App>, schedule: &Schedule) -> Result<PathBuf, String> {
     let told = |problem: Problem| problem.detail.into_owned();
     let mut backup = Backup::begin(app.clone(), 1, None).await.map_err(told)?;
-    let epoch = app.log.head().epoch.to_string();
-    // In the order of time by name.
-    let name =
-        format!("{:015}-{}-{:012}.{ENDING}", crate::app::now_ms(), epoch.get(..8).unwrap_or_default(), backup.to);
-    let (path, beside) = (schedule.folder.join(&name), schedule.folder.join(format!(".{name}.part")));
-    let io = |e: std::io::Error| format!("{}: {e}", beside.display());
-    std::fs::create_dir_all(&schedule.folder).map_err(io)?;
+    if !backup.signed {
+        return Err("too few voters could be asked to sign it".to_owned());
+    }
+    let (folder, keep, ours) = (schedule.folder.clone(), schedule.keep, ours(app));
+    // A log's time never goes back: in order by name.
+    let name = format!("{:015}{ours}{:012}.{ENDING}", app.log.head().time_ms, backup.to);
+    let (path, beside) = (folder.join(&name), folder.join(format!(".{name}{PART}")));
+    let (part, due, mine) = (beside.clone(), app.log.status().log_bytes, ours.clone());
+    let mut file = blocking(move || begun(&folder, &part, due, &mine)).await?;
     let written = async {
-        let mut file = File::create(&beside).map_err(io)?;
         while let Some(piece) = backup.piece().await.map_err(told)? {
             // Synced piece by piece: all of it at once would hold up the log's own syncs.
-            file = tokio::task::spawn_blocking(move || piece_write(file, &piece))
-                .await
-                .map_err(|e| e.to_string())?
-                .map_err(io)?;
+            file = blocking(move || piece_write(file, &piece)).await?;
         }
-        let (from, to, folder, keep) = (beside.clone(), path.clone(), schedule.folder.clone(), schedule.keep);
-        let finish = move || -> Result<(), String> {
-            let io = |e: std::io::Error| format!("{}: {e}", from.display());
-            file.sync_all().map_err(io)?;
-            check(&from, Vec::new()).map_err(|e| e.to_string())?;
-            std::fs::rename(&from, &to).map_err(io)?;
-            File::open(&folder).and_then(|folder| folder.sync_all()).map_err(io)?;
-            thin(&folder, keep).map_err(io)
-        };
-        tokio::task::spawn_blocking(finish).await.map_err(|e| e.to_string())?
+        let (from, to, folder) = (beside.clone(), path.clone(), schedule.folder.clone());
+        blocking(move || {
+            file.sync_all()?;
+            check(&from, Vec::new()).map_err(io::Error::other)?;
+            std::fs::rename(&from, &to)?;
+            File::open(&folder)?.sync_all()?;
+            if let Err(error) = thin(&folder, &ours, keep, &to) {
+                tracing::warn!(%error, "old backups were not removed");
+            }
+            Ok(())
+        })
+        .await
     };
     let written = written.await;
     if written.is_err() {
-        let _ = std::fs::remove_file(&beside);
+        let _ = blocking(move || std::fs::remove_file(beside)).await;
     }
     written.map(|()| path)
 }
 
-fn piece_write(mut file: File, piece: &[u8]) -> std::io::Result<File> {
+/// Makes the part, where there is room for all of it; one that a crash left is removed.
+fn begun(folder: &Path, part: &Path, due: u64, ours: &str) -> io::Result<File> {
+    std::fs::create_dir_all(folder)?;
+    for entry in std::fs::read_dir(folder)? {
+        let name = entry?.file_name().into_string().unwrap_or_default();
+        if name.starts_with('.') && name.contains(ours) && name.ends_with(PART) {
+            std::fs::remove_file(folder.join(name))?;
+        }
+    }
+    let room = rustix::fs::statvfs(folder)?;
+    let free = room.f_bavail.saturating_mul(room.f_frsize);
+    if free < due {
+        let text = format!("{} has {free} bytes left, and the log has {due}", folder.display());
+        return Err(io::Error::new(io::ErrorKind::StorageFull, text));
+    }
+    File::create(part)
+}
+
+fn piece_write(mut file: File, piece: &[u8]) -> io::Result<File> {
     file.write_all(piece)?;
     file.sync_data()?;
     Ok(file)
 }
 
-/// Removes the oldest of what we made.
-fn thin(folder: &Path, keep: usize) -> std::io::Result<()> {
+/// Those of this member and epoch, oldest first.
+fn made(folder: &Path, ours: &str) -> io::Result<Vec<PathBuf>> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let (ours, dot) = (path.extension().is_some_and(|e| e == ENDING), name.starts_with('.'));
-        if ours && !dot && name.as_bytes().get(..15).is_some_and(|ms| ms.iter().all(u8::is_ascii_digit)) {
-            all.push(path);
+        let name = entry?.file_name().into_string().unwrap_or_default();
+        let is = |rest: &str| rest.starts_with(ours) && rest.ends_with(ENDING);
+        if name.split_at_checked(15).is_some_and(|(time, rest)| time.bytes().all(|b| b.is_ascii_digit()) && is(rest)) {
+            all.push(folder.join(name));
         }
     }
     all.sort();
-    all.iter().take(all.len().saturating_sub(keep)).try_for_each(std::fs::remove_file)
+    Ok(all)
+}
+
+/// Removes the oldest, never the one that was just made.
+fn thin(folder: &Path, ours: &str, keep: usize, newest: &Path) -> io::Result<()> {
+    let all = made(folder, ours)?;
+    let old = all.iter().take(all.len().saturating_sub(keep)).filter(|path| *path != newest);
+    old.map(std::fs::remove_file).try_for_each(|removed| match removed {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        Ok(()) | Err(_) => Ok(()),
+    })
 }

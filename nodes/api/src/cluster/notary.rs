@@ -247,6 +247,8 @@ pub async fn keep(notary: Arc<Notary>, others: Arc<Voters>) {
             // With the others' signatures the next time, or at the next checkpoint.
             Ok(signed) if !signed.valid => tracing::info!(newest, "no majority has signed this checkpoint yet"),
             Ok(_) => done = newest,
+            // Its tree begins behind that checkpoint: with the next one, then.
+            Err(problem) if problem.code == "history_gone" => done = newest,
             Err(problem) => {
                 tracing::warn!(newest, code = problem.code, detail = %problem.detail, "a checkpoint was not signed");
             }

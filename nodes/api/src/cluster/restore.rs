@@ -1,22 +1,25 @@
 //! `cvlan-api restore`: a controller out of a backup and a copy of a voter's keys.
 //!
 //! ```text
-//!  backup, read through ─► NAME.restoring: keys of that member ─► its log, entry by entry ─► a new epoch, it alone ─► NAME
+//!  backup, read through ─► DATA/.restoring: keys of that member ─► its log, entry by entry ─► a new epoch, it alone ─► DATA
 //! ```
-//! The folder gets its name once everything in it is durable: a restore that ended on its way left nothing behind that starts.
+//! What was made comes to its place once it is durable, the keys last: a restore that ended on its way leaves nothing that starts.
 
 use crate::app::backup::{BackupError, Reader, check, restored as entry_restored};
+use crate::cluster::vault::Secrets;
 use crate::engine::ca_kept;
 use crate::keys::{Identity, Keys, KeysError};
 use crate::random::uuid;
-use crate::start_error::StartError;
 use cvlan_core::id::{Epoch, MemberId};
 use cvlan_core::log::backup::BackupReport;
 use cvlan_core::log::note::Verifier;
 use cvlan_core::{Rules, State};
 use cvlan_raft::{FileDisk, OpenError, Options, restore};
 use openraft_rt_tokio::TokioRuntime;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+/// Where it is made.
+const RESTORING: &str = ".restoring";
 
 /// Why nothing is restored.
 #[derive(Debug, thiserror::Error)]
@@ -71,34 +74,57 @@ fn io(path: &Path) -> impl Fn(std::io::Error) -> RestoreError {
 
 /// Does it. `known`: the voters' keys that must have signed the backup; none = that is not looked at.
 pub async fn restored(from: &Path, kept: &Path, data: &Path, known: Vec<Verifier>) -> Result<Restored, RestoreError> {
-    match std::fs::read_dir(data).map(|mut found| found.next().is_some()) {
-        Ok(true) => return Err(RestoreError::NotEmpty(data.display().to_string())),
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(data)(e)),
-        Ok(false) | Err(_) => {}
+    let identity = identity(kept)?;
+    let there = match std::fs::read_dir(data) {
+        Ok(found) => found.collect::<std::io::Result<Vec<_>>>().map_err(io(data))?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(e) => return Err(io(data)(e)),
+    };
+    // What an earlier one left; what a file system of its own has.
+    if there.iter().map(std::fs::DirEntry::file_name).any(|name| name != RESTORING && name != "lost+found") {
+        return Err(RestoreError::NotEmpty(data.display().to_string()));
     }
-    let member = identity(kept)?.member;
     // Before anything is written: a damaged backup changes nothing.
     let path = from.to_owned();
     let checked = tokio::task::spawn_blocking(move || check(&path, known)).await;
     let backup = checked.map_err(|e| io(from)(std::io::Error::other(e)))??;
+    std::fs::create_dir_all(data).map_err(io(data))?;
+    let beside = data.join(RESTORING);
+    removed(&beside)?;
+    let made = make(from, kept, &beside, identity.member, &backup).await;
+    let moved = made.and_then(|epoch| settle(&beside, data).map(|()| epoch));
+    // It has keys.
+    removed(&beside)?;
+    Ok(Restored { backup, member: identity.member, epoch: moved? })
+}
 
-    let beside = beside(data);
-    match std::fs::remove_dir_all(&beside) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(&beside)(e)),
-        Ok(()) | Err(_) => {}
+fn removed(folder: &Path) -> Result<(), RestoreError> {
+    match std::fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io(folder)(e)),
+        Ok(()) | Err(_) => Ok(()),
     }
-    std::fs::create_dir_all(&beside).map_err(io(&beside))?;
-    let keys = keys_copy(kept, &beside)?;
-    let ca = ca_kept(&keys).map_err(|e: StartError| RestoreError::OtherKeys(e.to_string()))?;
-    let ca = ca.map(|ca| ca.der().to_vec()).unwrap_or_default();
+}
+
+/// A member's folder, whole.
+async fn make(
+    from: &Path,
+    kept: &Path,
+    folder: &Path,
+    member: u64,
+    backup: &BackupReport,
+) -> Result<Epoch, RestoreError> {
+    std::fs::create_dir(folder).map_err(io(folder))?;
+    let keys = keys_copy(kept, folder)?;
+    let other = |e: &dyn std::fmt::Display| RestoreError::OtherKeys(format!("the keys do not fit each other: {e}"));
+    let ca = ca_kept(&keys).map_err(|e| other(&e))?.ok_or_else(|| lacks(kept, "ca.pem"))?;
+    let secrets = Secrets::kept(&keys, &ca).map_err(|e| other(&e))?.ok_or_else(|| lacks(kept, "cluster"))?;
     let epoch = Epoch(uuid().into_bytes());
-    let disk = FileDisk::open(&beside)?;
-    let mut options = Options::<Rules>::single(disk);
+    let mut options = Options::<Rules>::single(FileDisk::open(folder)?);
     options.member = member;
     let mut reader = Reader::open(from, Vec::new())?;
     let next = || Ok(reader.entry().map_err(std::io::Error::other)?.map(entry_restored));
     let fits = |state: &State| {
-        if state.system.ca_certificate != ca {
+        if state.system.ca_certificate != ca.der().to_vec() || !secrets.open(state) {
             return Err("these keys are of another cluster than the backup".to_owned());
         }
         match state.members.contains_key(&MemberId(member)) {
@@ -106,28 +132,34 @@ pub async fn restored(from: &Path, kept: &Path, data: &Path, known: Vec<Verifier
             false => Err(format!("these keys are of member {member}, which was none when the backup was made")),
         }
     };
-    match restore::<Rules, TokioRuntime>(&options, next, fits, epoch).await {
+    let forced = match restore::<Rules, TokioRuntime>(&options, next, fits, epoch).await {
         Err(OpenError::Incomplete(why)) => return Err(RestoreError::OtherKeys(why)),
-        done => drop(done?),
+        done => done?,
+    };
+    if (forced.done, forced.seq.0) != (true, backup.events) {
+        let what = format!(
+            "the log ends at event {} of {}: entries in it continue another history",
+            forced.seq, backup.events
+        );
+        return Err(RestoreError::Log(OpenError::Incomplete(what)));
     }
-    // Without its lock.
-    drop(options);
     keys.identity_write(&Identity { epoch, member, settled: true, left: None })?;
-    // One that is there is empty.
-    match std::fs::remove_dir(data) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(data)(e)),
-        Ok(()) | Err(_) => {}
-    }
-    std::fs::rename(&beside, data).map_err(io(data))?;
-    let parent = data.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(io(parent))?;
-    Ok(Restored { backup, member, epoch })
+    Ok(epoch)
 }
 
-fn beside(data: &Path) -> PathBuf {
-    let mut name = data.file_name().unwrap_or_default().to_owned();
-    name.push(".restoring");
-    data.with_file_name(name)
+/// Everything to its place, the keys last: without them nothing starts.
+fn settle(beside: &Path, data: &Path) -> Result<(), RestoreError> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(beside).map_err(io(beside))? {
+        names.push(entry.map_err(io(beside))?.file_name());
+    }
+    names.sort_by_key(|name| name == "keys");
+    let synced = || std::fs::File::open(data).and_then(|folder| folder.sync_all()).map_err(io(data));
+    for name in names {
+        synced()?;
+        std::fs::rename(beside.join(&name), data.join(&name)).map_err(io(data))?;
+    }
+    synced()
 }
 
 fn lacks(folder: &Path, what: &'static str) -> RestoreError {

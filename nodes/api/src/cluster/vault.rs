@@ -33,6 +33,11 @@ impl Secrets {
         Ok(Some(Self { cluster, signer: Signer::open(&key, ca.clone())? }))
     }
 
+    /// True where they open what this log has sealed.
+    pub fn open(&self, state: &State) -> bool {
+        self.cluster.open(purpose::CHALLENGE, &state.system.challenge_key).is_ok()
+    }
+
     /// As they are handed to a member that is about to vote.
     pub fn to_proto(&self) -> ClusterKeys {
         let Self { cluster, signer } = self;

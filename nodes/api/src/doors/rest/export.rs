@@ -33,7 +33,7 @@ use cvlan_proto::v1::{ExportEvent, ExportHeader, ExportRecord};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::timeout;
 
 /// Exports and backups at once.
@@ -113,10 +113,15 @@ pub async fn backup(c: Call) -> Result<Response, Problem> {
     let from = c.query.number("from", 1)?;
     let to = c.query.get("to").map(|_| c.query.number("to", 0)).transpose()?;
     let permit = turn(&app)?;
-    let mut backup = Backup::begin(app, from, to).await?;
+    let (session, draining) = (c.caller()?.session.clone(), app.draining.subscribe());
+    let mut backup = Backup::begin(app.clone(), from, to).await?;
+    let signed = backup.signed;
     let (tx, body) = body::stream();
     tokio::spawn(async move {
         loop {
+            if let Some(why) = over(&app, &session, &draining) {
+                break tracing::warn!(why, "a backup was ended");
+            }
             match backup.piece().await {
                 Ok(Some(piece)) => {
                     if let Err(why) = sent(&tx, piece).await {
@@ -131,6 +136,9 @@ pub async fn backup(c: Call) -> Result<Response, Problem> {
     });
     let mut response = reply::bare(StatusCode::OK, &Output::read(&head, ()), body)?;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/vnd.cvlan.backup"));
+    if !signed {
+        response.headers_mut().insert(UNSIGNED, HeaderValue::from_static("true"));
+    }
     Ok(response)
 }
 
@@ -139,6 +147,14 @@ fn turn(app: &App) -> Result<OwnedSemaphorePermit, Problem> {
         let detail = format!("{EXPORTS_MAX} exports and backups are being made here already; try again");
         Problem::later(StatusCode::SERVICE_UNAVAILABLE, "busy", detail, 5)
     })
+}
+
+/// Why whoever has begun is to get no more.
+fn over(app: &App, session: &Session, draining: &watch::Receiver<bool>) -> Option<&'static str> {
+    if *draining.borrow() || crate::app::now_ms() / 1000 >= session.expires_s {
+        return Some("its session or the controller ends");
+    }
+    (!audits(app, session)).then_some("its caller may not audit any more")
 }
 
 /// Whoever takes nothing for so long has its turn no longer.
@@ -179,11 +195,8 @@ impl Writer {
         self.send(begin, &mut records).await?;
         let draining = self.app.draining.subscribe();
         while self.next <= self.to {
-            if *draining.borrow() || crate::app::now_ms() / 1000 >= self.session.expires_s {
-                return Err("its session or the controller ends".to_owned());
-            }
-            if !audits(&self.app, &self.session) {
-                return Err("its caller may not audit any more".to_owned());
+            if let Some(why) = over(&self.app, &self.session, &draining) {
+                return Err(why.to_owned());
             }
             let page = self.app.log.history(Seq(self.next), PAGE.min((self.to - self.next + 1) as usize)).await;
             let page = page.map_err(|e| e.to_string())?;
