@@ -1,6 +1,7 @@
 //! Settings: flags, environment (`CVLAN_…`), YAML file (`--config`), in that order of strength; then defaults.
 
 use crate::app::backup::Schedule;
+use crate::app::sink::{Asked, SINKS_MAX, SinkError, Target};
 use crate::cluster::force::Force;
 use crate::server::Options;
 use serde::{Deserialize, Serialize};
@@ -72,6 +73,14 @@ pub struct Settings {
     #[arg(long, env = "CVLAN_BACKUP_KEEP", value_name = "N", global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup_keep: Option<NonZeroU64>,
+    /// Stream the record out: file:/PATH[?rotate=BYTES&keep=N], https://URL, http://URL, syslog+tcp://HOST:PORT; several times
+    #[arg(long, env = "CVLAN_SINK", value_name = "SINK", value_delimiter = ' ', global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sink: Option<Vec<String>>,
+    /// Who vouches for https sinks, PEM
+    #[arg(long, env = "CVLAN_SINK_CA", value_name = "FILE", global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sink_ca: Option<PathBuf>,
     /// Machines of a member that is silent for so many seconds count as offline [default: 60]
     #[arg(long, env = "CVLAN_PRESENCE_EXPIRY", value_name = "SECONDS", global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -127,6 +136,15 @@ pub enum ConfigError {
     /// When and how many, and not where to.
     #[error("--backup-every and --backup-keep need --backup-dir")]
     NoBackupDir,
+    /// No sink.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+    /// A sink that nobody vouches for.
+    #[error("an https sink needs --sink-ca: a PEM file of who vouches for it")]
+    NoSinkCa,
+    /// More sinks than are fed.
+    #[error("{0} sinks, of at most {SINKS_MAX}")]
+    TooManySinks(usize),
     /// More URLs than can be advertised.
     #[error("{flag} has {count} URLs, of at most {URLS_MAX}")]
     TooManyUrls {
@@ -166,6 +184,8 @@ impl Settings {
             backup_dir: self.backup_dir.or(weaker.backup_dir),
             backup_every: self.backup_every.or(weaker.backup_every),
             backup_keep: self.backup_keep.or(weaker.backup_keep),
+            sink: self.sink.or(weaker.sink),
+            sink_ca: self.sink_ca.or(weaker.sink_ca),
             presence_expiry: self.presence_expiry.or(weaker.presence_expiry),
         }
     }
@@ -195,6 +215,19 @@ impl Settings {
             every: Duration::from_secs(every.map_or(BACKUP_EVERY_S, NonZeroU64::get)),
             keep: keep.map_or(BACKUP_KEEP, |keep| keep.get() as usize),
         });
+        let mut sinks: Vec<Asked> = Vec::new();
+        for text in self.sink.unwrap_or_default().iter().filter(|text| !text.is_empty()) {
+            let sink = Asked::parse(text)?;
+            if matches!(sink.target, Target::Http(_)) && text.starts_with("https:") && self.sink_ca.is_none() {
+                return Err(ConfigError::NoSinkCa);
+            }
+            if !sinks.contains(&sink) {
+                sinks.push(sink);
+            }
+        }
+        if sinks.len() > SINKS_MAX {
+            return Err(ConfigError::TooManySinks(sinks.len()));
+        }
         let force = match self.force_new_cluster.as_deref() {
             None => None,
             Some("") => Some(Force::Look),
@@ -213,6 +246,8 @@ impl Settings {
             advertise_api: urls("--advertise-api", self.advertise_api.unwrap_or_default())?,
             advertise_node: urls("--advertise-node", self.advertise_node.unwrap_or_default())?,
             backup,
+            sinks,
+            sink_ca: self.sink_ca,
             presence_expiry: self.presence_expiry.map_or(d.presence_expiry, |s| Duration::from_secs(s.get())),
             ..d
         })

@@ -182,6 +182,8 @@ fn config_check(options: &Options) -> anyhow::Result<ExitCode> {
         backup_dir: options.backup.as_ref().map(|b| b.folder.clone()),
         backup_every: options.backup.as_ref().and_then(|b| std::num::NonZeroU64::new(b.every.as_secs())),
         backup_keep: options.backup.as_ref().and_then(|b| std::num::NonZeroU64::new(b.keep as u64)),
+        sink: (!options.sinks.is_empty()).then(|| options.sinks.iter().map(|sink| sink.text.clone()).collect()),
+        sink_ca: options.sink_ca.clone(),
         presence_expiry: std::num::NonZeroU64::new(options.presence_expiry.as_secs()),
     };
     print!("{}", serde_saphyr::to_string(&settings)?);

@@ -1,11 +1,13 @@
 //! Counters, and their Prometheus text (exposition format 0.0.4). Each costs an atomic; nothing is looked up by name.
 
 use crate::app::App;
+use crate::app::sink::Sink;
 use crate::doors::rest::routes::ROUTES;
 use cvlan_core::{Rejection, Rules};
 use cvlan_raft::status::Histogram;
 use cvlan_raft::{Answer, Counts, PeerStatus, WriteError};
 use std::fmt::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -187,6 +189,7 @@ impl Metrics {
         if let Some(age_ms) = raft.snapshot_age_ms {
             gauge(&mut out, "cvlan_snapshot_age_seconds", "Since the newest snapshot of this run.", age_ms / 1000);
         }
+        sinks(&mut out, &app.sinks);
         gauge(&mut out, "cvlan_disk_full", "1 where the log has no room to grow.", u64::from(raft.disk_full));
         gauge(&mut out, "cvlan_uptime_seconds", "Since the start.", app.started.elapsed().as_secs());
 
@@ -260,6 +263,21 @@ fn header(out: &mut String, name: &str, help: &str, kind: &str) {
 fn gauge(out: &mut String, name: &str, help: &str, value: u64) {
     header(out, name, help, "gauge");
     let _ = writeln!(out, "{name} {value}");
+}
+
+/// What streams the record out of this member.
+fn sinks(out: &mut String, sinks: &[Arc<Sink>]) {
+    let mut each = |name: &str, help: &str, value: fn(&Sink) -> u64| {
+        header(out, name, help, "gauge");
+        for sink in sinks {
+            let label = sink.name().replace('\\', "\\\\").replace('"', "\\\"");
+            let _ = writeln!(out, "{name}{{sink=\"{label}\"}} {}", value(sink));
+        }
+    };
+    if !sinks.is_empty() {
+        each("cvlan_sink_seq", "The last event that the sink has.", Sink::seq);
+        each("cvlan_sink_failing", "1 where the sink took nothing the last time.", |sink| u64::from(sink.failing()));
+    }
 }
 
 /// The other members, as this one sees them; what it does not know of one is left out.

@@ -11,6 +11,7 @@ pub use crate::start_error::StartError;
 
 use crate::app::App;
 use crate::app::backup::{self, Schedule};
+use crate::app::sink::{self, Asked, Sink};
 use crate::auth::Auth;
 use crate::bootstrap::Ready;
 use crate::ca::Live;
@@ -91,6 +92,10 @@ pub struct Options {
     pub advertise_node: Vec<String>,
     /// Rate limits of the doors that need no proof; a benchmark from one address does without.
     pub rate_limits: bool,
+    /// Where the record is streamed to.
+    pub sinks: Vec<Asked>,
+    /// Who vouches for those that are https, PEM.
+    pub sink_ca: Option<PathBuf>,
     /// Backups that it makes by itself.
     pub backup: Option<Schedule>,
     /// A member from which nothing comes for so long has lost its machines.
@@ -113,6 +118,8 @@ impl Default for Options {
             advertise_api: Vec::new(),
             advertise_node: Vec::new(),
             rate_limits: true,
+            sinks: Vec::new(),
+            sink_ca: None,
             backup: None,
             presence_expiry: presence::EXPIRY,
         }
@@ -195,6 +202,7 @@ async fn serve_all(
         api_urls,
         voters: Arc::new(Voters::new(log.clone(), transport.clone())),
         notary,
+        sinks: options.sinks.iter().cloned().map(|asked| Arc::new(Sink::new(asked))).collect(),
         waiting: Arc::default(),
         log,
         keys,
@@ -243,6 +251,10 @@ async fn serve_all(
         vault: app.vault.clone(),
         waiting: app.waiting.clone(),
     })));
+    for each in &app.sinks {
+        let (data, ca) = (options.data_dir.clone(), options.sink_ca.clone());
+        chores.push(tokio::spawn(sink::feed(app.clone(), each.clone(), data, ca)));
+    }
     if let Some(schedule) = options.backup.clone() {
         chores.push(tokio::spawn(backup::keep(app.clone(), schedule)));
     }

@@ -16,6 +16,7 @@ pub mod node;
 pub mod proof;
 pub mod register;
 pub mod replay;
+pub mod sink;
 pub mod system;
 pub mod tenant;
 pub mod token;
@@ -43,6 +44,7 @@ use cvlan_core::name::{TEXT_MAX, text_check};
 use cvlan_core::rejection::Kind;
 use cvlan_core::{Actor, Command, Meta, Rejection, Rules, State, Wish};
 use cvlan_raft::{Answer, Head, WriteError};
+use sink::Sink;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -85,6 +87,8 @@ pub struct App {
     pub limits: Limits,
     /// Turns of those who follow live events.
     pub followers: Arc<Semaphore>,
+    /// Where the record is streamed to.
+    pub sinks: Vec<Arc<Sink>>,
     /// Turns of those who export.
     pub exports: Arc<Semaphore>,
     /// Turns of those who poll.

@@ -10,4 +10,5 @@ mod idempotency;
 mod machine;
 mod process;
 mod rest;
+mod sink;
 mod sync;
