@@ -129,7 +129,7 @@ pub const FIGURES: &[Figure] = &[
     here("replay_apply", "events/s", None, None, replay::apply),
     here("replay_scan", "events/s", None, None, replay::scan),
     here("export_verify", "events/s", None, None, record::verify),
-    here("export_tampers_missed", "tampers", None, None, record::tampers),
+    here("export_tampers_noticed", "tampers", None, None, record::tampers),
     here("disk_per_event", "bytes/byte", None, None, replay::disk_per_event),
     beside("rss_controller", "MiB", None, None, https::rss_controller),
     beside("rss_agent", "MiB", None, None, agents::rss_agent),

@@ -85,7 +85,9 @@ pub(super) fn snapshot_p99(bench: &Bench) -> anyhow::Result<Sample> {
 pub(super) fn backup_p99(bench: &Bench) -> anyhow::Result<Sample> {
     let folder = bench.folder()?;
     let path = folder.path().join("backup");
-    beside_writes(bench, EVENTS, BACKUP_CALLERS, "backup_ms", async |member: &Real<Rules>| {
+    // Fewer where all is to be tried quickly.
+    let events = if bench.events() < NODES { bench.events() } else { EVENTS };
+    beside_writes(bench, events, BACKUP_CALLERS, "backup_ms", async |member: &Real<Rules>| {
         let (to, mut from) = (member.head().seq, Seq(1));
         let mut file = std::fs::File::create(&path)?;
         while from <= to {
