@@ -39,7 +39,6 @@ async fn a_lost_cluster_comes_back_and_machines_find_it() {
     let lost = cluster.post(0, "/tenants/acme/nodes", node(99)).await.expect(201);
     let report = check(&file, Vec::new()).unwrap();
     assert!(lost.checkpoint.starts_with(&report.epoch.to_string()));
-    let ports = cluster.members[2].ports;
     for member in &mut cluster.members {
         member.kill();
         std::fs::remove_dir_all(&member.dir).unwrap();
@@ -56,7 +55,7 @@ async fn a_lost_cluster_comes_back_and_machines_find_it() {
     // It backs itself up from now on.
     let folder = made.display().to_string();
     let flags = ["--backup-dir", &folder, "--backup-every", "1", "--backup-keep", "2"];
-    cluster.members[2] = Member::start_with(back, ports, None, &flags);
+    cluster.members[2] = Member::start_with(back, free_ports(), None, &flags);
     cluster.seen.clear();
     let alone = cluster.until_at(2..3, "it leads", |c| roles(c) == [("m3".into(), "leader".into())]).await;
     assert_eq!(voters(&alone), 1);
