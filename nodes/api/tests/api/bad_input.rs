@@ -379,3 +379,38 @@ async fn certificates() {
     stream.hello("").await;
     stream.map().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_of_the_record() {
+    let controller = Controller::new().await;
+    let admin = controller.admin().await;
+    admin.acme().await;
+    let unmoved = Unmoved::new(&controller);
+    let beyond = controller.seq() + 1;
+    let many = (1..70).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+    for (path, code) in [
+        ("/log/proof?size=0".to_owned(), "seq_beyond"),
+        (format!("/log/proof?size={beyond}"), "seq_beyond"),
+        ("/log/proof?size=3&seq=4".to_owned(), "seq_beyond"),
+        ("/log/proof?size=3&seq=0".to_owned(), "seq_beyond"),
+        ("/log/proof?size=3&since=4".to_owned(), "seq_beyond"),
+        ("/log/proof?size=x".to_owned(), "query_invalid"),
+        ("/log/proof?size=18446744073709551616".to_owned(), "query_invalid"),
+        ("/log/proof?index=1".to_owned(), "query_invalid"),
+        ("/log/export?form=xml".to_owned(), "query_invalid"),
+        ("/log/export?since=1,x".to_owned(), "query_invalid"),
+        (format!("/log/export?since={many}"), "query_invalid"),
+        ("/log/export?from=0".to_owned(), "seq_beyond"),
+        ("/log/export?from=3&to=2".to_owned(), "seq_beyond"),
+        (format!("/log/export?to={beyond}"), "seq_beyond"),
+        ("/cluster/backup?from=0".to_owned(), "seq_beyond"),
+        (format!("/cluster/backup?from={beyond}"), "seq_beyond"),
+        (format!("/cluster/backup?to={}", u64::MAX), "seq_beyond"),
+        ("/cluster/backup?to=x".to_owned(), "query_invalid"),
+    ] {
+        let said = admin.get(&path).await;
+        assert_eq!((said.status, said.code().as_str()), (400, code), "{path}: {}", said.text);
+    }
+    admin.get("/log/export?tenant=nobody").await.problem(404, "tenant_not_found");
+    unmoved.check("asking");
+}
