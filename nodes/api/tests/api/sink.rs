@@ -11,15 +11,19 @@ use tokio::net::TcpListener;
 
 /// Numbers of the events in NDJSON.
 fn seqs(text: &str) -> Vec<u64> {
-    let seq = |line: &str| serde_json::from_str::<Value>(line).unwrap()["seq"].as_str().unwrap().parse().unwrap();
-    text.lines().map(seq).collect()
+    // The last line may not be whole yet.
+    let seq = |line: &str| serde_json::from_str::<Value>(line).ok()?["seq"].as_str()?.parse().ok();
+    text.lines().map_while(seq).collect()
 }
 
 /// Each at least once, none before the one before it.
 fn whole(found: &[u64], last: u64) -> bool {
     let mut due = 1;
     for seq in found {
-        assert!(*seq <= due, "event {seq} before {due}");
+        // What is read while a file gets another name may have a gap; it must close.
+        if *seq > due {
+            return false;
+        }
         due = due.max(seq + 1);
     }
     due == last + 1
@@ -120,7 +124,7 @@ async fn a_collector_that_fails_gets_it_again() {
         assert!(std::time::Instant::now() < end, "{:?}", seqs(&got.lock().unwrap()));
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
-    assert!(!controller.running.app().sinks[0].failing());
+    eventually("it does not fail any more", || !controller.running.app().sinks[0].failing()).await;
     admin.post("/tenants", json!({"slug": "other"})).await.expect(201);
     let last = controller.seq();
     eventually("what comes later too", || whole(&seqs(&got.lock().unwrap()), last)).await;
