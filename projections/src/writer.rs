@@ -161,7 +161,7 @@ struct Keeper {
     shared: Arc<Shared>,
     /// The last state that was pushed.
     known: Option<(Box<State>, Checkpoint)>,
-    /// The audit reaches back as far as the log does.
+    /// The audit is complete.
     audit_done: bool,
     /// Not before: the next fold, unless wanted; after a failure, whoever wants it.
     due: Instant,
@@ -312,11 +312,13 @@ impl Keeper {
                 Err(Past::Unavailable(why)) => return Err(Error::Log(why)),
             }
         }
-        self.audit_done = events.is_empty();
-        if !self.audit_done {
-            self.views.audit_backfill(&events)?;
+        // Where the log begins late, it may reach further back another time.
+        self.audit_done = end <= 1;
+        if events.is_empty() {
+            return Ok(false);
         }
-        Ok(!self.audit_done)
+        self.views.audit_backfill(&events)?;
+        Ok(true)
     }
 }
 

@@ -24,6 +24,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 mod attest;
+mod backfill;
 pub mod clock;
 mod confirm;
 pub mod counter;

@@ -22,7 +22,7 @@ use crate::transport::{Pipe, Transport};
 use crate::tree::{self, Proof};
 use crate::types::Cfg;
 use crate::verify::{self, VerifyReport};
-use crate::{attest, house, reading};
+use crate::{attest, backfill, house, reading};
 use bytes::Bytes;
 use cvlan_core::id::{Checkpoint, Epoch, Seq};
 use cvlan_core::log::merkle::Hash;
@@ -227,6 +227,7 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         let _confirm = Cfg::<RT>::spawn(crate::confirm::run(shares.clone()));
         let _ping = Cfg::<RT>::spawn(crate::peer::ping::run(shares.clone()));
         let _watch = Cfg::<RT>::spawn(house::watch(shares.clone()));
+        let _backfill = Cfg::<RT>::spawn(backfill::run(shares.clone()));
         let _housekeeping = Cfg::<RT>::spawn(house::keep(shares));
         let every = Duration::from_millis(shared.limits.checkpoint_ms);
         let inner = Arc::new(Inner { shared, raft, peers, incoming: Incoming::default(), changing: false.into() });

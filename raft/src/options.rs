@@ -39,6 +39,10 @@ pub struct Limits {
     pub snapshots_kept: usize,
     /// Entries that the purge marker stays behind the snapshot, so that a short absence never costs one: 1,000,000.
     pub purge_behind: u64,
+    /// A member whose history begins late asks the others for what came before this often, ms: 10,000; 0 = never.
+    pub backfill_ms: u64,
+    /// Bytes of one piece of it, about: 16 MiB.
+    pub backfill_bytes: u64,
 }
 
 impl Default for Limits {
@@ -58,6 +62,8 @@ impl Default for Limits {
             checkpoint_ms: 60_000,
             snapshots_kept: 3,
             purge_behind: 1_000_000,
+            backfill_ms: 10_000,
+            backfill_bytes: 16 << 20,
         }
     }
 }

@@ -184,6 +184,11 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
         Seq(self.history_from.load(Relaxed))
     }
 
+    /// History reaches further back than `from`, unless it begins elsewhere by now.
+    pub(crate) fn history_grew(&self, from: Seq, to: Seq) {
+        let _ = self.history_from.compare_exchange(from.0, to.0, Relaxed, Relaxed);
+    }
+
     /// A part of the member has ended: in order, if the member is stopped.
     pub(crate) fn ended(&self, part: &str) {
         if !self.desk.is_stopped() {

@@ -317,7 +317,9 @@ async fn with<M: Machine, RT: AsyncRuntime, T: Send + 'static>(
     let mut kept = shared.tree.lock().await;
     for _ in 0..2 {
         let mut tree = std::mem::take(&mut *kept);
-        if !tree.opened {
+        // History has grown backwards since.
+        let whole = tree.begins > 0 && begins(shared, Seq(1)).is_ok();
+        if !tree.opened || whole {
             tree = disk(shared, |files| Tree::open(files)).await?;
         }
         let head = shared.head();

@@ -576,5 +576,7 @@ pub(crate) fn limits(rng: &mut Rng) -> Limits {
         checkpoint_ms: 20_000,
         snapshots_kept: 2 + rng.below(2) as usize,
         purge_behind: rng.below(60),
+        backfill_ms: 500,
+        backfill_bytes: segment_bytes / 2,
     }
 }

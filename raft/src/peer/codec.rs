@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! frame = u8 protocol │ bincode(Message) │ body
-//! body of Append  = for each entry: u32 LE length │ the log's own record of it (store/codec), frame verbatim
+//! body of Append, Past = for each entry: u32 LE length │ the log's own record of it (store/codec), frame verbatim
 //!         Chunk   = bytes of the packed snapshot
 //!         Write   = bincode(command)
 //!         Written = for each event: u32 LE length │ its bytes        Refused = bincode(WriteError)
@@ -105,6 +105,10 @@ pub(crate) enum Request {
     Ping { wall_ms: u64 },
     /// Open a checkpoint, and attest it.
     Checkpoint,
+    /// From which entry on about `bytes` of history come before entry `end`?
+    Before { end: u64, bytes: u64 },
+    /// Entries from `from` on, before `end`.
+    Past { from: u64, end: u64 },
 }
 
 /// What may be asked of a leader besides commands.
@@ -176,6 +180,16 @@ pub(crate) enum Answer {
         root: [u8; 32],
         digest: [u8; 32],
     },
+    /// From entry `from` on, before which there are `size` events; the roots of their tree, as RFC 9162 §2.1 splits it.
+    Before {
+        from: u64,
+        size: u64,
+        roots: Vec<[u8; 32]>,
+    },
+    /// Nothing older is here.
+    Nothing,
+    /// Entries follow, of which those that are no part of history have become blank.
+    Past,
 }
 
 /// Why a frame is none.

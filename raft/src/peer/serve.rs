@@ -9,6 +9,7 @@
 //! machine says what it takes from whom ([`Machine::from_member`]).
 
 use crate::attest;
+use crate::backfill;
 use crate::disk::{Lane, on_disk};
 use crate::error::WriteError;
 use crate::forward::{owns, tell};
@@ -208,6 +209,8 @@ fn start<M: Machine, RT: AsyncRuntime>(
         }),
         Request::Change(change) => later(membership::asked(member, peer, change)),
         Request::Ping { .. } => now(pong(member, peer)),
+        Request::Before { end, bytes } => later(backfill::before(&member.shared, end, bytes)),
+        Request::Past { from, end } => Box::pin(backfill::past(&member.shared, from, end)),
     })
 }
 
@@ -225,7 +228,9 @@ fn is_rafts(request: &Request) -> bool {
         | Request::ReadIndex
         | Request::Change(_)
         | Request::Ping { .. }
-        | Request::Checkpoint => false,
+        | Request::Checkpoint
+        | Request::Before { .. }
+        | Request::Past { .. } => false,
     }
 }
 

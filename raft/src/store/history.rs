@@ -6,11 +6,13 @@
 
 use crate::disk::{File, Files};
 use crate::store::codec::{self, Record};
-use crate::store::segment::{Cursor, SEGMENT_HEADER, Step};
-use crate::store::wal::{Cut, Point, State, Wal, index};
+use crate::store::past::past_name;
+use crate::store::segment::{Cursor, SEGMENT_HEADER, Step, segment_name};
+use crate::store::wal::{Cut, Point, Segment, State, Wal, index};
 use crate::sync::lock;
 use crate::types::{Entry, LogId};
 use cvlan_core::id::Seq;
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,10 +21,13 @@ const PIECE: usize = 256 << 10;
 
 /// A stretch of a segment.
 struct Leg {
+    /// Its number; of the past, the index that it begins with.
     segment: u64,
     file: Arc<dyn File>,
     from: u64,
     end: u64,
+    /// Entries below belong to what a snapshot took the place of; `None`: a file of the past, in which all count.
+    least: Option<u64>,
 }
 
 /// What has to be read from disk, and what follows it from memory.
@@ -82,7 +87,7 @@ impl Wal {
     pub(crate) fn visible(&self, range: Range<u64>) -> Range<u64> {
         let state = lock(&self.state);
         let purged = index(&state.marks.purged).map_or(0, |purged| purged + 1);
-        range.start.max(purged).max(state.oldest())..range.end
+        range.start.max(purged).max(state.base())..range.end
     }
 
     /// The index from which on to look; the oldest here if the point lies before it.
@@ -92,8 +97,33 @@ impl Wal {
             Sought::Seq(seq) => point.seq.0 > 0 && point.seq <= seq,
             Sought::Time(time_ms) => point.seq.0 > 0 && point.time_ms <= time_ms,
         };
-        let points = state.segments.values().rev().find_map(|segment| segment.points.iter().rev().find(before));
-        points.map_or(0, |point| point.index).max(state.oldest())
+        let last = |segments: &BTreeMap<u64, Segment>| {
+            segments.values().rev().find_map(|segment| segment.points.iter().rev().find(before).map(|point| point.index))
+        };
+        let base = state.base();
+        let found = last(&state.segments).filter(|index| *index >= base || state.past.is_empty());
+        found.or_else(|| last(&state.past)).unwrap_or_default().max(state.oldest())
+    }
+
+    /// The index from which on about `bytes` of entries lie before entry `end`; `None` where there is none older.
+    pub(crate) fn before(&self, end: u64, bytes: u64) -> Option<u64> {
+        let state = lock(&self.state);
+        let (base, oldest) = (state.base(), state.oldest());
+        let mut room = bytes;
+        let mut found = oldest;
+        let own = state.segments.values().rev().map(|segment| (segment, base));
+        'all: for (segment, least) in own.chain(state.past.values().rev().map(|segment| (segment, 0))) {
+            let mut upto = segment.end;
+            for point in segment.points.iter().rev().filter(|point| point.index < end && point.index >= least) {
+                room = room.saturating_sub(upto.saturating_sub(point.at));
+                upto = point.at;
+                if room == 0 {
+                    found = point.index;
+                    break 'all;
+                }
+            }
+        }
+        (found < end).then_some(found)
     }
 
     /// The oldest entry here.
@@ -110,28 +140,40 @@ impl Wal {
 }
 
 impl State {
-    fn oldest(&self) -> u64 {
+    /// The oldest entry here.
+    pub(crate) fn oldest(&self) -> u64 {
+        self.past.keys().next().copied().unwrap_or_else(|| self.base())
+    }
+
+    /// The oldest entry of the log itself: the past ends before it.
+    pub(crate) fn base(&self) -> u64 {
         let point = self.segments.values().find_map(|segment| segment.points.first()).map(|point| point.index);
         let tail = self.tail.entries.front().map(|entry| entry.log_id.index);
         let oldest = point.into_iter().chain(tail).min();
         oldest.unwrap_or_else(|| index(&self.marks.last).map_or(0, |last| last + 1)).max(self.floor)
     }
 
-    /// Segments from the last point at or below `from` on; all of them if there is none.
+    /// The past's files and the segments, from the last point at or below `from` on; all of them if there is none.
     fn legs(&self, from: u64) -> Vec<Leg> {
+        let base = self.base();
+        let past = if from < base { self.past.range(..=from).next_back().map_or(0, |(first, _)| *first) } else { base };
+        let past = self.past.range(past..).map(|(first, file)| {
+            let at = file.points.iter().rev().find(|point| point.index <= from).map_or(SEGMENT_HEADER, |point| point.at);
+            Leg { segment: *first, file: file.file.clone(), from: at, end: file.end, least: None }
+        });
+        let from = if self.past.is_empty() { from } else { from.max(base) };
         let start = self.segments.iter().rev().filter(|(_, s)| !s.points.is_empty() && s.lowest <= from).find_map(
             |(number, segment)| segment.points.iter().rev().find(|p| p.index <= from).map(|p| (*number, p.at)),
         );
         let (first, at) = start.unwrap_or((0, SEGMENT_HEADER));
-        self.segments
-            .range(first..)
-            .map(|(number, segment)| Leg {
-                segment: *number,
-                file: segment.file.clone(),
-                from: if *number == first { at } else { SEGMENT_HEADER },
-                end: segment.end,
-            })
-            .collect()
+        let own = self.segments.range(first..).map(|(number, segment)| Leg {
+            segment: *number,
+            file: segment.file.clone(),
+            from: if *number == first { at } else { SEGMENT_HEADER },
+            end: segment.end,
+            least: Some(if self.past.is_empty() { 0 } else { base }),
+        });
+        past.chain(own).collect()
     }
 }
 
@@ -172,16 +214,17 @@ impl Plan {
                     Step::Block(block) => block,
                     Step::End => break,
                     Step::Bad(fault) => {
-                        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{fault}: {}", fault.detail)));
+                        let place = format!("{} at byte {}", leg.name(), fault.at);
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{place}: {}", fault.detail)));
                     }
                 };
                 for (at, bytes) in block.records {
-                    let place = || format!("{} at byte {at}", super::segment::segment_name(leg.segment));
+                    let place = || format!("{} at byte {at}", leg.name());
                     let wrong =
                         |detail: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {detail}", place()));
                     let (record, rest) = codec::decode(&bytes).map_err(|error| wrong(error.to_string()))?;
                     let Record::Entry(id, body) = record else { continue };
-                    if !self.disk.contains(&id.index) || self.void(leg.segment, at, id.index) {
+                    if !self.disk.contains(&id.index) || self.void(leg, at, id.index) {
                         continue;
                     }
                     if id.index != due {
@@ -201,7 +244,17 @@ impl Plan {
         Ok(())
     }
 
-    fn void(&self, segment: u64, at: u64, index: u64) -> bool {
-        self.cuts.iter().any(|cut| (cut.segment, cut.at) > (segment, at) && Some(index) > cut.after)
+    fn void(&self, leg: &Leg, at: u64, index: u64) -> bool {
+        let cut = |cut: &Cut| (cut.segment, cut.at) > (leg.segment, at) && Some(index) > cut.after;
+        leg.least.is_some_and(|least| index < least || self.cuts.iter().any(cut))
+    }
+}
+
+impl Leg {
+    fn name(&self) -> String {
+        match self.least {
+            Some(_) => segment_name(self.segment),
+            None => past_name(self.segment),
+        }
     }
 }

@@ -3,6 +3,7 @@
 use crate::disk::{File, Files};
 use crate::error::OpenError;
 use crate::store::codec::{self, CodecError, RECORD_FORMAT, Record};
+use crate::store::past;
 use crate::store::segment::{
     Block, Cursor, Fault, Header, SEGMENT_FORMAT, SEGMENT_HEADER, Step, content_end, later_block, segment_check,
     segment_name,
@@ -37,6 +38,7 @@ pub(crate) fn open(files: &dyn Files, setup: &Setup) -> Result<State, OpenError>
         let scan = Scan { state: &mut state, setup, number: *number, first: *number == first, newest: SEGMENT_HEADER };
         scan.segment(file, *number == last)?;
     }
+    past::open(files, setup, &mut state)?;
     if setup.member.is_some() {
         files.sync_folder("log").map_err(OpenError::io("syncing log/"))?;
     }
@@ -84,10 +86,7 @@ impl Scan<'_> {
             Header::Newer(found) => return Err(OpenError::Newer { what: name, found, known: SEGMENT_FORMAT }),
             Header::Bad => return Err(OpenError::Damaged { record: name, detail: "its header is none".into() }),
         }
-        self.state.segments.insert(
-            self.number,
-            Segment { file: file.clone(), len, end: SEGMENT_HEADER, points: Vec::new(), lowest: 0 },
-        );
+        self.state.segments.insert(self.number, Segment::new(file.clone(), len, SEGMENT_HEADER));
         let mut cursor = Cursor::new(&*file, self.number, SEGMENT_HEADER, len, PIECE);
         loop {
             match cursor.step().map_err(OpenError::io(&name))? {

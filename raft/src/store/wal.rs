@@ -139,8 +139,10 @@ pub(crate) struct State {
     pub(crate) cuts: Vec<Cut>,
     /// Last entry of each leader.
     pub(crate) leaders: Vec<LogId>,
-    /// Entries below are no history: some are missing, or were never committed.
+    /// Entries below are no history of this log: some are missing, or were never committed.
     pub(crate) floor: u64,
+    /// What other members gave of the entries before the log's own, by the index that a file begins with; without a gap.
+    pub(crate) past: BTreeMap<u64, Segment>,
     /// What was applied here when a snapshot took the place of what follows.
     applied: Option<Option<LogId>>,
     /// What the blocks written so far amount to.
@@ -175,6 +177,14 @@ impl Wal {
 
     pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
         &self.disk
+    }
+
+    pub(crate) fn member(&self) -> u64 {
+        self.setup.member.unwrap_or_default()
+    }
+
+    pub(crate) fn probe(&self) -> &Probe {
+        &self.setup.probe
     }
 
     pub(crate) fn marks(&self) -> Marks {
@@ -270,7 +280,8 @@ impl Wal {
     /// Bytes and number of the segments.
     pub(crate) fn size(&self) -> (u64, u64) {
         let state = lock(&self.state);
-        (state.segments.values().map(|segment| segment.len).sum(), state.segments.len() as u64)
+        let all = || state.segments.values().chain(state.past.values());
+        (all().map(|segment| segment.len).sum(), all().count() as u64)
     }
 
     fn send(self: &Arc<Self>, mut state: std::sync::MutexGuard<'_, State>, done: Done) -> io::Result<()> {
@@ -388,8 +399,7 @@ impl Wal {
             Ok(ready) => ready,
             Err(name) => create(files, name, self.setup.segment_bytes.max(room))?,
         };
-        let member = self.setup.member.unwrap_or_default();
-        let segment = start_segment(files, blank, (number, block), member, &marks)?;
+        let segment = start_segment(files, blank, (number, block), self.member(), &marks)?;
         let mut state = lock(&self.state);
         state.segments.insert(number, segment);
         state.block = block;
@@ -529,6 +539,7 @@ impl State {
             if self.marks.last != Some(upto) {
                 self.tail = Tail::default();
                 self.floor = upto.index + 1;
+                self.past.clear();
             }
             self.marks.last = Some(upto);
         }
@@ -600,6 +611,10 @@ impl Tail {
 }
 
 impl Segment {
+    pub(crate) fn new(file: Arc<dyn File>, len: u64, end: u64) -> Self {
+        Self { file, len, end, points: Vec::new(), lowest: 0 }
+    }
+
     /// Notes where a block lies, if the last point is far enough away.
     pub(crate) fn point(&mut self, index: u64, probed: Option<(Seq, u64)>, at: u64) {
         if self.points.last().is_some_and(|last| at - last.at < POINT_EVERY) {
@@ -655,7 +670,7 @@ fn start_segment(
     file.sync()?;
     files.rename(&name, &segment::segment_name(number))?;
     files.sync_folder("log")?;
-    Ok(Segment { file, len, end: bytes.len() as u64, points: Vec::new(), lowest: 0 })
+    Ok(Segment::new(file, len, bytes.len() as u64))
 }
 
 /// The first segment of an empty folder.

@@ -201,7 +201,11 @@ async fn a_learner_catches_up_by_the_log_and_is_promoted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_learner_catches_up_by_a_snapshot_and_says_from_when_it_can_read() {
-    let cluster = Cluster::with(1, |options| options.limits.purge_behind = 10).await;
+    let cluster = Cluster::with(1, |options| {
+        options.limits.purge_behind = 10;
+        options.limits.backfill_ms = 0;
+    })
+    .await;
     let first = cluster.member(1);
     let note = vec![9; 2000];
     for n in 0..400u64 {

@@ -190,6 +190,11 @@ impl Cluster {
         options
     }
 
+    /// A member's folder.
+    pub fn path(&self, id: u64) -> std::path::PathBuf {
+        self.folders.lock().unwrap()[&id].path().to_owned()
+    }
+
     /// Opens a member.
     pub async fn open(&self, id: u64, edit: impl FnOnce(&mut Options<Counter>)) {
         let mut options = self.options(id).await;

@@ -1,6 +1,7 @@
 //! Members on real files. One program: openraft is compiled for a machine once.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod backfill;
 mod cluster;
 mod commands;
 mod common;

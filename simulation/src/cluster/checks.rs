@@ -19,6 +19,9 @@ use std::sync::Arc;
 /// All members are at the leader's head within this, ms.
 const CONVERGE_MS: u64 = 20_000;
 
+/// History that one member has is on all of them within this, ms.
+const BACKFILL_MS: u64 = 60_000;
+
 /// A log that moves on by itself, a checkpoint a minute, is read anew so often.
 const STILL_TRIES: u32 = 5;
 
@@ -29,6 +32,7 @@ impl Cluster {
     /// The last checks.
     pub(super) async fn finish(&self, agents: Vec<Option<Local>>) -> Result<(), String> {
         self.presence_settles().await?;
+        self.histories_whole().await?;
         let (members, head) = self.still().await?;
         self.count(|c| {
             c.add("events", head.seq.0);
@@ -89,6 +93,26 @@ impl Cluster {
                 return Err(format!("{leads} lead, {} of {due} members are open: {}", up.len(), all.join(", ")));
             }
             sleep_us(50_000).await;
+        }
+    }
+
+    /// Where one member has all of history, every other one gets it from it.
+    async fn histories_whole(&self) -> Result<(), String> {
+        let until = now_us() + BACKFILL_MS * 1000;
+        let mut late = 0;
+        loop {
+            let up = self.converged().await?;
+            let from: Vec<(usize, u64)> = up.iter().map(|up| (up.at, up.member.status().history_from)).collect();
+            let missing = from.iter().filter(|(_, from)| *from > 1).count() as u64;
+            late = late.max(missing);
+            if missing == 0 || missing == up.len() as u64 {
+                self.count(|c| c.add("histories_mended", late - missing));
+                return Ok(());
+            }
+            if now_us() > until {
+                return Err(format!("history stays cut off on some members (machine, first event): {from:?}"));
+            }
+            sleep_us(200_000).await;
         }
     }
 

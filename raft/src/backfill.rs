@@ -1,0 +1,393 @@
+//! History that a snapshot took the place of comes back from the other members, piece by piece, backwards.
+//!
+//! ```text
+//! oldest here: entry i, event s, root before it ──► who has what comes before i? ──► from entry j; `size` events before it, their roots
+//!      ▲                                                                                   │
+//!      │                                              entries j … i-1, each continues the one before; they come to that root
+//!      └──────────── the oldest here, now j ◄── kept, durably ◄────────────────────────────┘ or nothing of it is taken
+//! ```
+//! The root commits to every event before it (RFC 9162 §2.1), so who gives the piece need not be believed: neither its events
+//! nor the roots of those still older. What no root covers, which member led when and who the members were, is taken from a
+//! member as Raft takes it. A piece costs a member that gives it some reading, and rests follow.
+
+use crate::disk::{Lane, on_disk};
+use crate::error::HistoryError;
+use crate::member::Shares;
+use crate::peer::LOST_MS;
+use crate::peer::codec::{self, Answer, Request};
+use crate::peer::link::Link;
+use crate::reading::page;
+use crate::replica::Shared;
+use crate::store::wal::{index, size};
+use crate::sync::lock;
+use crate::tree;
+use crate::types::{Cfg, Entry};
+use bytes::Bytes;
+use cvlan_core::id::Seq;
+use cvlan_core::log::merkle::{CompactRange, Hash, leaf_hash};
+use cvlan_core::log::entry_decode;
+use cvlan_core::machine::Machine;
+use openraft::async_runtime::{Select2, WatchReceiver};
+use openraft::type_config::TypeConfigExt;
+use openraft::{AsyncRuntime, EntryPayload};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// An answer is waited for this long: a tree may have to be made first, of all of history.
+const ASK_LIMIT: Duration = Duration::from_secs(60);
+
+/// How much longer nothing is asked than a piece took, and at most.
+const REST: u32 = 4;
+const REST_MAX: Duration = Duration::from_secs(2);
+
+/// A piece is at most so many times as long as was asked for.
+const PIECE_MAX: u64 = 4;
+
+/// Where the history here begins.
+#[derive(Clone, Copy, Debug)]
+struct Edge {
+    /// Its first entry.
+    index: u64,
+    /// Its first event.
+    seq: Seq,
+    /// Root of the events before it.
+    root: Hash,
+}
+
+/// Why a piece was not taken.
+type Why = String;
+
+/// Asks for what is missing, for as long as the member is there.
+pub(crate) async fn run<M: Machine, RT: AsyncRuntime>(shares: Shares<M, RT>) {
+    let every = Duration::from_millis(shares.shared.limits.backfill_ms);
+    let mut halt = shares.shared.halt();
+    let mut said = String::new();
+    while !every.is_zero() && !*halt.borrow_watched() {
+        let round = async {
+            Cfg::<RT>::sleep(every).await;
+            fill(&shares).await
+        };
+        match Cfg::<RT>::select2(halt.changed(), round).await {
+            Select2::First(_) => return,
+            Select2::Second(Ok(())) => said.clear(),
+            Select2::Second(Err(why)) => {
+                if said != why {
+                    tracing::warn!(why, "history before this member's was not taken; trying again");
+                }
+                said = why;
+            }
+        }
+    }
+}
+
+/// Takes whatever the others have; an error where one of them gives what it should not.
+async fn fill<M: Machine, RT: AsyncRuntime>(shares: &Shares<M, RT>) -> Result<(), Why> {
+    let Shares { shared, peers, .. } = shares;
+    if shared.wal.oldest() == 0 || shared.head().seq.0 == 0 || shared.removed() || shared.wal.full() {
+        return Ok(());
+    }
+    let Some(mut edge) = edge(shared).await.map_err(|error| error.to_string())? else { return Ok(()) };
+    let (members, clock) = (shared.head().members.clone(), &shared.clock);
+    let mut wrong = None;
+    for id in members.addresses.keys().filter(|id| **id != shared.member) {
+        let Some(link) = peers.known(*id) else { continue };
+        if link.heard.answered_ms(&**clock).is_none_or(|ms| ms > LOST_MS) {
+            continue;
+        }
+        loop {
+            let began = clock.monotonic_us();
+            match piece(shared, &link, edge).await {
+                Ok(Some(next)) => edge = next,
+                Ok(None) => break,
+                Err(why) => {
+                    wrong = Some(format!("member {id}: {why}"));
+                    break;
+                }
+            }
+            if edge.index == 0 {
+                tracing::info!("history is whole");
+                return Ok(());
+            }
+            let took = Duration::from_micros(clock.monotonic_us().saturating_sub(began));
+            Cfg::<RT>::sleep((took * REST).min(REST_MAX)).await;
+        }
+    }
+    wrong.map_or(Ok(()), Err)
+}
+
+/// Where history begins here; `None` while it changes.
+async fn edge<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>) -> Result<Option<Edge>, HistoryError> {
+    let (index, seq) = (shared.wal.oldest(), shared.history_from());
+    let found = first_event(shared, index).await?;
+    let head = shared.head();
+    Ok(match found {
+        Some((first, root)) => (first == seq).then_some(Edge { index, seq, root }),
+        None => (head.seq.0 + 1 == seq.0).then_some(Edge { index, seq, root: head.root }),
+    })
+}
+
+/// The first event at or after an entry, and the root before it.
+async fn first_event<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    mut from: u64,
+) -> Result<Option<(Seq, Hash)>, HistoryError> {
+    loop {
+        let (entries, _) = history(shared, from, u64::MAX).await?;
+        let Some(last) = entries.last() else { return Ok(None) };
+        from = last.log_id.index + 1;
+        for entry in &entries {
+            if let EntryPayload::Normal(frame) = &entry.payload {
+                let entry = entry_decode(&frame.0).map_err(|error| HistoryError::Damaged(error.to_string()))?;
+                let root = entry.prev_root.as_slice().try_into();
+                let root = root.map_err(|_| HistoryError::Damaged("an entry without a root".into()))?;
+                return Ok(Some((Seq(entry.first_seq), root)));
+            }
+        }
+    }
+}
+
+/// A page of applied entries, those that are no part of history made blank; and up to where entries are applied.
+async fn history<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    from: u64,
+    end: u64,
+) -> Result<(Vec<Entry>, u64), HistoryError> {
+    let place = lock(&shared.place).clone();
+    let applied = index(&place.last).map_or(0, |last| last + 1);
+    let mut entries = page(shared, from, end.min(applied)).await?;
+    for entry in &mut entries {
+        if place.skipped.binary_search(&entry.log_id.index).is_ok() {
+            entry.payload = EntryPayload::Blank;
+        }
+    }
+    Ok((entries, applied))
+}
+
+/// One piece from one member; `None` where it has nothing older, or cannot say now.
+async fn piece<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    link: &Arc<Link<RT>>,
+    edge: Edge,
+) -> Result<Option<Edge>, Why> {
+    let bytes = shared.limits.backfill_bytes;
+    let asked = link.call(Request::Before { end: edge.index, bytes }, &[], ASK_LIMIT).await;
+    let Ok((Answer::Before { from, size: before, roots }, _)) = asked else { return Ok(None) };
+    let mut piece = Piece::begin(edge, (from, before, roots), bytes)?;
+    while piece.due < edge.index {
+        let asked = link.call(Request::Past { from: piece.due, end: edge.index }, &[], ASK_LIMIT).await;
+        let Ok((Answer::Past, body)) = asked else { return Ok(None) };
+        piece.take(body)?;
+    }
+    let (began, entries) = piece.fits()?;
+    let wal = shared.wal.clone();
+    let taken = on_disk::<RT, _>(&shared.disk, Lane::Work, move |files| wal.prepend(files, &entries)).await;
+    let taken = taken.and_then(|taken| taken).map_err(|error| error.to_string())?;
+    if !taken {
+        return Ok(None);
+    }
+    shared.history_grew(edge.seq, began.seq);
+    Ok(Some(began))
+}
+
+/// What one member gives, on its way.
+struct Piece {
+    edge: Edge,
+    began: Edge,
+    range: CompactRange,
+    entries: Vec<Entry>,
+    due: u64,
+    room: u64,
+}
+
+impl Piece {
+    /// It is to begin with entry `from`, before which are `before` events.
+    fn begin(edge: Edge, (from, before, roots): (u64, u64, Vec<Hash>), bytes: u64) -> Result<Self, Why> {
+        let range = CompactRange::new(before, roots).filter(|_| from < edge.index && before < edge.seq.0);
+        let range = range.ok_or("it says what cannot be")?;
+        let began = Edge { index: from, seq: Seq(before + 1), root: range.root() };
+        let room = bytes.saturating_mul(PIECE_MAX).max(codec::FRAME_MAX as u64);
+        Ok(Self { edge, began, range, entries: Vec::new(), due: from, room })
+    }
+
+    /// The next entries.
+    fn take(&mut self, body: Bytes) -> Result<(), Why> {
+        self.room = self.room.checked_sub(body.len() as u64).ok_or("it gives more than was asked for")?;
+        let page = codec::get_entries(body).map_err(|error| error.to_string())?;
+        if page.is_empty() {
+            return Err(format!("it gives no entry {}", self.due));
+        }
+        for entry in page {
+            if entry.log_id.index != self.due || self.due >= self.edge.index {
+                return Err(format!("it gives entry {} where entry {} is due", entry.log_id.index, self.due));
+            }
+            self.due += 1;
+            self.grow(&entry)?;
+            self.entries.push(entry);
+        }
+        Ok(())
+    }
+
+    /// Adds an entry's events, which have to come next.
+    fn grow(&mut self, entry: &Entry) -> Result<(), Why> {
+        let EntryPayload::Normal(frame) = &entry.payload else { return Ok(()) };
+        let read = entry_decode(&frame.0).map_err(|error| format!("entry {}: {error}", entry.log_id))?;
+        if read.first_seq != self.range.size() + 1 || read.prev_root != self.range.root() {
+            return Err(format!("entry {} does not continue the ones before", entry.log_id));
+        }
+        read.events.iter().for_each(|event| self.range.push_hash(leaf_hash(event)));
+        Ok(())
+    }
+
+    /// Where it begins, and the entries, where they are what came before the edge.
+    fn fits(self) -> Result<(Edge, Vec<Entry>), Why> {
+        match (self.range.size() + 1, self.range.root()) == (self.edge.seq.0, self.edge.root) {
+            true => Ok((self.began, self.entries)),
+            false => Err(format!("what it gives does not come to the root before event {}", self.edge.seq)),
+        }
+    }
+}
+
+/// What [`Request::Before`] comes to here.
+pub(crate) async fn before<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>, end: u64, bytes: u64) -> Answer {
+    let answer = async {
+        let applied = index(&lock(&shared.place).last).map_or(0, |last| last + 1);
+        if end > applied {
+            return Ok(Answer::Unable("it is not applied here yet".into()));
+        }
+        let Some(mut from) = shared.wal.before(end, bytes) else { return Ok(Answer::Nothing) };
+        let first = first_event(shared, from).await?;
+        let first = first.map_or_else(|| Seq(shared.head().seq.0 + 1), |(first, _)| first);
+        if first < shared.history_from() {
+            return Ok(Answer::Unable("history changes here".into()));
+        }
+        // What precedes the first event of all belongs to it.
+        if first <= Seq(1) {
+            from = shared.wal.oldest();
+        }
+        let size = first.0 - 1;
+        let roots = match size {
+            0 => Vec::new(),
+            size => tree::hide(shared, Seq(size), Vec::new()).await?.into_iter().map(|(_, root)| root).collect(),
+        };
+        Ok::<_, HistoryError>(Answer::Before { from, size, roots })
+    };
+    answer.await.unwrap_or_else(|error| Answer::Unable(error.to_string()))
+}
+
+/// What [`Request::Past`] comes to here: at least one entry, [`crate::reading::PAGE_BYTES`] or one entry more at most.
+pub(crate) async fn past<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    from: u64,
+    end: u64,
+) -> (Answer, Bytes) {
+    if from < shared.wal.oldest() {
+        return (Answer::Nothing, Bytes::new());
+    }
+    let told = history(shared, from, end).await.map(|(mut entries, _)| {
+        let mut room = codec::FRAME_MAX / 2;
+        let fit = entries.iter().take_while(|entry| {
+            let fits = room > 0;
+            room = room.saturating_sub(size(entry));
+            fits
+        });
+        let fit = fit.count();
+        entries.truncate(fit);
+        codec::put_entries(&entries)
+    });
+    match told {
+        Ok(body) => (Answer::Past, body),
+        Err(error) => (Answer::Unable(error.to_string()), Bytes::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Frame, LeaderId, LogId};
+    use cvlan_core::id::Epoch;
+    use cvlan_core::log::EntryWriter;
+
+    fn entry(index: u64, first: u64, root: Hash, events: &[&[u8]]) -> Entry {
+        let mut writer = EntryWriter::new(Epoch([7; 16]), Seq(first), root, events.len(), 64);
+        for event in events {
+            writer.push(|out| out.extend_from_slice(event));
+        }
+        let leader_id = LeaderId { term: 1, node_id: 1 };
+        let log_id = LogId { leader_id: leader_id.into(), index };
+        Entry { log_id, payload: EntryPayload::Normal(Frame(writer.finish().0)) }
+    }
+
+    /// Ten entries of two events from index 1 on, a blank one before them, and the tree after each.
+    fn log() -> (Vec<Entry>, Vec<CompactRange>) {
+        let mut trees = vec![CompactRange::default()];
+        let mut entries = vec![Entry { payload: EntryPayload::Blank, ..entry(0, 1, [0; 32], &[]) }];
+        for index in 1..=10u64 {
+            let mut tree = trees[index as usize - 1].clone();
+            let events = [[index as u8, 1], [index as u8, 2]];
+            entries.push(entry(index, 2 * index - 1, tree.root(), &[&events[0], &events[1]]));
+            events.iter().for_each(|event| tree.push_hash(leaf_hash(event)));
+            trees.push(tree);
+        }
+        (entries, trees)
+    }
+
+    fn taken(edge: Edge, begin: (u64, u64, Vec<Hash>), pages: &[&[Entry]]) -> Result<(Edge, Vec<Entry>), Why> {
+        let mut piece = Piece::begin(edge, begin, 1)?;
+        for page in pages {
+            piece.take(codec::put_entries(page))?;
+        }
+        assert_eq!(piece.due, edge.index, "as the loop has it");
+        piece.fits()
+    }
+
+    #[test]
+    fn what_does_not_come_to_the_root_is_not_taken_whatever_was_said() {
+        let (log, trees) = log();
+        let edge = Edge { index: 9, seq: Seq(17), root: trees[8].root() };
+        let begin = || (4, 6, trees[3].roots().to_vec());
+        let (began, entries) = taken(edge, begin(), &[&log[4..6], &log[6..9]]).unwrap();
+        assert_eq!((began.index, began.seq, began.root), (4, Seq(7), trees[3].root()));
+        assert_eq!(entries, log[4..9]);
+        let (began, entries) = taken(edge, (0, 0, vec![]), &[&log[..9]]).unwrap();
+        assert_eq!((began.index, began.seq, entries.len()), (0, Seq(1), 9));
+
+        let other = |index: usize, events: &[&[u8]]| {
+            entry(index as u64, 2 * index as u64 - 1, trees[index - 1].root(), events)
+        };
+        let mut lies: Vec<(&str, Vec<Entry>)> = Vec::new();
+        for (what, at, events) in [
+            ("an altered event", 6, &[&[6u8, 1][..], &[6, 3]][..]),
+            ("in another order", 5, &[&[5, 2], &[5, 1]]),
+            ("one too few", 8, &[&[8, 1]]),
+            ("one too many", 8, &[&[8, 1], &[8, 2], &[8, 3]]),
+            ("the first altered", 4, &[&[9, 9], &[4, 2]]),
+        ] {
+            let mut page = log[4..9].to_vec();
+            page[at - 4] = other(at, events);
+            lies.push((what, page));
+        }
+        let blank = Entry { payload: EntryPayload::Blank, ..log[7].clone() };
+        lies.push(("one made blank", [&log[4..7], &[blank], &log[8..9]].concat()));
+        let gap = Entry { log_id: log[7].log_id, ..log[8].clone() };
+        lies.push(("one left out", [&log[4..7], &[gap], &log[8..9]].concat()));
+        for (what, page) in lies {
+            assert!(taken(edge, begin(), &[&page]).is_err(), "{what}");
+        }
+        for (what, begin) in [
+            ("roots of another tree", (4, 6, trees[7].roots()[..2].to_vec())),
+            ("too many roots", (4, 6, trees[7].roots().to_vec())),
+            ("fewer events", (4, 4, trees[2].roots().to_vec())),
+            ("more events than there are", (4, 17, trees[8].roots().to_vec())),
+            ("beyond the edge", (9, 6, trees[3].roots().to_vec())),
+        ] {
+            assert!(taken(edge, begin, &[&log[4..9]]).is_err(), "{what}");
+        }
+        let mut piece = Piece::begin(edge, begin(), 1).unwrap();
+        for (what, page) in [("nothing", &log[..0]), ("an earlier one", &log[3..9]), ("too many", &log[4..11])] {
+            assert!(piece.take(codec::put_entries(page)).is_err(), "{what}");
+            piece = Piece::begin(edge, begin(), 1).unwrap();
+        }
+        let large = vec![0; codec::FRAME_MAX + 1];
+        assert_eq!(piece.take(large.into()).unwrap_err(), "it gives more than was asked for");
+    }
+}
