@@ -68,7 +68,13 @@ impl World {
     }
 
     pub(crate) fn when_meta(&mut self, meta: Meta, wish: Wish) -> Result<Vec<Event>, Rejection> {
-        let ctx = Context { epoch: Epoch([1; 16]), next_seq: Seq(self.seq + 1), time_ms: self.now_ms };
+        let ctx = Context {
+            epoch: Epoch([1; 16]),
+            next_seq: Seq(self.seq + 1),
+            time_ms: self.now_ms,
+            level: 1,
+            known_level: 1,
+        };
         let events = Rules::decide(&self.state, &ctx, &Command { meta, wish })?;
         self.seq += events.len() as u64;
         events.iter().for_each(|e| Rules::apply(&mut self.state, e));

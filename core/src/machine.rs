@@ -20,6 +20,10 @@ pub struct Context {
     pub next_seq: Seq,
     /// Event time, milliseconds since 1970 (UTC); never less than the event before.
     pub time_ms: u64,
+    /// Level of features of the log: no event of a higher one is written.
+    pub level: u32,
+    /// The highest level that the leader knows: a log begins with it.
+    pub known_level: u32,
 }
 
 /// A number that a door's process gives its command, so that it is carried out once however often it is sent.
@@ -51,6 +55,16 @@ pub enum SystemFact {
         previous: Epoch,
         /// The only member.
         member: u64,
+    },
+    /// Events before this one need not be kept any longer.
+    HistoryTrimmed {
+        /// The first that is kept.
+        first: Seq,
+    },
+    /// Every member knows the kinds of events up to this level.
+    LevelRaised {
+        /// Which.
+        level: u32,
     },
 }
 
@@ -87,6 +101,10 @@ pub trait Machine: Send + Sync + 'static {
     type Rejection: Clone + Debug + Display + Serialize + DeserializeOwned + Send + Sync + 'static;
     /// A thing that an event touched: what views and deltas are keyed by.
     type Key: Clone + Debug + Ord + Send + Sync + 'static;
+
+    /// The highest level of features that this version knows. A kind of event that came with a level is written only once the
+    /// log is at that level, which it is once every member knows it.
+    const LEVEL: u32 = 1;
 
     /// The events that carry out the command against this state, numbered from `context.next_seq`; empty where it
     /// changes nothing.
@@ -148,6 +166,20 @@ pub trait Machine: Send + Sync + 'static {
 
     /// Reads such a fact back.
     fn event_fact(event: &Self::Event) -> Option<SystemFact>;
+
+    /// The level that the log is at from this event on, where it says so.
+    fn event_level(event: &Self::Event) -> Option<u32> {
+        match Self::event_fact(event) {
+            Some(SystemFact::LevelRaised { level }) => Some(level),
+            _ => None,
+        }
+    }
+
+    /// The first event that has to be kept.
+    fn history_from(state: &Self::State) -> Seq {
+        let _ = state;
+        Seq(1)
+    }
 
     /// What the event touches.
     fn touched(event: &Self::Event) -> Vec<Self::Key>;

@@ -33,7 +33,9 @@ pub fn redact(event: &mut Event) -> bool {
                 system::Kind::CheckpointOpened(_)
                 | system::Kind::Checkpointed(_)
                 | system::Kind::AdvertisementChanged(_)
-                | system::Kind::EpochBegun(_),
+                | system::Kind::EpochBegun(_)
+                | system::Kind::HistoryTrimmed(_)
+                | system::Kind::FeatureLevelRaised(_),
             )
             | None => false,
         },

@@ -55,6 +55,8 @@ impl Machine for Rules {
     type Rejection = Rejection;
     type Key = Key;
 
+    const LEVEL: u32 = system::HISTORY_LEVEL;
+
     fn decide(state: &State, ctx: &Context, command: &Command) -> Result<Vec<Event>, Rejection> {
         let meta = &command.meta;
         if let Some(given) = &meta.idempotency {
@@ -155,6 +157,17 @@ impl Machine for Rules {
     fn system(fact: SystemFact, id: [u8; 16]) -> Command {
         let meta = Meta { id: CommandId(uuid::Uuid::from_bytes(id)), actor: Actor::System, ..Meta::default() };
         Command { meta, wish: Wish::System(system::SystemCommand::Fact(fact)) }
+    }
+
+    fn event_level(event: &Event) -> Option<u32> {
+        match &event.body {
+            Some(Body::System(e)) => system::level_of(e),
+            _ => None,
+        }
+    }
+
+    fn history_from(state: &State) -> Seq {
+        state.system.history_from.max(Seq(1))
     }
 
     fn event_fact(event: &Event) -> Option<SystemFact> {

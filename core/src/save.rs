@@ -119,6 +119,7 @@ fn system_row(state: &State) -> v1::SavedSystem {
         api_urls: founder.map(|m| m.api_urls.to_vec()).unwrap_or_default(),
         checkpoints: s.checkpoints.clone(),
         founder_gone: s.founder_gone,
+        history_from: s.history_from.0,
     }
 }
 
@@ -135,6 +136,7 @@ fn load_system(state: &mut State, r: v1::SavedSystem) -> Result<(), Unreadable> 
         jwt_keys: r.jwt_keys,
         founder_gone: r.founder_gone,
         checkpoints: r.checkpoints,
+        history_from: crate::id::Seq(r.history_from),
     });
     Ok(())
 }

@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 /// URLs of a kind that one member may advertise.
 pub const URLS_MAX: usize = 16;
+/// Level of features that came with trimmed history.
+pub const HISTORY_LEVEL: u32 = 2;
 /// Checkpoints the state remembers.
 pub const CHECKPOINTS_MAX: usize = 64;
 
@@ -33,6 +35,8 @@ pub struct SystemState {
     pub founder_gone: bool,
     /// The last [`CHECKPOINTS_MAX`] completed checkpoints, oldest first.
     pub checkpoints: Vec<v1::CheckpointRecord>,
+    /// Events before this one need not be kept; 0: all of them.
+    pub history_from: Seq,
 }
 
 /// Wishes about the cluster.
@@ -76,7 +80,12 @@ pub struct Bootstrap {
     pub admin_password_hash: String,
 }
 
-pub(crate) fn decide(state: &State, _: &Context, meta: &Meta, command: &SystemCommand) -> Result<Vec<Fact>, Rejection> {
+pub(crate) fn decide(
+    state: &State,
+    context: &Context,
+    meta: &Meta,
+    command: &SystemCommand,
+) -> Result<Vec<Fact>, Rejection> {
     permit(state, &meta.actor, Permission::ClusterWrite, TenantId::default())?;
     let kind = match command {
         SystemCommand::Bootstrap(b) => {
@@ -89,6 +98,7 @@ pub(crate) fn decide(state: &State, _: &Context, meta: &Meta, command: &SystemCo
                 challenge_public_key: b.challenge_public_key.to_vec(),
                 challenge_key: Some(b.challenge_key.clone()),
                 jwt_key: Some(b.jwt_key.clone()),
+                feature_level: if context.known_level > 1 { context.known_level } else { 0 },
             }));
             let admin = user::created_superadmin(b.admin_id, &b.admin_name, &b.admin_password_hash);
             return Ok(vec![fact(bootstrapped), admin]);
@@ -108,6 +118,23 @@ pub(crate) fn decide(state: &State, _: &Context, meta: &Meta, command: &SystemCo
             member_id: *member,
             removed: state.members.keys().map(|id| id.0).filter(|id| id != member).collect(),
         }),
+        SystemCommand::Fact(SystemFact::HistoryTrimmed { first }) => {
+            if context.level < HISTORY_LEVEL {
+                let why = "a member does not know of trimmed history yet: all must have been upgraded";
+                return Err(Rejection::conflict("feature_level", why));
+            }
+            if *first > context.next_seq {
+                return Err(Rejection::conflict("history_ahead", "events that are not there cannot be trimmed"));
+            }
+            if first.0 <= state.system.history_from.0.max(1) {
+                return Ok(Vec::new());
+            }
+            Kind::HistoryTrimmed(v1::HistoryTrimmed { first_seq: first.0 })
+        }
+        SystemCommand::Fact(SystemFact::LevelRaised { level }) => match *level > context.level {
+            true => Kind::FeatureLevelRaised(v1::FeatureLevelRaised { level: *level }),
+            false => return Ok(Vec::new()),
+        },
     };
     Ok(vec![fact(kind)])
 }
@@ -126,7 +153,8 @@ pub(crate) fn apply(state: &mut State, event: &v1::SystemEvent) {
             system.challenge_key = b.challenge_key.clone().unwrap_or_default();
             system.jwt_keys.extend(b.jwt_key.clone());
         }
-        Some(Kind::CheckpointOpened(_)) | None => {}
+        Some(Kind::CheckpointOpened(_) | Kind::FeatureLevelRaised(_)) | None => {}
+        Some(Kind::HistoryTrimmed(e)) => system.history_from = system.history_from.max(Seq(e.first_seq)),
         Some(Kind::Checkpointed(c)) => {
             if system.checkpoints.len() == CHECKPOINTS_MAX {
                 system.checkpoints.remove(0);
@@ -149,7 +177,10 @@ pub(crate) fn touched(event: &v1::SystemEvent) -> Vec<Key> {
         Some(Kind::Bootstrapped(_)) => vec![Key::Member(MemberId::FOUNDER)],
         Some(Kind::AdvertisementChanged(a)) => vec![Key::Member(member::advertiser(a))],
         Some(Kind::EpochBegun(e)) => e.removed.iter().map(|id| Key::Member(MemberId(*id))).collect(),
-        Some(Kind::CheckpointOpened(_) | Kind::Checkpointed(_)) | None => Vec::new(),
+        Some(
+            Kind::CheckpointOpened(_) | Kind::Checkpointed(_) | Kind::HistoryTrimmed(_) | Kind::FeatureLevelRaised(_),
+        )
+        | None => Vec::new(),
     }
 }
 
@@ -165,6 +196,17 @@ pub(crate) fn fact_of(event: &v1::SystemEvent) -> Option<SystemFact> {
         Some(Kind::EpochBegun(e)) => {
             Some(SystemFact::EpochBegun { previous: e.previous_epoch.parse().ok()?, member: e.member_id })
         }
+        Some(Kind::HistoryTrimmed(e)) => Some(SystemFact::HistoryTrimmed { first: Seq(e.first_seq) }),
+        Some(Kind::FeatureLevelRaised(e)) => Some(SystemFact::LevelRaised { level: e.level }),
         Some(Kind::Bootstrapped(_) | Kind::AdvertisementChanged(_)) | None => None,
+    }
+}
+
+/// The level of features from this event on, where it says so.
+pub(crate) fn level_of(event: &v1::SystemEvent) -> Option<u32> {
+    match &event.kind {
+        Some(Kind::Bootstrapped(e)) => Some(e.feature_level.max(1)),
+        Some(Kind::FeatureLevelRaised(e)) => Some(e.level),
+        _ => None,
     }
 }

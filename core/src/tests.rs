@@ -58,7 +58,7 @@ impl Run {
     }
 
     fn carry_out(&mut self, command: &crate::Command) -> Result<(), &'static str> {
-        let ctx = Context { epoch: EPOCH, next_seq: Seq(self.seq + 1), time_ms: self.now_ms };
+        let ctx = Context { epoch: EPOCH, next_seq: Seq(self.seq + 1), time_ms: self.now_ms, level: 1, known_level: 1 };
         let events = Rules::decide(&self.state, &ctx, command).map_err(|r| r.code)?;
         assert_eq!(Rules::decide(&self.state, &ctx, command).ok().as_ref(), Some(&events), "decide is deterministic");
         for event in events {

@@ -149,6 +149,8 @@ fn kind_of(event: &Event) -> (&'static str, &'static str) {
                 s::Kind::Checkpointed(_) => "checkpointed",
                 s::Kind::AdvertisementChanged(_) => "advertisement_changed",
                 s::Kind::EpochBegun(_) => "epoch_begun",
+                s::Kind::HistoryTrimmed(_) => "history_trimmed",
+                s::Kind::FeatureLevelRaised(_) => "feature_level_raised",
             });
             ("system", verb.unwrap_or_default())
         }

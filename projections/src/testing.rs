@@ -63,7 +63,7 @@ impl World {
         };
         let meta = Meta { id: CommandId(self.uuid()), actor, ..Meta::default() };
         let next_seq = Seq(self.events.len() as u64 + 1);
-        let context = Context { epoch: self.epoch, next_seq, time_ms: self.now_ms };
+        let context = Context { epoch: self.epoch, next_seq, time_ms: self.now_ms, level: 1, known_level: 1 };
         let Ok(events) = Rules::decide(&self.state, &context, &Command { meta, wish }) else { return false };
         events.iter().for_each(|event| Rules::apply(&mut self.state, event));
         self.events.extend(events);

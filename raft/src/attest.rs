@@ -86,7 +86,8 @@ pub(crate) async fn lead<M: Machine, RT: AsyncRuntime>(
     Ok(Attested { checkpoint: opened.checkpoint, root, digest })
 }
 
-async fn decide<M: Machine, RT: AsyncRuntime>(
+/// Puts a fact of the log's own into it, as the leader.
+pub(crate) async fn decide<M: Machine, RT: AsyncRuntime>(
     member: &Inner<M, RT>,
     fact: SystemFact,
     what: &str,

@@ -24,8 +24,8 @@ use crate::tree;
 use crate::types::{Cfg, Entry};
 use bytes::Bytes;
 use cvlan_core::id::Seq;
-use cvlan_core::log::merkle::{CompactRange, Hash, leaf_hash};
 use cvlan_core::log::entry_decode;
+use cvlan_core::log::merkle::{CompactRange, Hash, leaf_hash};
 use cvlan_core::machine::Machine;
 use openraft::async_runtime::{Select2, WatchReceiver};
 use openraft::type_config::TypeConfigExt;
@@ -83,6 +83,11 @@ pub(crate) async fn run<M: Machine, RT: AsyncRuntime>(shares: Shares<M, RT>) {
 /// Takes whatever the others have; an error where one of them gives what it should not.
 async fn fill<M: Machine, RT: AsyncRuntime>(shares: &Shares<M, RT>) -> Result<(), Why> {
     let Shares { shared, peers, .. } = shares;
+    // What is not kept any longer is not fetched.
+    let trimmed = M::history_from(&shared.head().machine);
+    if trimmed > Seq(1) && shared.history_from() <= trimmed {
+        return Ok(());
+    }
     if shared.wal.oldest() == 0 || shared.head().seq.0 == 0 || shared.removed() || shared.wal.full() {
         return Ok(());
     }
@@ -127,7 +132,7 @@ async fn edge<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>) -> Resu
 }
 
 /// The first event at or after an entry, and the root before it.
-async fn first_event<M: Machine, RT: AsyncRuntime>(
+pub(crate) async fn first_event<M: Machine, RT: AsyncRuntime>(
     shared: &Arc<Shared<M, RT>>,
     mut from: u64,
 ) -> Result<Option<(Seq, Hash)>, HistoryError> {
@@ -185,7 +190,7 @@ async fn piece<M: Machine, RT: AsyncRuntime>(
     if !taken {
         return Ok(None);
     }
-    shared.history_grew(edge.seq, began.seq);
+    shared.history_begins(edge.seq, began.seq);
     Ok(Some(began))
 }
 
@@ -351,9 +356,8 @@ mod tests {
         let (began, entries) = taken(edge, (0, 0, vec![]), &[&log[..9]]).unwrap();
         assert_eq!((began.index, began.seq, entries.len()), (0, Seq(1), 9));
 
-        let other = |index: usize, events: &[&[u8]]| {
-            entry(index as u64, 2 * index as u64 - 1, trees[index - 1].root(), events)
-        };
+        let other =
+            |index: usize, events: &[&[u8]]| entry(index as u64, 2 * index as u64 - 1, trees[index - 1].root(), events);
         let mut lies: Vec<(&str, Vec<Entry>)> = Vec::new();
         for (what, at, events) in [
             ("an altered event", 6, &[&[6u8, 1][..], &[6, 3]][..]),

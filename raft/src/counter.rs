@@ -17,6 +17,8 @@ pub struct Count {
     pub count: u64,
     /// Their sum.
     pub sum: u64,
+    /// Events before this one need not be kept; 0: all of them.
+    pub history_from: u64,
 }
 
 /// A wish.
@@ -98,6 +100,7 @@ impl Machine for Counter {
                 (vec![Body::Added { by: *by, note: note.clone() }; *times as usize], *once)
             }
             Command::Refuse => return Err(Refused),
+            Command::System(SystemFact::LevelRaised { level }) if *level <= context.level => (Vec::new(), None),
             Command::System(fact) => (vec![Body::System(fact.clone())], None),
         };
         let event = |(body, nth): (Body, u32)| Event {
@@ -132,8 +135,13 @@ impl Machine for Counter {
                 state.count += 1;
                 state.sum = state.sum.wrapping_add(*by);
             }
+            Body::System(SystemFact::HistoryTrimmed { first }) => state.history_from = first.0,
             Body::System(_) => {}
         }
+    }
+
+    fn history_from(state: &Count) -> Seq {
+        Seq(state.history_from.max(1))
     }
 
     fn encode(event: &Event, into: &mut Vec<u8>) {
@@ -159,6 +167,14 @@ impl Machine for Counter {
                 into.extend_from_slice(&member.to_le_bytes());
                 into.extend_from_slice(&previous.0);
             }
+            Body::System(SystemFact::HistoryTrimmed { first }) => {
+                into.push(5);
+                into.extend_from_slice(&first.0.to_le_bytes());
+            }
+            Body::System(SystemFact::LevelRaised { level }) => {
+                into.push(6);
+                into.extend_from_slice(&u64::from(*level).to_le_bytes());
+            }
         }
     }
 
@@ -168,6 +184,7 @@ impl Machine for Counter {
             Body::System(SystemFact::CheckpointOpened) => 0,
             Body::System(SystemFact::Checkpointed { .. }) => 72,
             Body::System(SystemFact::EpochBegun { .. }) => 24,
+            Body::System(SystemFact::HistoryTrimmed { .. } | SystemFact::LevelRaised { .. }) => 8,
         };
         41 + body
     }
@@ -226,13 +243,18 @@ impl Machine for Counter {
     fn save(state: &Count, into: &mut Vec<u8>) {
         into.extend_from_slice(&state.count.to_le_bytes());
         into.extend_from_slice(&state.sum.to_le_bytes());
+        if state.history_from > 0 {
+            into.extend_from_slice(&state.history_from.to_le_bytes());
+        }
     }
 
     fn load(bytes: &[u8]) -> Result<Count, Unreadable> {
         let mut from = Numbers(bytes);
-        let count = from.next().zip(from.next()).filter(|_| from.0.is_empty());
+        let count = from.next().zip(from.next());
+        let history_from = if from.0.is_empty() { 0 } else { from.next().unwrap_or_default() };
         let unreadable = || Unreadable { what: "count", detail: hex::encode(bytes) };
-        count.map(|(count, sum)| Count { count, sum }).ok_or_else(unreadable)
+        let count = count.filter(|_| from.0.is_empty());
+        count.map(|(count, sum)| Count { count, sum, history_from }).ok_or_else(unreadable)
     }
 }
 
@@ -254,6 +276,8 @@ fn read(bytes: &[u8]) -> Option<Event> {
             let member = from.next()?;
             Body::System(SystemFact::EpochBegun { previous: Epoch(from.0.try_into().ok()?), member })
         }
+        5 => Body::System(SystemFact::HistoryTrimmed { first: Seq(from.next()?) }),
+        6 => Body::System(SystemFact::LevelRaised { level: u32::try_from(from.next()?).ok()? }),
         _ => return None,
     };
     Some(Event { seq, time_ms, nth, once: Some(once).filter(|once| once.session > 0), body })

@@ -93,7 +93,8 @@ pub(crate) async fn epoch_begin<M: Machine, RT: AsyncRuntime>(
     let id = Sha256::new().chain_update("epoch").chain_update(to.0).finalize();
     let id = id.first_chunk().copied().unwrap_or_default();
     let time_ms = head.time_ms.max(options.clock.wall_ms());
-    let context = Context { epoch: to, next_seq: Seq(head.seq.0 + 1), time_ms };
+    let (level, known_level) = (head.feature_level, options.limits.known_level::<M>());
+    let context = Context { epoch: to, next_seq: Seq(head.seq.0 + 1), time_ms, level, known_level };
     let refused = |error: M::Rejection| OpenError::Raft(format!("the machine does not begin an epoch: {error}"));
     let events = M::decide(&head.machine, &context, &M::system(fact, id)).map_err(refused)?;
     let mut entry = EntryWriter::new(to, context.next_seq, head.root, events.len(), 0);

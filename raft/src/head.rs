@@ -56,7 +56,7 @@ pub struct Head<S> {
     pub sessions: Sessions,
     /// Members of the cluster.
     pub members: Arc<Members>,
-    /// Event kinds above this level are not used yet.
+    /// No event that came with a higher level of features is in the log.
     pub feature_level: u32,
     /// The machine's state.
     pub machine: S,
@@ -173,7 +173,10 @@ impl<S: Clone> Head<S> {
             Some(SystemFact::Checkpointed { seq, root, digest }) => {
                 noted.push(Noted::Checkpointed { seq, root, digest });
             }
-            Some(SystemFact::EpochBegun { .. }) | None => {}
+            Some(_) | None => {}
+        }
+        if let Some(level) = M::event_level(event) {
+            self.feature_level = self.feature_level.max(level);
         }
         once
     }

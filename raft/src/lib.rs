@@ -45,6 +45,7 @@ mod recovery;
 mod replay;
 mod replica;
 mod restore;
+mod retain;
 mod sequencer;
 pub mod sessions;
 pub mod status;
@@ -53,6 +54,7 @@ mod sync;
 pub mod transport;
 mod tree;
 pub mod types;
+mod upgrade;
 pub mod verify;
 
 pub use clock::{Clock, SystemClock};

@@ -22,7 +22,7 @@ use crate::transport::{Pipe, Transport};
 use crate::tree::{self, Proof};
 use crate::types::Cfg;
 use crate::verify::{self, VerifyReport};
-use crate::{attest, backfill, house, reading};
+use crate::{attest, backfill, house, reading, retain, upgrade};
 use bytes::Bytes;
 use cvlan_core::id::{Checkpoint, Epoch, Seq};
 use cvlan_core::log::merkle::Hash;
@@ -218,7 +218,8 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         });
         let weak = Arc::downgrade(&shared);
         let epoch = Arc::new(move || weak.upgrade().map(|shared| shared.head().epoch).unwrap_or_default());
-        let peers = Peers::new(options.member, transport, shared.clock.clone(), epoch);
+        let level = shared.limits.known_level::<M>();
+        let peers = Peers::new(options.member, transport, shared.clock.clone(), epoch, level);
         let raft = start(&shared, options.timing, &peers).await?;
         lead(&shared, &raft, options.initialize.then_some(options.address)).await?;
         let shares = Shares { shared: shared.clone(), raft: raft.clone(), peers: peers.clone() };
@@ -234,6 +235,8 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         if !every.is_zero() {
             let _attest = Cfg::<RT>::spawn(attest::keep(Arc::downgrade(&inner), every));
         }
+        let _upgrade = Cfg::<RT>::spawn(upgrade::keep(Arc::downgrade(&inner)));
+        let _retain = Cfg::<RT>::spawn(retain::keep(Arc::downgrade(&inner)));
         Ok(Self(inner))
     }
 
@@ -315,6 +318,11 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         let took = clock.monotonic_us().saturating_sub(begin);
         Cfg::<RT>::sleep(Duration::from_micros(took * BACKUP_REST).min(BACKUP_REST_MAX)).await;
         Ok(items)
+    }
+
+    /// Holds history from event `from` on, whatever need not be kept any longer; [`u64::MAX`]: holds nothing.
+    pub fn history_hold(&self, from: Seq) {
+        self.0.shared.held.store(from.0, Relaxed);
     }
 
     /// The last event at or before a time (ms since 1970, UTC); 0 where there is none.
@@ -431,6 +439,8 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
             leader: metrics.current_leader,
             removed: shared.removed(),
             history_from: shared.history_from().0,
+            feature_level: shared.head().feature_level,
+            known_level: shared.limits.known_level::<M>(),
             peers: self.peers(&metrics),
             writable: shared.desk.writable(),
             last_index: metrics.last_log_index.unwrap_or_default(),

@@ -43,6 +43,12 @@ pub struct Limits {
     pub backfill_ms: u64,
     /// Bytes of one piece of it, about: 16 MiB.
     pub backfill_bytes: u64,
+    /// Events older than this need not be kept, ms; 0: all are kept.
+    pub history_ms: u64,
+    /// How often the leader sees to it, and every member to what it may let go of, ms: 60,000.
+    pub history_check_ms: u64,
+    /// Plays a version that knows features up to this level; `None`: this one.
+    pub level: Option<u32>,
 }
 
 impl Default for Limits {
@@ -64,11 +70,19 @@ impl Default for Limits {
             purge_behind: 1_000_000,
             backfill_ms: 10_000,
             backfill_bytes: 16 << 20,
+            history_ms: 0,
+            history_check_ms: 60_000,
+            level: None,
         }
     }
 }
 
 impl Limits {
+    /// The highest level of features that is known here.
+    pub(crate) fn known_level<M: Machine>(&self) -> u32 {
+        self.level.unwrap_or(M::LEVEL)
+    }
+
     /// Within what the formats can hold: an entry's frame is at most 8 MiB, and something has to move at all.
     pub(crate) fn sane(mut self) -> Self {
         self.segment_bytes = self.segment_bytes.max(4 << 10);

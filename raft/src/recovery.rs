@@ -9,12 +9,12 @@ use crate::clock::Clock;
 use crate::disk::{Disk, Files};
 use crate::error::OpenError;
 use crate::options::{Limits, Plant};
-use crate::replay::{self, Done, Fault, Replay, probe, unpack};
+use crate::replay::{self, Done, Fault, Replay, Step, probe, unpack};
 use crate::replica::Kept;
 use crate::status::Stats;
 use crate::store::wal::{Setup, Wal, index, size};
 use crate::store::{open, snapshot};
-use crate::types::{Entry, SnapshotMeta};
+use crate::types::{Entry, LogId, SnapshotMeta};
 use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::log::entry_decode;
 use cvlan_core::machine::Machine;
@@ -68,6 +68,10 @@ pub(crate) fn recover<M: Machine>(files: &dyn Files, from: From) -> Result<Recov
         let (snapshot, found) = (snapshot.head.seq, snapshot.head.epoch);
         return Err(OpenError::WrongEpoch { snapshot, found, expected });
     }
+    let known = from.limits.known_level::<M>();
+    if let Some(level) = found.as_ref().map(|snapshot| snapshot.head.feature_level).filter(|level| *level > known) {
+        return Err(OpenError::Newer { what: "the feature level of the log".into(), found: level, known });
+    }
     let mut replay = Replay::<M>::default();
     let kept = found.map(|snapshot| {
         replay.place.last = snapshot.meta.last_log_id;
@@ -88,7 +92,7 @@ pub(crate) fn recover<M: Machine>(files: &dyn Files, from: From) -> Result<Recov
     }
     // What is purged was applied, and so was committed.
     let end = if from.whole { u64::MAX } else { next(&marks.committed.max(marks.purged)) };
-    let (replay, grown) = fold(replay, &wal, start..end)?;
+    let (replay, grown) = fold(replay, &wal, start..end, known)?;
     // openraft wants a snapshot of at least what is purged; where those on disk are older or damaged, the state that was
     // just rebuilt is one.
     let covers = |kept: &Kept<M::State>| kept.meta.last_log_id >= marks.purged;
@@ -146,7 +150,12 @@ type Grown = [u64; 2];
 
 /// Folds entries in a thread of its own, the slower one, while this one reads and checks those after them, and frees those
 /// that were folded.
-fn fold<M: Machine>(mut replay: Replay<M>, wal: &Wal, entries: Range<u64>) -> Result<(Replay<M>, Grown), OpenError> {
+fn fold<M: Machine>(
+    mut replay: Replay<M>,
+    wal: &Wal,
+    entries: Range<u64>,
+    known: u32,
+) -> Result<(Replay<M>, Grown), OpenError> {
     let (tx, rx) = sync_channel(AHEAD);
     let (spent, free) = sync_channel(AHEAD);
     std::thread::scope(|scope| {
@@ -166,7 +175,7 @@ fn fold<M: Machine>(mut replay: Replay<M>, wal: &Wal, entries: Range<u64>) -> Re
         let mut failed = None;
         let read = wal.visit(entries, &mut |entry| {
             free.try_iter().for_each(drop);
-            match unpack::<M>(&entry) {
+            match unpack::<M>(&entry).and_then(|step| known_step::<M>(step, known)) {
                 Ok(step) => tx.send((size(&entry), step)).is_ok(),
                 Err(fault) => {
                     failed = Some(unreadable(&entry, fault));
@@ -181,10 +190,20 @@ fn fold<M: Machine>(mut replay: Replay<M>, wal: &Wal, entries: Range<u64>) -> Re
     })
 }
 
+type Unpacked<M> = (LogId, Step<<M as Machine>::Event>);
+
+fn known_step<M: Machine>(step: Unpacked<M>, known: u32) -> Result<Unpacked<M>, Fault> {
+    if let (_, Step::Read(read)) = &step {
+        read.level_known(known)?;
+    }
+    Ok(step)
+}
+
 fn unreadable(entry: &Entry, fault: Fault) -> OpenError {
     let record = format!("entry {}", entry.log_id);
     match fault {
         Fault::Event { source, .. } => OpenError::Unreadable { record, source },
+        Fault::Level { level, known } => OpenError::Newer { what: record, found: level, known },
         Fault::Frame(_) | Fault::Epoch | Fault::Number { .. } => {
             OpenError::Damaged { record, detail: fault.to_string() }
         }

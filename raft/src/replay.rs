@@ -31,6 +31,11 @@ pub(crate) enum Fault {
     /// An event of a kind that this version does not know.
     #[error("event {seq}: {source}")]
     Event { seq: u64, source: Unreadable },
+    /// The log goes on at a level of features that this version does not know.
+    #[error(
+        "it raises the feature level to {level}, and this version knows level {known}: it has to be upgraded first"
+    )]
+    Level { level: u32, known: u32 },
     /// An event is numbered otherwise than its entry says.
     #[error("event {seq} has number {found}")]
     Number { seq: u64, found: Seq },
@@ -46,6 +51,15 @@ pub(crate) struct Read<E> {
     pub(crate) events: Vec<E>,
     pub(crate) raw: Vec<Bytes>,
     pub(crate) leaves: Vec<Hash>,
+    /// What it raises the level of features to.
+    level: u32,
+}
+
+impl<E> Read<E> {
+    /// An error where the log goes on at a level that is above the known one.
+    pub(crate) fn level_known(&self, known: u32) -> Result<(), Fault> {
+        if self.level > known { Err(Fault::Level { level: self.level, known }) } else { Ok(()) }
+    }
 }
 
 /// Reads an entry's frame.
@@ -65,9 +79,11 @@ pub(crate) fn read<M: Machine>(frame: &Frame) -> Result<Read<M::Event>, Fault> {
     let epoch = Epoch(epoch);
     let continues = match events.first().and_then(M::event_fact) {
         Some(SystemFact::EpochBegun { previous, .. }) => previous,
-        Some(SystemFact::CheckpointOpened | SystemFact::Checkpointed { .. }) | None => epoch,
+        Some(_) | None => epoch,
     };
-    Ok(Read { epoch, continues, first_seq: Seq(entry.first_seq), prev_root: entry.prev_root, events, raw, leaves })
+    let level = events.iter().filter_map(M::event_level).max().unwrap_or(1);
+    let first_seq = Seq(entry.first_seq);
+    Ok(Read { epoch, continues, first_seq, prev_root: entry.prev_root, events, raw, leaves, level })
 }
 
 /// Number and time of a frame's first event.

@@ -74,6 +74,8 @@ pub(crate) struct Shared<M: Machine, RT: AsyncRuntime> {
     pub(crate) confirm: Confirm<M, RT>,
     pub(crate) plant: Plant,
     pub(crate) digests: Digests<RT>,
+    /// History is kept from this event on, whatever the log says.
+    pub(crate) held: AtomicU64,
     /// For proofs.
     pub(crate) tree: RT::Mutex<Tree>,
     pub(crate) stats: Arc<Stats>,
@@ -122,6 +124,7 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
             confirm: Confirm::default(),
             plant: parts.plant,
             digests: Digests::default(),
+            held: AtomicU64::new(u64::MAX),
             tree: RT::Mutex::new(Tree::default()),
             stats: parts.stats,
             observers: parts.observers,
@@ -184,8 +187,8 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
         Seq(self.history_from.load(Relaxed))
     }
 
-    /// History reaches further back than `from`, unless it begins elsewhere by now.
-    pub(crate) fn history_grew(&self, from: Seq, to: Seq) {
+    /// History begins at `to`, where it began at `from` and not elsewhere by now.
+    pub(crate) fn history_begins(&self, from: Seq, to: Seq) {
         let _ = self.history_from.compare_exchange(from.0, to.0, Relaxed, Relaxed);
     }
 
@@ -282,6 +285,7 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
             }
             None => {
                 let read = replay::read::<M>(frame)?;
+                read.level_known(self.limits.known_level::<M>())?;
                 if !self.fits(&now, read.continues, read.first_seq, &read.prev_root) {
                     self.skip(id);
                     return Ok(());
@@ -502,6 +506,12 @@ impl<M: Machine, RT: AsyncRuntime> RaftStateMachine<Cfg<RT>> for Replica<M, RT> 
         let (before, own) = shared.cut();
         if before.epoch != Epoch::default() && before.epoch != head.epoch {
             let why = format!("a snapshot of epoch {} where epoch {} is", head.epoch, before.epoch);
+            shared.fail(why.clone());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        let known = shared.limits.known_level::<M>();
+        if head.feature_level > known {
+            let why = replay::Fault::Level { level: head.feature_level, known }.to_string();
             shared.fail(why.clone());
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }

@@ -229,6 +229,7 @@ fn weigh<M: Machine, RT: AsyncRuntime>(
         head: turn.head,
         epoch,
         time_ms,
+        known_level: limits.known_level::<M>(),
         events,
         bytes,
         noted: Vec::new(),
@@ -259,6 +260,7 @@ struct Work<M: Machine, F: FnMut(Epoch, Vec<M::Event>)> {
     head: Head<M::State>,
     epoch: Epoch,
     time_ms: u64,
+    known_level: u32,
     /// Events so far.
     events: usize,
     /// What they take of an entry.
@@ -287,7 +289,8 @@ impl<M: Machine, F: FnMut(Epoch, Vec<M::Event>)> Work<M, F> {
             }
         }
         let next_seq = Seq(self.head.seq.0 + 1);
-        let context = Context { epoch: self.head.epoch, next_seq, time_ms: self.time_ms };
+        let (level, known_level, time_ms) = (self.head.feature_level, self.known_level, self.time_ms);
+        let context = Context { epoch: self.head.epoch, next_seq, time_ms, level, known_level };
         let events = match M::decide(&self.head.machine, &context, command) {
             Ok(events) => events,
             Err(rejection) => return Verdict::Refused(WriteError::Rejected(rejection)),

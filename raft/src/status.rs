@@ -157,6 +157,10 @@ pub struct Status {
     pub removed: bool,
     /// The first event that can be read here.
     pub history_from: u64,
+    /// Level of features that the log is at.
+    pub feature_level: u32,
+    /// The highest one that this version knows.
+    pub known_level: u32,
     /// The other members.
     pub peers: Vec<PeerStatus>,
     /// True where this member leads and its term is open for commands.

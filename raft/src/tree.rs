@@ -8,7 +8,7 @@
 //! ```
 //! What C2SP `tlog-tiles` calls tiles of levels 0 and 1 lie in one file, and a file is whole or not there: written beside,
 //! synced, renamed. Leaves after the last full file are in memory alone, 2 MiB where the disk has room, and read from history again after a
-//! restart. The files outlive the history that they were made of. Where history begins later than they end (a snapshot took the
+//! restart; before that history goes, they are written to `tiles/partial`. The files outlive the history that they were made of. Where history begins later than they end (a snapshot took the
 //! place of what is between), the tree begins with the head's own roots: it proves from there on, in memory alone, and begins
 //! again with a newer head when that is over 8 MiB.
 
@@ -45,6 +45,10 @@ const HEADER: usize = 32;
 const EIGHTS_AT: usize = HEADER + BLOCK * HASH;
 const ROOT_AT: usize = EIGHTS_AT + BLOCK / TILE * HASH;
 const FILE: usize = ROOT_AT + HASH;
+
+/// "CVLANPRT" │ u32 format │ u64 number of the file that it will be │ zeros up to 32 bytes │ leaves │ root of everything
+const PARTIAL: &str = "tiles/partial";
+const PARTIAL_MAGIC: &[u8; 8] = b"CVLANPRT";
 
 fn name(number: usize) -> String {
     format!("{FOLDER}/{number:010}.tile")
@@ -137,7 +141,37 @@ impl Tree {
             tree.range.push_subtree(BLOCK_LEVEL, root);
             tree.blocks.push(root);
         }
+        if there.iter().any(|found| PARTIAL.ends_with(found.as_str())) {
+            tree.partial_read(files)?;
+        }
         Ok(tree)
+    }
+
+    /// Takes the leaves that were kept behind the last file, if they are what they say.
+    fn partial_read(&mut self, files: &dyn Files) -> io::Result<()> {
+        let file = files.open(PARTIAL)?;
+        let len = file.len()? as usize;
+        let mut header = [0; HEADER];
+        if len < HEADER + HASH || (len - HEADER) % HASH > 0 || len > HEADER + 9 * BLOCK * HASH {
+            return Ok(());
+        }
+        file.read_at(0, &mut header)?;
+        let mut leaves = hashes(&*file, HEADER, (len - HEADER) / HASH)?;
+        let root = leaves.pop();
+        let mut range = self.range.clone();
+        leaves.iter().for_each(|leaf| range.push_hash(*leaf));
+        if header == header_as(PARTIAL_MAGIC, self.blocks.len()) && root == Some(range.root()) {
+            self.eights = leaves.as_chunks::<TILE>().0.iter().map(|tile| fold(tile)).collect();
+            (self.leaves, self.range) = (leaves, range);
+        }
+        Ok(())
+    }
+
+    /// Keeps the leaves behind the last file: the history that they are made of goes.
+    fn partial_write(&self, files: &dyn Files) -> io::Result<()> {
+        let mut bytes = header_as(PARTIAL_MAGIC, self.blocks.len()).to_vec();
+        bytes.extend(self.leaves.iter().chain([&self.range.root()]).flatten());
+        write_whole(files, PARTIAL, &bytes)
     }
 
     /// Adds the events of an entry that are not in it; false where the entry says that it is another tree's.
@@ -172,18 +206,7 @@ impl Tree {
             let root = fold(eights);
             let mut bytes = header_of(number).to_vec();
             bytes.extend(leaves.iter().chain(eights).chain([&root]).flatten());
-            let beside = format!("{FOLDER}/new.tmp");
-            let write = || {
-                let file = files.create(&beside, FILE as u64)?;
-                file.write_at(0, &bytes)?;
-                file.sync()?;
-                files.rename(&beside, &name(number))?;
-                files.sync_folder(FOLDER)
-            };
-            if let Err(error) = write() {
-                let _ = files.remove(&beside);
-                return Err(error);
-            }
+            write_whole(files, &name(number), &bytes)?;
             self.blocks.push(root);
             self.leaves.drain(..BLOCK);
             self.eights.drain(..BLOCK / TILE);
@@ -195,6 +218,9 @@ impl Tree {
     fn forget(&mut self, files: &dyn Files) -> io::Result<()> {
         for number in 0..self.blocks.len() {
             files.remove(&name(number))?;
+        }
+        if files.list(FOLDER)?.iter().any(|found| PARTIAL.ends_with(found.as_str())) {
+            files.remove(PARTIAL)?;
         }
         *self = Self { opened: true, ..Self::default() };
         files.sync_folder(FOLDER)
@@ -283,8 +309,27 @@ fn fold(hashes: &[Hash]) -> Hash {
 }
 
 fn header_of(number: usize) -> [u8; HEADER] {
+    header_as(MAGIC, number)
+}
+
+/// Writes a file beside, syncs it, and gives it its name: it is whole or not there.
+fn write_whole(files: &dyn Files, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let beside = format!("{FOLDER}/new.tmp");
+    let write = || {
+        let file = files.create(&beside, bytes.len() as u64)?;
+        file.write_at(0, bytes)?;
+        file.sync()?;
+        files.rename(&beside, name)?;
+        files.sync_folder(FOLDER)
+    };
+    write().inspect_err(|_| {
+        let _ = files.remove(&beside);
+    })
+}
+
+fn header_as(magic: &[u8; 8], number: usize) -> [u8; HEADER] {
     let mut header = [0; HEADER];
-    let fields = MAGIC.iter().copied().chain(FORMAT.to_le_bytes()).chain((number as u64).to_le_bytes());
+    let fields = magic.iter().copied().chain(FORMAT.to_le_bytes()).chain((number as u64).to_le_bytes());
     for (to, from) in header.iter_mut().zip(fields) {
         *to = from;
     }
@@ -402,6 +447,18 @@ async fn catch_up<M: Machine, RT: AsyncRuntime>(
         .await?;
     }
     Ok((tree, fits))
+}
+
+/// The tree of everything that is applied here does not need its history from now on.
+pub(crate) async fn secure<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>) -> Result<(), HistoryError> {
+    with(shared, |view| {
+        if view.tree.begins == 0 {
+            let written = view.tree.partial_write(view.files);
+            written.map_err(|error| HistoryError::Damaged(format!("the tree: {error}")))?;
+        }
+        Ok(Some(()))
+    })
+    .await
 }
 
 /// See [`crate::Member::prove`].

@@ -341,7 +341,12 @@ impl Known {
         let refuses = |state: &State, epoch: Epoch, seq: u64, time_ms: u64| {
             // A token's life may have ended since the last event.
             [time_ms, time_ms + DAY_MS].into_iter().any(|time_ms| {
-                Rules::decide(state, &Context { epoch, next_seq: Seq(seq + 1), time_ms }, command).is_err()
+                Rules::decide(
+                    state,
+                    &Context { epoch, next_seq: Seq(seq + 1), time_ms, level: 1, known_level: 1 },
+                    command,
+                )
+                .is_err()
             })
         };
         if self.heads.range(oldest..).any(|(seq, head)| refuses(&head.machine, head.epoch, *seq, head.time_ms)) {

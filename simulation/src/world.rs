@@ -578,5 +578,6 @@ pub(crate) fn limits(rng: &mut Rng) -> Limits {
         purge_behind: rng.below(60),
         backfill_ms: 500,
         backfill_bytes: segment_bytes / 2,
+        ..Limits::default()
     }
 }

@@ -196,6 +196,8 @@ async fn prepare(keys: &Keys, now_ms: u64) -> Result<BootstrapFile, BootstrapErr
                 kid: hex::encode(bytes::<4>()),
                 secret: Some(cluster.seal(purpose::JWT, bytes(), &bytes::<32>())?),
             }),
+            // The one that leads says what it knows.
+            feature_level: 0,
         },
     })
 }

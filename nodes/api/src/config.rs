@@ -73,6 +73,18 @@ pub struct Settings {
     #[arg(long, env = "CVLAN_BACKUP_KEEP", value_name = "N", global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup_keep: Option<NonZeroU64>,
+    /// Let go of history that is older than so many days; no backup can be made of a log without its beginning [default: 0, keep all]
+    #[arg(long, env = "CVLAN_HISTORY_DAYS", value_name = "DAYS", global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub history_days: Option<u32>,
+    /// And before it goes, write it there, as an export that proves itself
+    #[arg(long, env = "CVLAN_HISTORY_EXPORT", value_name = "DIR", global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub history_export: Option<PathBuf>,
+    /// Play an older version that knows features up to this level, to try an upgrade
+    #[arg(long, env = "CVLAN_PLAY_LEVEL", value_name = "LEVEL", hide = true, global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub play_level: Option<u32>,
     /// Stream the record out: file:/PATH[?rotate=BYTES&keep=N], https://URL, http://URL, syslog+tcp://HOST:PORT; several times
     #[arg(long, env = "CVLAN_SINK", value_name = "SINK", value_delimiter = ' ', global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -87,6 +99,8 @@ pub struct Settings {
     pub presence_expiry: Option<NonZeroU64>,
 }
 
+/// A day.
+pub const DAY_MS: u64 = 24 * 3600 * 1000;
 /// Between two backups, where nothing else is said.
 const BACKUP_EVERY_S: u64 = 24 * 3600;
 /// Backups that stay, likewise.
@@ -184,6 +198,9 @@ impl Settings {
             backup_dir: self.backup_dir.or(weaker.backup_dir),
             backup_every: self.backup_every.or(weaker.backup_every),
             backup_keep: self.backup_keep.or(weaker.backup_keep),
+            history_days: self.history_days.or(weaker.history_days),
+            history_export: self.history_export.or(weaker.history_export),
+            play_level: self.play_level.or(weaker.play_level),
             sink: self.sink.or(weaker.sink),
             sink_ca: self.sink_ca.or(weaker.sink_ca),
             presence_expiry: self.presence_expiry.or(weaker.presence_expiry),
@@ -246,6 +263,12 @@ impl Settings {
             advertise_api: urls("--advertise-api", self.advertise_api.unwrap_or_default())?,
             advertise_node: urls("--advertise-node", self.advertise_node.unwrap_or_default())?,
             backup,
+            history_export: self.history_export,
+            log_limits: cvlan_raft::Limits {
+                history_ms: u64::from(self.history_days.unwrap_or_default()) * DAY_MS,
+                level: self.play_level,
+                ..d.log_limits
+            },
             sinks,
             sink_ca: self.sink_ca,
             presence_expiry: self.presence_expiry.map_or(d.presence_expiry, |s| Duration::from_secs(s.get())),

@@ -115,6 +115,7 @@ impl Core {
         // One whose log is gone begins no other one.
         raft.initialize = member == FOUNDER && !identity.is_some_and(|i| i.settled);
         raft.observers.push(Arc::new(observer));
+        raft.limits = options.log_limits.clone();
         if let Some(asked) = options.force {
             let settled = identity.filter(|identity| identity.settled).ok_or(StartError::NothingToForce)?;
             if vault.get().is_none() {
@@ -123,6 +124,10 @@ impl Core {
             force(asked, &keys, settled, &raft).await?;
         }
         let log: Log = Member::open(raft, transport.clone()).await?;
+        if options.history_export.is_some() {
+            // Nothing goes before it is known what was written.
+            log.history_hold(cvlan_core::id::Seq(1));
+        }
 
         let routers = Arc::new(OnceLock::new());
         let notary = match Notary::open(&keys, &options.data_dir, log.clone()) {

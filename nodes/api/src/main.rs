@@ -3,7 +3,7 @@
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use cvlan_api::config::{Settings, one_line};
+use cvlan_api::config::{DAY_MS, Settings, one_line};
 use cvlan_api::server::{Ended, Options, Running, StartError, start};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -182,6 +182,9 @@ fn config_check(options: &Options) -> anyhow::Result<ExitCode> {
         backup_dir: options.backup.as_ref().map(|b| b.folder.clone()),
         backup_every: options.backup.as_ref().and_then(|b| std::num::NonZeroU64::new(b.every.as_secs())),
         backup_keep: options.backup.as_ref().and_then(|b| std::num::NonZeroU64::new(b.keep as u64)),
+        history_days: Some((options.log_limits.history_ms / DAY_MS) as u32).filter(|days| *days > 0),
+        history_export: options.history_export.clone(),
+        play_level: options.log_limits.level,
         sink: (!options.sinks.is_empty()).then(|| options.sinks.iter().map(|sink| sink.text.clone()).collect()),
         sink_ca: options.sink_ca.clone(),
         presence_expiry: std::num::NonZeroU64::new(options.presence_expiry.as_secs()),

@@ -180,6 +180,7 @@ impl Metrics {
         gauge(&mut out, "cvlan_log_bytes", "Bytes of all log segments.", raft.log_bytes);
         gauge(&mut out, "cvlan_log_segments", "Segments of the log.", raft.segments);
         gauge(&mut out, "cvlan_history_from_seq", "The first event that can be read here.", raft.history_from);
+        gauge(&mut out, "cvlan_feature_level", "Level of features that the log is at.", u64::from(raft.feature_level));
         gauge(
             &mut out,
             "cvlan_snapshot_seq",

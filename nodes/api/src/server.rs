@@ -10,6 +10,7 @@ pub use crate::engine::{Core, Place};
 pub use crate::start_error::StartError;
 
 use crate::app::App;
+use crate::app::archive;
 use crate::app::backup::{self, Schedule};
 use crate::app::sink::{self, Asked, Sink};
 use crate::auth::Auth;
@@ -98,6 +99,10 @@ pub struct Options {
     pub sink_ca: Option<PathBuf>,
     /// Backups that it makes by itself.
     pub backup: Option<Schedule>,
+    /// Where history is written to before it goes.
+    pub history_export: Option<PathBuf>,
+    /// Bounds of the log.
+    pub log_limits: cvlan_raft::Limits,
     /// A member from which nothing comes for so long has lost its machines.
     pub presence_expiry: Duration,
 }
@@ -121,6 +126,8 @@ impl Default for Options {
             sinks: Vec::new(),
             sink_ca: None,
             backup: None,
+            history_export: None,
+            log_limits: cvlan_raft::Limits::default(),
             presence_expiry: presence::EXPIRY,
         }
     }
@@ -254,6 +261,10 @@ async fn serve_all(
     for each in &app.sinks {
         let (data, ca) = (options.data_dir.clone(), options.sink_ca.clone());
         chores.push(tokio::spawn(sink::feed(app.clone(), each.clone(), data, ca)));
+    }
+    if let Some(folder) = options.history_export.clone() {
+        let every = Duration::from_millis(options.log_limits.history_check_ms);
+        chores.push(tokio::spawn(archive::keep(app.clone(), folder, every)));
     }
     if let Some(schedule) = options.backup.clone() {
         chores.push(tokio::spawn(backup::keep(app.clone(), schedule)));

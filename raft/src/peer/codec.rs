@@ -40,6 +40,8 @@ pub(crate) struct Hello {
     pub(crate) to: u64,
     /// What kind of log this is.
     pub(crate) cluster: String,
+    /// The level of features that it knows.
+    pub(crate) level: u32,
 }
 
 /// Why a connection is not wanted.
@@ -334,9 +336,9 @@ mod tests {
         let request = |request| Message::Request(300, request);
         let answer = |answer| Message::Answer(1, answer);
         let (d32, e16) = ("05".repeat(32), "07".repeat(16));
-        let hello = Hello { epoch: [7; 16], from: 2, to: 1, cluster: "cvlan".into() };
+        let hello = Hello { epoch: [7; 16], from: 2, to: 1, cluster: "cvlan".into(), level: 1 };
         vec![
-            (Message::Hello(hello), format!("0100{e16}02010563766c616e")),
+            (Message::Hello(hello), format!("0100{e16}02010563766c616e01")),
             (Message::Refused(Refusal::Protocol { asked: 2, known: 1 }), "0101000201".into()),
             (Message::Refused(Refusal::Cluster), "010101".into()),
             (Message::Refused(Refusal::Epoch([7; 16])), format!("010102{e16}")),
@@ -371,6 +373,8 @@ mod tests {
             (request(Request::Change(Change::Transfer { to: None })), "0102fb2c01080300".into()),
             (request(Request::Ping { wall_ms: 300 }), "0102fb2c0109fb2c01".into()),
             (request(Request::Checkpoint), "0102fb2c010a".into()),
+            (request(Request::Before { end: 9, bytes: 300 }), "0102fb2c010b09fb2c01".into()),
+            (request(Request::Past { from: 4, end: 9 }), "0102fb2c010c0409".into()),
             (answer(Answer::Appended), "01030100".into()),
             (answer(Answer::Conflict), "01030101".into()),
             (answer(Answer::HigherVote(voted())), "01030102030201".into()),
@@ -393,6 +397,9 @@ mod tests {
                 answer(Answer::Attested { epoch: [7; 16], seq: 9, root: [5; 32], digest: [5; 32] }),
                 format!("0103010f{e16}09{d32}{d32}"),
             ),
+            (answer(Answer::Before { from: 4, size: 8, roots: vec![[5; 32]] }), format!("01030110040801{d32}")),
+            (answer(Answer::Nothing), "01030111".into()),
+            (answer(Answer::Past), "01030112".into()),
         ]
     }
 

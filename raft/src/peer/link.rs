@@ -22,7 +22,7 @@ use openraft::async_runtime::{MpscReceiver, MpscSender, OneshotSender, Select2};
 use openraft::type_config::TypeConfigExt;
 use openraft::type_config::alias::OneshotReceiverOf;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -133,6 +133,7 @@ pub(crate) struct Heard {
     /// The same, over the connection that was made from here.
     answered_us: AtomicU64,
     skew_ms: Mutex<Option<i64>>,
+    level: AtomicU32,
 }
 
 impl Heard {
@@ -159,6 +160,15 @@ impl Heard {
 
     pub(crate) fn skewed(&self, ms: i64) {
         *lock(&self.skew_ms) = Some(ms);
+    }
+
+    /// The level of features that it knows, as it says when a connection is made; 0: not heard of.
+    pub(crate) fn level(&self) -> u32 {
+        self.level.load(Relaxed)
+    }
+
+    pub(crate) fn knows(&self, level: u32) {
+        self.level.store(level, Relaxed);
     }
 
     /// Its wall clock less ours, ms.
@@ -190,6 +200,7 @@ enum State<RT: AsyncRuntime> {
 pub(crate) struct Link<RT: AsyncRuntime> {
     me: u64,
     to: u64,
+    level: u32,
     address: Mutex<String>,
     dial: Arc<dyn Dial<RT>>,
     clock: Arc<dyn Clock>,
@@ -200,13 +211,13 @@ pub(crate) struct Link<RT: AsyncRuntime> {
 
 impl<RT: AsyncRuntime> Link<RT> {
     pub(crate) fn new(
-        (me, to): (u64, u64),
+        (me, to, level): (u64, u64, u32),
         dial: Arc<dyn Dial<RT>>,
         clock: Arc<dyn Clock>,
         epoch: Arc<dyn Fn() -> Epoch + Send + Sync>,
     ) -> Arc<Self> {
         let state = Mutex::new(State::Down { until_us: 0, pause: PAUSE_MIN, why: String::new() });
-        Arc::new(Self { me, to, address: Mutex::default(), dial, clock, epoch, state, heard: Arc::default() })
+        Arc::new(Self { me, to, level, address: Mutex::default(), dial, clock, epoch, state, heard: Arc::default() })
     }
 
     /// Where it is reached from now on; a connection to elsewhere is given up.
@@ -351,7 +362,7 @@ impl<RT: AsyncRuntime> Link<RT> {
         }
         let mut pipe = self.dial.dial(self.to, address).await.map_err(|error| error.to_string())?;
         let epoch = (self.epoch)();
-        let hello = Hello { epoch: epoch.0, from: self.me, to: self.to, cluster: CLUSTER.into() };
+        let hello = Hello { epoch: epoch.0, from: self.me, to: self.to, cluster: CLUSTER.into(), level: self.level };
         let lost = || "the connection was lost".to_owned();
         pipe.tx.send(codec::frame(&Message::Hello(hello), &[])).await.map_err(|_| lost())?;
         let first = pipe.rx.recv().await.ok_or_else(lost)?;
@@ -362,6 +373,7 @@ impl<RT: AsyncRuntime> Link<RT> {
             Message::Request(..) | Message::Answer(..) => return Err("it does not say who it is".into()),
         };
         check(&theirs, self.me, Some(self.to), epoch).map_err(|refusal| format!("not it: {refusal}"))?;
+        self.heard.knows(theirs.level);
         Ok(pipe)
     }
 

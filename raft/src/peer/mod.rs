@@ -96,6 +96,8 @@ pub(crate) struct Peers<RT: AsyncRuntime> {
     dial: Arc<dyn Dial<RT>>,
     pub(crate) clock: Arc<dyn Clock>,
     epoch: Arc<dyn Fn() -> Epoch + Send + Sync>,
+    /// The level of features that is known here.
+    level: u32,
     links: Mutex<BTreeMap<u64, Arc<Link<RT>>>>,
 }
 
@@ -105,14 +107,18 @@ impl<RT: AsyncRuntime> Peers<RT> {
         dial: impl Dial<RT> + 'static,
         clock: Arc<dyn Clock>,
         epoch: Arc<dyn Fn() -> Epoch + Send + Sync>,
+        level: u32,
     ) -> Arc<Self> {
-        Arc::new(Self { me, dial: Arc::new(dial), clock, epoch, links: Mutex::default() })
+        Arc::new(Self { me, dial: Arc::new(dial), clock, epoch, level, links: Mutex::default() })
     }
 
     /// The way to a member.
     pub(crate) fn link(&self, to: u64) -> Arc<Link<RT>> {
-        let make = || Link::new((self.me, to), self.dial.clone(), self.clock.clone(), self.epoch.clone());
-        lock(&self.links).entry(to).or_insert_with(make).clone()
+        lock(&self.links).entry(to).or_insert_with(|| self.make(to)).clone()
+    }
+
+    fn make(&self, to: u64) -> Arc<Link<RT>> {
+        Link::new((self.me, to, self.level), self.dial.clone(), self.clock.clone(), self.epoch.clone())
     }
 
     /// The way to a member that was asked or heard before.
@@ -125,8 +131,7 @@ impl<RT: AsyncRuntime> Peers<RT> {
         let mut links = lock(&self.links);
         let mut gone = std::mem::take(&mut *links);
         for (id, address) in members.filter(|(id, _)| *id != self.me) {
-            let make = || Link::new((self.me, id), self.dial.clone(), self.clock.clone(), self.epoch.clone());
-            let link = gone.remove(&id).unwrap_or_else(make);
+            let link = gone.remove(&id).unwrap_or_else(|| self.make(id));
             link.moved(address);
             links.insert(id, link);
         }

@@ -176,7 +176,7 @@ mod tests {
     use crate::types::{LeaderId, LogId};
 
     fn parcel(notes: u64) -> (Parcel, Vec<u8>) {
-        let mut head = Head { machine: Count { count: notes, sum: 7 }, ..Head::default() };
+        let mut head = Head { machine: Count { count: notes, sum: 7, history_from: 0 }, ..Head::default() };
         for n in 0..notes {
             head.sessions.note(
                 cvlan_core::machine::Once { session: n + 1, n: n.wrapping_mul(0x9e37_79b9_7f4a_7c15) },
@@ -208,7 +208,7 @@ mod tests {
         assert!(matches!(incoming.chunk(&[0; 32], half as u64, &rest), Ok(Answer::Unable(_))), "of another one");
         assert_eq!(offset(incoming.chunk(&about.digest, half as u64, &rest).unwrap()), bytes.len() as u64);
         let snap = unpack::<Counter>(incoming.take(&about.digest).unwrap()).unwrap();
-        assert_eq!(snap.snapshot.machine, Count { count: 500, sum: 7 });
+        assert_eq!(snap.snapshot.machine, Count { count: 500, sum: 7, history_from: 0 });
         assert_eq!(snap.meta.last_log_id.map(|id| id.index), Some(9));
         assert!(incoming.take(&about.digest).is_none(), "it was taken");
     }

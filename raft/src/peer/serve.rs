@@ -70,18 +70,22 @@ async fn greet<M: Machine, RT: AsyncRuntime>(
     let me = member.shared.member;
     let first = pipe.rx.recv().await.ok_or("it was lost before the hello")?;
     let epoch = member.shared.head().epoch;
+    let level = member.shared.limits.known_level::<M>();
     let welcome = match codec::read(&first) {
-        Ok((Message::Hello(hello), _)) => check(&hello, me, from, epoch).map(|()| hello.from),
+        Ok((Message::Hello(hello), _)) => check(&hello, me, from, epoch).map(|()| (hello.from, hello.level)),
         Ok(_) => return Err("it does not say who it is".into()),
         Err(FrameError::Protocol(asked)) => Err(Refusal::Protocol { asked, known: PROTOCOL }),
         Err(error) => return Err(error.to_string()),
     };
     let message = match &welcome {
-        Ok(from) => Message::Hello(Hello { epoch: epoch.0, from: me, to: *from, cluster: CLUSTER.into() }),
+        Ok((from, _)) => Message::Hello(Hello { epoch: epoch.0, from: me, to: *from, cluster: CLUSTER.into(), level }),
         Err(refusal) => Message::Refused(refusal.clone()),
     };
     let sent = pipe.tx.send(codec::frame(&message, &[])).await;
-    let peer = welcome.map_err(|refusal| refusal.to_string())?;
+    let (peer, theirs) = welcome.map_err(|refusal| refusal.to_string())?;
+    if let Some(link) = member.peers.known(peer) {
+        link.heard.knows(theirs);
+    }
     sent.map_err(|_| "it was lost after the hello")?;
     Ok(peer)
 }

@@ -42,7 +42,7 @@ async fn member() -> (TempDir, Member<Counter, Rt>) {
 }
 
 fn hello() -> Hello {
-    Hello { epoch: EPOCH.0, from: 9, to: 1, cluster: CLUSTER.into() }
+    Hello { epoch: EPOCH.0, from: 9, to: 1, cluster: CLUSTER.into(), level: 1 }
 }
 
 /// Connects as member 9, which may vote.
@@ -263,7 +263,7 @@ async fn greets(mut theirs: Pipe<Rt>) -> Pipe<Rt> {
 fn link(pipes: Vec<Pipe<Rt>>) -> (Arc<Link<Rt>>, Arc<Hand>) {
     let hand = Arc::new(Hand(Mutex::new(pipes)));
     let clock = Arc::new(crate::clock::SystemClock::default());
-    let link = Link::<Rt>::new((9, 1), hand.clone(), clock, Arc::new(|| EPOCH));
+    let link = Link::<Rt>::new((9, 1, 1), hand.clone(), clock, Arc::new(|| EPOCH));
     link.moved("there");
     (link, hand)
 }

@@ -98,7 +98,10 @@ impl Wal {
             Sought::Time(time_ms) => point.seq.0 > 0 && point.time_ms <= time_ms,
         };
         let last = |segments: &BTreeMap<u64, Segment>| {
-            segments.values().rev().find_map(|segment| segment.points.iter().rev().find(before).map(|point| point.index))
+            segments
+                .values()
+                .rev()
+                .find_map(|segment| segment.points.iter().rev().find(before).map(|point| point.index))
         };
         let base = state.base();
         let found = last(&state.segments).filter(|index| *index >= base || state.past.is_empty());
@@ -158,7 +161,8 @@ impl State {
         let base = self.base();
         let past = if from < base { self.past.range(..=from).next_back().map_or(0, |(first, _)| *first) } else { base };
         let past = self.past.range(past..).map(|(first, file)| {
-            let at = file.points.iter().rev().find(|point| point.index <= from).map_or(SEGMENT_HEADER, |point| point.at);
+            let at =
+                file.points.iter().rev().find(|point| point.index <= from).map_or(SEGMENT_HEADER, |point| point.at);
             Leg { segment: *first, file: file.file.clone(), from: at, end: file.end, least: None }
         });
         let from = if self.past.is_empty() { from } else { from.max(base) };

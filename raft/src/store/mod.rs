@@ -6,7 +6,7 @@
 //!                                                                             is the next block: group commit
 //! ```
 //! `codec` says what a record is, `segment` how records become bytes, `wal` moves blocks, `open` reads a folder back,
-//! `history` reads what left the cache, `past` holds what came before it from elsewhere, `log` shows it all to openraft, `snapshot` keeps heads.
+//! `history` reads what left the cache, `past` holds what came before it from elsewhere, `trim` lets old files go, `log` shows it all to openraft, `snapshot` keeps heads.
 //!
 //! Invariants: all writes, votes too, go through one queue in order; a caller hears of a record only after it and
 //! everything before it is synced; the log has no hole; entries are never removed by a purge, their visibility to
@@ -19,6 +19,7 @@ pub(crate) mod open;
 pub(crate) mod past;
 pub mod segment;
 pub(crate) mod snapshot;
+pub(crate) mod trim;
 pub(crate) mod wal;
 
 #[cfg(test)]

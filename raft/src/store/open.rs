@@ -152,7 +152,7 @@ impl Scan<'_> {
         }
         self.state.block = block.number;
         self.newest = block.at;
-        let (mut index, mut frame) = (None, None);
+        let (mut index, mut highest, mut frame) = (None, None, None);
         let segment = self.number;
         for (nth, (at, bytes)) in block.records.iter().enumerate() {
             let fault = |detail: String| {
@@ -162,11 +162,13 @@ impl Scan<'_> {
             let (record, rest) = codec::decode(bytes).map_err(|error| refused(error, &fault))?;
             if let Record::Entry(id, _) = &record {
                 index = index.or(Some(id.index));
+                highest = highest.max(Some(id.index));
             }
             self.record(*at, record, rest, bytes.len(), &mut frame).map_err(|detail| damaged(&fault(detail)))?;
         }
         if let Some(segment) = self.state.segments.get_mut(&self.number) {
             segment.end = end;
+            segment.highest = segment.highest.max(highest);
             if let Some(index) = index {
                 segment.point(index, frame.as_ref().and_then(|frame| (self.setup.probe)(frame)), block.at);
             }

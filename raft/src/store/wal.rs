@@ -85,6 +85,8 @@ pub(crate) struct Segment {
     pub(crate) points: Vec<Point>,
     /// Lowest index of its points.
     pub(crate) lowest: u64,
+    /// Highest index of an entry in it, void ones too.
+    pub(crate) highest: Option<u64>,
 }
 
 /// Where a block lies, by its first entry and first event (0 where it has none).
@@ -442,7 +444,7 @@ impl Wal {
 }
 
 impl State {
-    fn active(&self) -> Option<(u64, &Segment)> {
+    pub(super) fn active(&self) -> Option<(u64, &Segment)> {
         self.segments.last_key_value().map(|(number, segment)| (*number, segment))
     }
 
@@ -573,8 +575,9 @@ impl State {
         self.cuts.extend(batch.cuts.drain(..).map(|(offset, after)| Cut { segment: number, at: at + offset, after }));
         if let Some(segment) = self.segments.get_mut(&number) {
             segment.end = at + length;
-            if let Some(index) = batch.first.take() {
-                segment.point(index, probed, at);
+            if let Some(first) = batch.first.take() {
+                segment.point(first, probed, at);
+                segment.highest = segment.highest.max(index(&batch.marks.last));
             }
         }
         if batch.truncations == self.truncations {
@@ -612,7 +615,7 @@ impl Tail {
 
 impl Segment {
     pub(crate) fn new(file: Arc<dyn File>, len: u64, end: u64) -> Self {
-        Self { file, len, end, points: Vec::new(), lowest: 0 }
+        Self { file, len, end, points: Vec::new(), lowest: 0, highest: None }
     }
 
     /// Notes where a block lies, if the last point is far enough away.

@@ -3,8 +3,8 @@
 use crate::common::{Cluster, Counting, EPOCH, eventually};
 use cvlan_core::id::Seq;
 use cvlan_core::log::proof::included;
-use cvlan_raft::counter::{Command, Counter};
 use cvlan_raft::Item;
+use cvlan_raft::counter::{Command, Counter};
 use std::path::{Path, PathBuf};
 
 /// Pieces are small, so that there are many.

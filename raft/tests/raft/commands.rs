@@ -27,7 +27,13 @@ fn every_command_and_every_refusal_arrives_as_it_was_sent() {
         for n in 1..=200 {
             let mut command: Command = travel(&next);
             assert_eq!(command, next);
-            let context = Context { epoch: Epoch([1; 16]), next_seq: Seq(seq + 1), time_ms: 1_700_000_000_000 + seq };
+            let context = Context {
+                epoch: Epoch([1; 16]),
+                next_seq: Seq(seq + 1),
+                time_ms: 1_700_000_000_000 + seq,
+                level: 1,
+                known_level: 1,
+            };
             match Rules::decide(&state, &context, &command) {
                 Ok(events) => {
                     seq += events.len() as u64;

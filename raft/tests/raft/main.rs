@@ -9,4 +9,5 @@ mod damage;
 mod force;
 mod member;
 mod restore;
+mod retain;
 mod tree;

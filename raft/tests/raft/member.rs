@@ -76,7 +76,7 @@ async fn concurrent_writers_share_syncs_and_everything_is_there_after_a_reopen()
     add(&member, 50, 40).await;
     let head = member.head();
     let status = member.status();
-    assert_eq!((head.machine.clone(), head.seq), (Count { count: 2001, sum: 2001 }, Seq(2001)));
+    assert_eq!((head.machine.clone(), head.seq), (Count { count: 2001, sum: 2001, history_from: 0 }, Seq(2001)));
     assert!(status.entries < 1500, "2001 commands in {} entries", status.entries);
     assert!(status.segments >= 2, "{status:?}");
     let digest = head.digest::<Counter>();

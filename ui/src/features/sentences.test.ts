@@ -86,6 +86,16 @@ describe("eventSentence", () => {
       event(1, { system: { epochBegun: { memberId: "7", removed: ["1", "9"] } } }, system),
     ],
     [
+      "History before event 90 is not kept any longer",
+      "remove",
+      event(1, { system: { historyTrimmed: { firstSeq: "90" } } }, system),
+    ],
+    [
+      "Every member was upgraded: the log is at feature level 2",
+      "change",
+      event(1, { system: { featureLevelRaised: { level: 2 } } }, system),
+    ],
+    [
       "The cluster sends machines to https://a, https://b",
       "change",
       event(1, { system: { advertisementChanged: { nodeUrls: ["https://a", "https://b"] } } }, system),

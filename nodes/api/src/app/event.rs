@@ -14,6 +14,7 @@ use cvlan_core::rules::tenant_of;
 use cvlan_core::user::User;
 use cvlan_projections::AuditQuery;
 use cvlan_proto::v1::{self, Event};
+use cvlan_raft::HistoryError;
 use uuid::Uuid;
 
 /// Events looked at for one page: one who may see few of them does not make the controller read the whole log.
@@ -148,22 +149,31 @@ async fn filtered(app: &App, caller: &Caller, query: &EventQuery) -> Result<Even
         app.views.reach(at_least).await?;
     }
     let user = &caller.session.user;
+    let kept = Seq(app.log.status().history_from);
     let asked = AuditQuery {
         tenant: (!user.tenant.is_nil()).then_some(user.tenant),
         noun: query.noun.clone(),
         id: query.id,
         actor: None,
-        from: query.from,
+        from: query.from.max(kept),
         oldest_first: true,
         limit: query.limit,
     };
     let found = app.views.read(move |v| v.audit(&asked)).await?;
-    let mut page = EventPage { complete_from: found.complete_from.0, ..EventPage::default() };
+    let mut page = EventPage { complete_from: found.complete_from.max(kept).0, ..EventPage::default() };
     for seq in found.seqs {
         if seq > query.to {
             return Ok(page);
         }
-        for (_, bytes) in app.log.history(seq, 1).await? {
+        let read = match app.log.history(seq, 1).await {
+            // Trimmed meanwhile.
+            Err(HistoryError::Gone { first }) => {
+                page.complete_from = page.complete_from.max(first.0);
+                continue;
+            }
+            read => read?,
+        };
+        for (_, bytes) in read {
             let event = Rules::decode(&bytes).map_err(Problem::internal)?;
             // The view chose it; the door's own rule has the last word.
             if visible(user, &event) {

@@ -6,6 +6,7 @@
 //! ```
 //! The door has checked the route's permission; `decide` checks again, against the head.
 
+pub mod archive;
 pub mod backup;
 pub mod cvlan;
 pub mod event;

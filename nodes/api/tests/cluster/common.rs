@@ -60,16 +60,36 @@ impl Member {
 
     /// The same, with further flags.
     pub fn start_with(dir: PathBuf, ports: [u16; 4], token: Option<&str>, flags: &[&str]) -> Self {
+        Self::begin(dir, ports, token, flags).unwrap_or_else(|lines| panic!("it ended: {lines:?}"))
+    }
+
+    fn begin(dir: PathBuf, ports: [u16; 4], token: Option<&str>, flags: &[&str]) -> Result<Self, Vec<String>> {
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let mut child = Self::command(&dir, ports, token).args(&flags).spawn().unwrap();
         let mut lines = Vec::new();
         for line in BufReader::new(child.stdout.take().unwrap()).lines() {
             lines.push(line.unwrap());
             if lines.last().is_some_and(|l| l.contains("  metrics ")) {
-                return Self { child: Some(child), dir, ports, lines, flags };
+                return Ok(Self { child: Some(child), dir, ports, lines, flags });
             }
         }
-        panic!("it ended with {:?}: {lines:?}", child.wait());
+        lines.push(format!("{:?}", child.wait()));
+        Err(lines)
+    }
+
+    /// Stops it in order and starts it with other flags, on the same ports: somebody's connection may have one of them for a
+    /// moment.
+    pub async fn restart(&mut self, flags: &[&str]) {
+        self.terminate();
+        self.ended().await;
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match Self::begin(self.dir.clone(), self.ports, None, flags) {
+                Ok(member) => return *self = member,
+                Err(lines) => assert!(Instant::now() < end, "it does not start: {lines:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
 
     pub fn again(&mut self) {

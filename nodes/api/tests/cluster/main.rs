@@ -11,3 +11,4 @@ mod machine;
 mod presence;
 mod proof;
 mod rebuild;
+mod upgrade;

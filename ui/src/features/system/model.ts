@@ -4,6 +4,7 @@ import { type Describe, thing, who } from "../sentence";
 
 export const systemDescribe: Describe = (event, nameOf) => {
   const { bootstrapped, checkpointOpened, checkpointed, advertisementChanged, epochBegun } = event.system ?? {};
+  const { historyTrimmed, featureLevelRaised } = event.system ?? {};
   if (bootstrapped) return { tone: "add", parts: ["This log begins: the cluster was bootstrapped"] };
   if (checkpointOpened) return { tone: "quiet", parts: [who(event, nameOf), " opened a checkpoint"] };
   if (checkpointed) {
@@ -21,6 +22,13 @@ export const systemDescribe: Describe = (event, nameOf) => {
     const only = memberId ? thing(memberId, nameOf(memberId)) : "one member";
     const gone = removed.length === 1 ? "1 member was" : `${removed.length} members were`;
     return { tone: "remove", parts: ["A new cluster was forced: ", only, ` goes on alone, ${gone} given up`] };
+  }
+  if (historyTrimmed) {
+    return { tone: "remove", parts: [`History before event ${historyTrimmed.firstSeq ?? 0} is not kept any longer`] };
+  }
+  if (featureLevelRaised) {
+    const level = featureLevelRaised.level ?? 0;
+    return { tone: "change", parts: [`Every member was upgraded: the log is at feature level ${level}`] };
   }
   return undefined;
 };

@@ -41,6 +41,8 @@ export interface SavedSystem {
   checkpoints: CheckpointRecord[];
   /** The founder was removed. */
   founderGone: boolean;
+  /** Events before this one need not be kept; 0: all of them. */
+  historyFrom: string;
 }
 
 export interface SavedSigningKey {

@@ -17,6 +17,8 @@ export interface SystemEvent {
   checkpointed?: Checkpointed | undefined;
   advertisementChanged?: AdvertisementChanged | undefined;
   epochBegun?: EpochBegun | undefined;
+  historyTrimmed?: HistoryTrimmed | undefined;
+  featureLevelRaised?: FeatureLevelRaised | undefined;
 }
 
 /** Sealed is a secret under a cluster key: XChaCha20-Poly1305, associated data = the name of its use. */
@@ -43,7 +45,11 @@ export interface Bootstrapped {
   /** X25519 public key that machines prove their WireGuard key against, and its sealed private half. */
   challengePublicKey: Uint8Array;
   challengeKey?: Sealed | undefined;
-  jwtKey?: JwtKey | undefined;
+  jwtKey?:
+    | JwtKey
+    | undefined;
+  /** Level of features from the start; 0: 1. */
+  featureLevel: number;
 }
 
 /** CheckpointOpened marks the sequence number at which every replica digests its state. */
@@ -76,6 +82,16 @@ export interface EpochBegun {
   memberId: string;
   /** Those who were members, and never can be again. */
   removed: string[];
+}
+
+/** HistoryTrimmed says that events before first_seq need not be kept any longer. Of feature level 2. */
+export interface HistoryTrimmed {
+  firstSeq: string;
+}
+
+/** FeatureLevelRaised says that every member knows the kinds of events up to this level, so that they may be written. */
+export interface FeatureLevelRaised {
+  level: number;
 }
 
 /** ClusterStatus answers GET /api/v1/cluster. */

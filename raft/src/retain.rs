@@ -1,0 +1,108 @@
+//! How long history is kept: the leader says from which event on, and every member lets go of what lies before, in whole files.
+//!
+//! ```text
+//! leader: older than `history_ms`, and a file of it could go? ─► HistoryTrimmed{first} in the log
+//! every member: what it says, and no more than ─► the purge marker, the oldest snapshot, what is held ─► tree made safe ─► files go
+//! ```
+//! Its own time decides, which no clock that jumps can move far. The tree of the events is kept: proofs about the events that
+//! remain go on, also about those that are gone.
+
+use crate::attest;
+use crate::backfill::first_event;
+use crate::disk::{Lane, on_disk};
+use crate::error::HistoryError;
+use crate::member::Inner;
+use crate::reading;
+use crate::replica::Shared;
+use crate::store::history::Sought;
+use crate::store::snapshot;
+use crate::store::wal::index;
+use crate::tree;
+use crate::types::Cfg;
+use cvlan_core::id::Seq;
+use cvlan_core::machine::{Machine, SystemFact};
+use openraft::AsyncRuntime;
+use openraft::async_runtime::{Select2, WatchReceiver};
+use openraft::type_config::TypeConfigExt;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// Sees to it, for as long as the member is there.
+pub(crate) async fn keep<M: Machine, RT: AsyncRuntime>(member: Weak<Inner<M, RT>>) {
+    let Some((mut halt, every)) =
+        member.upgrade().map(|member| (member.shared.halt(), member.shared.limits.history_check_ms))
+    else {
+        return;
+    };
+    let every = Duration::from_millis(every.max(1));
+    while !*halt.borrow_watched() {
+        if let Select2::First(_) = Cfg::<RT>::select2(halt.changed(), Cfg::<RT>::sleep(every)).await {
+            return;
+        }
+        let Some(member) = member.upgrade() else { return };
+        if let Err(error) = decide(&member).await {
+            tracing::warn!(%error, "how long history is kept was not decided; trying again");
+        }
+        if let Err(error) = trim(&member.shared).await {
+            tracing::warn!(%error, "history was not trimmed; trying again");
+        }
+    }
+}
+
+/// As the leader: says from which event on history is kept, where a file would go.
+async fn decide<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>) -> Result<(), HistoryError> {
+    let (shared, head) = (&member.shared, member.shared.head());
+    let oldest_ms = head.time_ms.saturating_sub(shared.limits.history_ms);
+    if shared.limits.history_ms == 0 || oldest_ms == 0 || !shared.desk.writable() {
+        return Ok(());
+    }
+    let last = match reading::seq_at_time(shared, oldest_ms).await {
+        // All of what is here is younger.
+        Err(HistoryError::Gone { .. }) => return Ok(()),
+        found => found?,
+    };
+    let first = Seq(last.0 + 1);
+    if first <= M::history_from(&head.machine) || shared.wal.trimmable(bound(shared, first).await?) == 0 {
+        return Ok(());
+    }
+    match attest::decide(member, SystemFact::HistoryTrimmed { first }, "trimmed").await {
+        Ok(_) => tracing::info!(first = first.0, "history before this event is not kept any longer"),
+        Err(error) => tracing::warn!(code = error.code(), %error, "history was not trimmed; trying again"),
+    }
+    Ok(())
+}
+
+/// The entry before which files may go, so that history still begins at or before event `first`, and recovery with any
+/// snapshot that is kept.
+async fn bound<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>, first: Seq) -> Result<u64, HistoryError> {
+    let listed = on_disk::<RT, _>(&shared.disk, Lane::Work, snapshot::list).await.map_err(|_| HistoryError::Stopped)?;
+    let listed = listed.map_err(|error| HistoryError::Damaged(format!("snapshots/: {error}")))?;
+    let Some(snapshot) = listed.first() else { return Ok(0) };
+    let wal = &shared.wal;
+    let purged = index(&wal.marks().purged).map_or(0, |purged| purged + 1);
+    Ok(wal.locate(Sought::Seq(first)).min(wal.locate(Sought::Seq(Seq(*snapshot)))).min(purged))
+}
+
+/// Lets go of what need not be kept.
+async fn trim<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>) -> Result<(), HistoryError> {
+    let first = M::history_from(&shared.head().machine).min(Seq(shared.held.load(Relaxed)));
+    let from = shared.history_from();
+    if first <= from {
+        return Ok(());
+    }
+    let bound = bound(shared, first).await?;
+    if shared.wal.trimmable(bound) == 0 {
+        return Ok(());
+    }
+    let Some(oldest) = shared.wal.oldest_after(bound) else { return Ok(()) };
+    let Some((begins, _)) = first_event(shared, oldest).await? else { return Ok(()) };
+    tree::secure(shared).await?;
+    shared.history_begins(from, begins);
+    let wal = shared.wal.clone();
+    let gone = on_disk::<RT, _>(&shared.disk, Lane::Work, move |files| wal.trim(files, bound)).await;
+    let gone = gone.map_err(|_| HistoryError::Stopped)?;
+    let gone = gone.map_err(|error| HistoryError::Damaged(format!("removing old files: {error}")))?;
+    tracing::info!(files = gone, begins = begins.0, "history was trimmed");
+    Ok(())
+}
