@@ -37,6 +37,8 @@ pub struct VerifyReport {
     pub epoch: Epoch,
     /// Entries with events that were applied.
     pub entries: u64,
+    /// Entries of Raft's log up to there: also changes of members and empty ones.
+    pub all_entries: u64,
     /// Entries that were skipped, as apply does: they continue another history.
     pub skipped: u64,
     /// Events applied.
@@ -197,6 +199,7 @@ impl<M: Machine> Check<M> {
         VerifyReport {
             epoch,
             entries: self.entries,
+            all_entries: index(&self.replay.place.last).map_or(0, |last| last + 1),
             skipped: self.replay.place.skipped.len() as u64,
             events: seq.0,
             seq,

@@ -3,7 +3,7 @@
 use crate::Global;
 use crate::client::Client;
 use crate::failure::Failure;
-use crate::print::{Format, document, sheet, talk};
+use crate::print::{Format, document, sheet, talk, text};
 use crate::proof::{bar, io, keys_read as keys, unknown_keys};
 use clap::Args;
 use cvlan_core::log::backup::{BackupFault, BackupReport, Checker, FORMAT, MAGIC, end};
@@ -29,7 +29,7 @@ const PART_MAX: Duration = Duration::from_secs(3600);
 The file holds every event and no key: keep a copy of keys/ of a member that votes beside it, in a safe place.
   cvlanctl cluster backup --to cvlan.cvbackup
   cvlan-api restore --from cvlan.cvbackup --keys safe/keys --data-dir /var/lib/cvlan
-It is written to FILE.part first; where that is there, the same command goes on with it.")]
+It is written to FILE.part first; where that is there, and is of this log, the same command goes on with it.")]
 pub struct Backup {
     /// The file
     #[arg(long, value_name = "FILE")]
@@ -37,6 +37,9 @@ pub struct Backup {
     /// The voters' keys (`log keys -o name`): more than half of them must have signed
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
+    /// Throw away a FILE.part that is not of this log, and begin anew
+    #[arg(long)]
+    force: bool,
 }
 
 impl Backup {
@@ -48,13 +51,23 @@ impl Backup {
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&beside);
         let mut file = open.map_err(io(&beside))?;
         file.try_lock().map_err(|e| io(&beside)(e.into()))?;
+        let mut checker = Checker::new(known.clone());
+        let mut whole = held(&mut file, &mut checker).map_err(io(&beside))?;
+        if let Some(why) = foreign(&mut client, &mut file, &checker).await? {
+            let said = format!("{} {why}", beside.display());
+            if !self.force {
+                return Err(Failure::new("backup_other", format!("{said}: it is not gone on with")).hint(
+                    "move it away to keep it, it may be all that is left; --force throws it away and begins anew",
+                ));
+            }
+            talk(&format!("{said}: beginning anew"));
+            whole = 0;
+        }
         let age = file.metadata().and_then(|m| m.modified()).map_err(io(&beside))?.elapsed().unwrap_or_default();
         if age > PART_MAX {
             talk(&format!("{} is too old to go on with: beginning anew", beside.display()));
-            file.set_len(0).map_err(io(&beside))?;
+            whole = 0;
         }
-        let mut checker = Checker::new(known.clone());
-        let whole = held(&mut file, &mut checker).map_err(io(&beside))?;
         match checker.header() {
             Some(_) if whole > 0 => {
                 let (done, all) = checker.progress();
@@ -80,6 +93,38 @@ impl Backup {
     }
 }
 
+/// Why what is there of a file is not the beginning of a backup of this log, if it is not: another log's may be all that is
+/// left of it.
+async fn foreign(client: &mut Client, file: &mut File, checker: &Checker) -> Result<Option<String>, Failure> {
+    let Some(header) = checker.header() else {
+        let begin = [MAGIC.as_slice(), &[FORMAT]].concat();
+        let mut found = Vec::new();
+        file.seek(SeekFrom::Start(0))?;
+        file.take(begin.len() as u64).read_to_end(&mut found)?;
+        return Ok((!begin.starts_with(&found)).then(|| "is no backup".to_owned()));
+    };
+    let epoch = text(&client.get("/cluster").await?, "epoch");
+    if header.epoch != epoch {
+        return Ok(Some(format!("is of epoch {}, and the cluster is in {epoch}", header.epoch)));
+    }
+    let (done, to) = (checker.progress().0, header.to_seq);
+    let beyond =
+        |to| Ok(Some(format!("has event {to}, and the cluster has not come so far: it is of another history")));
+    // What the tree of this log comes to there, whoever signs it: the file is checked against the note at its end.
+    for (size, root) in [(done, Some(checker.root())), (to, None)].into_iter().filter(|(size, _)| *size > 0) {
+        match client.get(&format!("/log/proof?size={size}")).await {
+            Err(f) if f.code == "seq_beyond" => return beyond(size),
+            proof => {
+                let proof = proof?;
+                if root.is_some_and(|root| text(&proof, "root") != hex::encode(root)) {
+                    return Ok(Some(format!("begins with {size} events of another history than the cluster's")));
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
 /// What lacks up to the end, which is the caller's to write: whoever goes on has counted more than the controller.
 async fn fetch(client: &mut Client, checker: &mut Checker, file: &mut File, beside: &Path) -> Result<(), Failure> {
     let wanted = checker.header().map(|header| (header.epoch.clone(), header.to_seq));
@@ -89,11 +134,7 @@ async fn fetch(client: &mut Client, checker: &mut Checker, file: &mut File, besi
         None => file.write_all(&[MAGIC.as_slice(), &[FORMAT]].concat()).map_err(io(beside))?,
     }
     let (mut records, bar, mut ended) = (Splitter::new(MAGIC, FORMAT), bar(), false);
-    let asked = client.stream(&path, "*/*").await;
-    let mut stream = asked.map_err(|f| match f.code.as_str() {
-        "seq_beyond" => f.hint(format!("{} is of another log: remove it", beside.display())),
-        _ => f,
-    })?;
+    let mut stream = client.stream(&path, "*/*").await?;
     if stream.headers().contains_key("cvlan-no-majority") {
         talk(
             "cvlanctl: too few voters could be asked to sign it: it cannot be checked with their keys; back up again later",
@@ -101,7 +142,7 @@ async fn fetch(client: &mut Client, checker: &mut Checker, file: &mut File, besi
     }
     let lost = |e: &dyn ToString| {
         Failure::new("unreachable", format!("the backup was cut off: {}", e.to_string()))
-            .hint("the same command goes on with it")
+            .hint("the same command goes on with it, and says why where you may not have it any more")
     };
     while let Some(piece) = stream.chunk().await.map_err(|e| lost(&e))? {
         records.push(&piece);
@@ -109,8 +150,7 @@ async fn fetch(client: &mut Client, checker: &mut Checker, file: &mut File, besi
             match (&record.kind, &wanted) {
                 (Some(Kind::Header(header)), Some((epoch, to))) => {
                     if (&header.epoch, &header.to_seq) != (epoch, to) {
-                        return Err(Failure::new("epoch_other", "the cluster began another epoch since")
-                            .hint(format!("remove {} and begin anew", beside.display())));
+                        return Err(Failure::new("epoch_other", "the cluster began another epoch since"));
                     }
                 }
                 (Some(Kind::End(_)), _) => ended = true,

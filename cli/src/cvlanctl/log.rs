@@ -6,9 +6,11 @@ use crate::failure::Failure;
 use crate::print::{Column, Format, Names, Noun, document, number, sheet, text};
 use crate::proof;
 use clap::Subcommand;
+use cvlan_core::log::stats;
+use cvlan_proto::v1::LogStats;
 use indicatif::ProgressBar;
 use serde_json::Value;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What can be done with the log.
 #[derive(Subcommand)]
@@ -17,6 +19,8 @@ pub enum Verb {
     Checkpoint,
     /// The last checkpoints, newest first
     Checkpoints,
+    /// The log in numbers, as the member that answers has it: events, bytes, snapshots, the last backup, sinks
+    Stats,
     /// Check the log, or an export of it: every event, every checkpoint, who signed it; exit status 1 where they differ
     Verify(proof::Verify),
     /// The record as a file that proves itself
@@ -51,6 +55,7 @@ impl Verb {
                 Some(trust) => verify(Client::open(global)?.patient(), global, &trust).await,
                 None => Ok(()),
             },
+            Self::Stats => stats(global).await,
             Self::Export(args) => args.run(global).await,
             Self::Keys => proof::keys(global).await,
             Self::Note { size } => proof::note(global, size).await,
@@ -70,6 +75,19 @@ impl Verb {
             }
         }
     }
+}
+
+async fn stats(global: &Global) -> Result<(), Failure> {
+    let answer = Client::open(global)?.get("/log/stats").await?;
+    if matches!(global.output, Format::Json | Format::Yaml) {
+        return document(global.output, &answer);
+    }
+    let stats: LogStats = serde_json::from_value(answer)
+        .map_err(|e| Failure::new("answer_unknown", format!("the controller's answer is not understood: {e}")))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
+    let mut facts = vec![("member", stats.member_id.to_string())];
+    facts.extend(stats::facts(&stats, now));
+    sheet(&facts)
 }
 
 async fn verify(mut client: Client, global: &Global, trust: &proof::Trust) -> Result<(), Failure> {

@@ -7,6 +7,7 @@ use crate::print::{Column, Format, Names, Noun, document, lines, number, sheet, 
 use clap::{Args, ValueEnum};
 use cvlan_core::id::Seq;
 use cvlan_core::log::export::{Checker, ExportFault, ExportReport, FORMAT, MAGIC, majority};
+use cvlan_core::log::held::{HeldError, held_read, reaches};
 use cvlan_core::log::merkle::Hash;
 use cvlan_core::log::note::{NOTE_MAX, Note, TreeHead, Verifier};
 use cvlan_core::log::proof::{continued, included};
@@ -138,8 +139,7 @@ impl Trust {
             let mut bytes = Vec::new();
             let file = File::open(path).map_err(io(path))?;
             file.take(NOTE_MAX as u64 + 1).read_to_end(&mut bytes).map_err(io(path))?;
-            let note = Note::parse(&bytes).and_then(|note| TreeHead::parse(note.text()));
-            note.map_err(|e| Failure::new("note_invalid", format!("{}: {e}", path.display())))
+            held_read(&bytes).map_err(|e| Failure::new("note_invalid", format!("{}: {e}", path.display())))
         };
         self.held.iter().map(read).collect()
     }
@@ -226,22 +226,14 @@ pub fn unknown_keys() -> String {
 /// The controller proves that its log of `head` continues what was held.
 async fn continues(client: &mut Client, head: &TreeHead, held: &[TreeHead]) -> Result<String, Failure> {
     for old in held {
-        if old.size > head.size {
-            let (held, here) = (old.size, head.size);
-            return Err(differs(format!(
-                "the note that you hold has {held} events, the log {here}: its end was cut off"
-            )));
-        }
+        reaches(old, head.size).map_err(|e| differs(e.to_string()))?;
         if old.size == 0 {
             continue;
         }
         let proof = client.get(&format!("/log/proof?size={}&since={}", head.size, old.size)).await?;
         let path = path_of(&proof, "consistency")?;
         if !continued(old.size, &old.root, head.size, &head.root, &path) {
-            let size = old.size;
-            return Err(differs(format!(
-                "history was rewritten: the log does not continue the {size} events of the note that you hold"
-            )));
+            return Err(differs(HeldError::Rewritten { size: old.size }.to_string()));
         }
     }
     Ok(match held {

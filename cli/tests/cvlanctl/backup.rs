@@ -142,7 +142,8 @@ fn a_backup_goes_on_where_it_was_cut_off_and_what_is_wrong_is_refused() {
     let keys = controller.data().join("keys").display().to_string();
     let refused = |said: (bool, String), words: &str| {
         assert!(!said.0 && said.1.contains(words), "{words:?} is not in: {}", said.1);
-        assert!(std::fs::read_dir(at.join("none")).map_or(0, Iterator::count) == 0, "nothing is left behind");
+        let left = std::fs::read_dir(at.join("none")).into_iter().flatten().map(|entry| entry.unwrap().file_name());
+        assert!(left.into_iter().all(|name| name == "lock"), "nothing is left behind");
     };
     std::fs::write(file("bad"), &bad).unwrap();
     refused(restore("bad", &keys, "none", None), "checksum is wrong");
@@ -177,4 +178,113 @@ fn a_backup_goes_on_where_it_was_cut_off_and_what_is_wrong_is_refused() {
         ["login", &controller.url, "--ca-pin", &controller.pin, "--name", "chief", "-t", "acme", "--password-stdin"];
     chief.with_stdin(&login, "a long password").ok();
     chief.args(&["cluster", "backup", "--to", &file("chiefs")]).fails(1, "forbidden");
+}
+
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
+}
+
+#[test]
+fn a_part_of_another_log_is_not_gone_on_with() {
+    let (mut controller, other) = (Controller::start(), Controller::start());
+    let (shell, stranger) = (Shell::admin(&controller), Shell::admin(&other));
+    let at = shell.dir.path().to_owned();
+    let file = |name: &str| at.join(name).display().to_string();
+    let saved = controller.data().with_file_name("saved");
+    // Two histories of one epoch.
+    controller.kill();
+    copy(&controller.data(), &saved);
+    controller.again();
+    for n in 0..12 {
+        shell.run(&format!("tenant create this-{n}")).ok();
+    }
+    shell.args(&["cluster", "backup", "--to", &file("this")]).ok();
+    stranger.run("tenant create elsewhere").ok();
+    stranger.args(&["cluster", "backup", "--to", &file("strangers")]).ok();
+    controller.kill();
+    std::fs::remove_dir_all(controller.data()).unwrap();
+    std::fs::rename(&saved, controller.data()).unwrap();
+    controller.again();
+    // Where it was last is no place of this history.
+    let shell = Shell::admin(&controller);
+    let backup = |flags: &[&str]| shell.args(&[&["cluster", "backup", "--to", &file("mine")], flags].concat());
+    let (this, strangers) = (std::fs::read(file("this")).unwrap(), std::fs::read(file("strangers")).unwrap());
+    let refused = |bytes: &[u8], words: &str| {
+        std::fs::write(file("mine.part"), bytes).unwrap();
+        backup(&[]).fails(1, words);
+        assert_eq!(std::fs::read(file("mine.part")).unwrap(), bytes, "it is as it was");
+    };
+    refused(b"something of mine", "is no backup");
+    refused(&strangers[..strangers.len() - 4], "and the cluster is in");
+    refused(&this[..this.len() - 4], "has not come so far");
+    for n in 0..15 {
+        shell.run(&format!("tenant create that-{n}")).ok();
+    }
+    // Whole but for its end, half, and older than what is gone on with.
+    refused(&this[..this.len() - 4], "of another history");
+    refused(&this[..this.len() * 2 / 3], "of another history");
+    let part = std::fs::File::options().append(true).open(file("mine.part")).unwrap();
+    part.set_modified(std::time::SystemTime::now() - Duration::from_secs(7200)).unwrap();
+    backup(&[]).fails(1, "of another history");
+    let said = backup(&["--force"]).ok();
+    assert!(said.err.contains("beginning anew"), "{}", said.err);
+    assert!(!at.join("mine.part").exists() && at.join("mine").exists());
+}
+
+#[test]
+fn a_folder_into_which_is_restored_is_locked_and_does_not_start_before_it_is_whole() {
+    let controller = Controller::start();
+    let shell = Shell::admin(&controller);
+    shell.run("tenant create acme").ok();
+    let at = shell.dir.path().to_owned();
+    shell.args(&["cluster", "backup", "--to", &at.join("whole").display().to_string()]).ok();
+    let whole = std::fs::read(at.join("whole")).unwrap();
+    let (pipe, data, keys) = (at.join("pipe"), at.join("data"), controller.data().join("keys"));
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let restore = |from: &Path| {
+        let mut command = Command::new(binary());
+        command.arg("restore").arg("--from").arg(from).arg("--keys").arg(&keys).arg("--data-dir").arg(&data);
+        command
+    };
+    let start = |words: &[&str]| {
+        let mut command = Command::new(binary());
+        command.arg("--data-dir").arg(&data).args(words);
+        for door in ["--listen", "--node-listen", "--metrics-listen", "--cluster-listen"] {
+            command.args([door, "127.0.0.1:0"]);
+        }
+        let said = command.output().unwrap();
+        (said.status.success(), String::from_utf8(said.stderr).unwrap())
+    };
+    let refused = |said: (bool, String), words: &str| assert!(!said.0 && said.1.contains(words), "{words}: {}", said.1);
+    // Read once, to see that it is whole; then again, entry by entry: there it waits.
+    let mut running = restore(&pipe).stdout(Stdio::null()).spawn().unwrap();
+    std::fs::write(&pipe, &whole).unwrap();
+    let end = Instant::now() + Duration::from_secs(30);
+    while !data.join(".restoring/keys/member.key").exists() {
+        assert!(Instant::now() < end, "it does not begin");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    refused(start(&[]), "is locked by another process");
+    let second = restore(&at.join("whole")).output().unwrap();
+    refused((second.status.success(), String::from_utf8(second.stderr).unwrap()), "is locked by another process");
+    running.kill().unwrap();
+    running.wait().unwrap();
+
+    // It left a part.
+    refused(start(&[]), "has not finished");
+    assert!(!data.join("keys").exists() && data.join(".restoring").exists(), "the refusal changed nothing");
+    assert!(restore(&at.join("whole")).output().unwrap().status.success());
+    assert!(!data.join(".restoring").exists() && data.join("keys/identity").exists());
+    // As a crash leaves it that comes between log and keys.
+    std::fs::create_dir(data.join(".restoring")).unwrap();
+    std::fs::rename(data.join("keys"), data.join(".restoring/keys")).unwrap();
+    refused(start(&[]), "`cvlan-api restore` with the same backup");
+    refused(start(&["log", "verify"]), "has not finished");
+    assert!(restore(&at.join("whole")).output().unwrap().status.success());
+    let (good, said) = start(&["log", "verify"]);
+    assert!(good, "{said}");
+    // What is no restore's is not touched.
+    std::fs::create_dir(data.join(".restoring")).unwrap();
+    let again = restore(&at.join("whole")).output().unwrap();
+    refused((again.status.success(), String::from_utf8(again.stderr).unwrap()), "is not empty");
 }

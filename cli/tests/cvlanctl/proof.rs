@@ -79,6 +79,12 @@ fn an_export_is_checked_offline_and_what_was_done_to_it_is_named() {
     place.run(&format!("-t acme log export --since {old} @acme.ndjson"));
     place.run(&format!("-t acme log export --since {old} --form binary @acme.cvx"));
 
+    let stats: Value = serde_json::from_str(&place.run("log stats -o json")).unwrap();
+    assert_eq!((stats["events"].as_str(), stats["firstSeq"].as_str()), (Some(last.to_string().as_str()), Some("1")));
+    let sheet = place.run("log stats");
+    let said = |name: &str, value: &str| sheet.lines().any(|l| l.starts_with(name) && l.contains(value));
+    assert!(said("events", &last.to_string()) && said("first event", "1, ") && said("tree", "leaves, root"), "{sheet}");
+
     for file in ["all.ndjson", "all.cvx", "acme.ndjson", "acme.cvx"] {
         let report = place.run(&format!("log verify @{file} --keys @voters.keys --held @held.note -o json"));
         let report: Value = serde_json::from_str(&report).unwrap();

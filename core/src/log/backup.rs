@@ -81,6 +81,11 @@ impl Checker {
         self.entries
     }
 
+    /// Root of the tree of the events so far.
+    pub fn root(&self) -> Hash {
+        self.tree.root()
+    }
+
     /// What it says of itself.
     pub fn header(&self) -> Option<&BackupHeader> {
         self.header.as_ref()

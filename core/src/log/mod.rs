@@ -11,10 +11,12 @@
 pub mod backup;
 pub mod entry;
 pub mod export;
+pub mod held;
 pub mod merkle;
 pub mod note;
 pub mod proof;
 pub mod records;
+pub mod stats;
 
 pub use entry::{EntryError, EntryWriter, MAX_FRAME_BYTES, entry_decode};
 pub use merkle::{CompactRange, Hash, leaf_hash};

@@ -1,7 +1,7 @@
 //! Settings: flags, environment (`CVLAN_…`), YAML file (`--config`), in that order of strength; then defaults.
 
 use crate::app::backup::Schedule;
-use crate::app::sink::{Asked, SINKS_MAX, SinkError, Target};
+use crate::app::sink::{SINKS_MAX, SinkError, Target};
 use crate::cluster::force::Force;
 use crate::server::Options;
 use serde::{Deserialize, Serialize};
@@ -85,11 +85,12 @@ pub struct Settings {
     #[arg(long, env = "CVLAN_PLAY_LEVEL", value_name = "LEVEL", hide = true, global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub play_level: Option<u32>,
-    /// Stream the record out: file:/PATH[?rotate=BYTES&keep=N], https://URL, http://URL, syslog+tcp://HOST:PORT; several times
-    #[arg(long, env = "CVLAN_SINK", value_name = "SINK", value_delimiter = ' ', global = true)]
+    /// Stream the record out: file:/PATH[?rotate=BYTES&keep=N], https://URL, http://URL, syslog+tls://HOST:PORT,
+    /// syslog+tcp://HOST:PORT; several times
+    #[arg(long, env = "CVLAN_SINK", value_name = "SINK", value_delimiter = ' ', hide_env_values = true, global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sink: Option<Vec<String>>,
-    /// Who vouches for https sinks, PEM
+    /// Who vouches for sinks with TLS, PEM
     #[arg(long, env = "CVLAN_SINK_CA", value_name = "FILE", global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sink_ca: Option<PathBuf>,
@@ -154,8 +155,11 @@ pub enum ConfigError {
     #[error(transparent)]
     Sink(#[from] SinkError),
     /// A sink that nobody vouches for.
-    #[error("an https sink needs --sink-ca: a PEM file of who vouches for it")]
-    NoSinkCa,
+    #[error("--sink {0} needs --sink-ca: a PEM file of who vouches for it")]
+    NoSinkCa(String),
+    /// Two sinks that would write over each other.
+    #[error("--sink {0} and --sink {1} come to the same place: every event would be there twice; leave one out")]
+    SinksClash(String, String),
     /// More sinks than are fed.
     #[error("{0} sinks, of at most {SINKS_MAX}")]
     TooManySinks(usize),
@@ -232,15 +236,16 @@ impl Settings {
             every: Duration::from_secs(every.map_or(BACKUP_EVERY_S, NonZeroU64::get)),
             keep: keep.map_or(BACKUP_KEEP, |keep| keep.get() as usize),
         });
-        let mut sinks: Vec<Asked> = Vec::new();
+        let mut sinks: Vec<Target> = Vec::new();
         for text in self.sink.unwrap_or_default().iter().filter(|text| !text.is_empty()) {
-            let sink = Asked::parse(text)?;
-            if matches!(sink.target, Target::Http(_)) && text.starts_with("https:") && self.sink_ca.is_none() {
-                return Err(ConfigError::NoSinkCa);
+            let sink = Target::parse(text)?;
+            if sink.is_tls() && self.sink_ca.is_none() {
+                return Err(ConfigError::NoSinkCa(sink.shown()));
             }
-            if !sinks.contains(&sink) {
-                sinks.push(sink);
+            if let Some(other) = sinks.iter().find(|other| other.clashes(&sink)) {
+                return Err(ConfigError::SinksClash(other.shown(), sink.shown()));
             }
+            sinks.push(sink);
         }
         if sinks.len() > SINKS_MAX {
             return Err(ConfigError::TooManySinks(sinks.len()));
@@ -325,6 +330,10 @@ mod tests {
         assert_eq!(options.node_listen, Options::default().node_listen);
         assert_eq!(options.advertise_node, ["https://a:8444"]);
         assert_eq!(file("").unwrap(), Settings::default());
+        let sinks = ["https://x.example/in?a=1", "https://x.example/in?a=2"];
+        let sink = Some(sinks.map(str::to_owned).to_vec());
+        let two = Settings { sink, sink_ca: Some("ca.pem".into()), ..Settings::default() }.options().unwrap();
+        assert_eq!(two.sinks.len(), 2);
         let nothing =
             Settings { join: Some(vec![String::new()]), join_token: Some(String::new()), ..Settings::default() };
         assert_eq!(nothing.options().unwrap(), Options::default());
@@ -332,6 +341,9 @@ mod tests {
 
     #[test]
     fn what_does_not_go_is_said_on_one_line() {
+        let sinks = |sinks: [&str; 2]| {
+            Settings { sink: Some(sinks.map(str::to_owned).to_vec()), ..Settings::default() }.options().err()
+        };
         let url = |u: &str| Settings { advertise_node: Some(vec![u.into()]), ..Settings::default() }.options().err();
         for (error, what) in [
             (file("data_dir: x").err(), "data_dir"),
@@ -341,6 +353,14 @@ mod tests {
             (url("http://a:1"), "https://HOST:PORT"),
             (url("https://"), "https://HOST:PORT"),
             (url("https://a/b"), "https://HOST:PORT"),
+            (sinks(["file:/a", "nonsense"]), "syslog+tls://HOST:PORT"),
+            (sinks(["file:/a", "https://u:p@x.example/in"]), "--sink https://x.example/in needs --sink-ca"),
+            (sinks(["file:/a", "syslog+tls://x.example:6514"]), "needs --sink-ca"),
+            (sinks(["file:/a", "file:/a?keep=2"]), "--sink file:/a and --sink file:/a?keep=2 come to the same place"),
+            (
+                sinks(["http://a:p@x.example/in", "http://a:p@x.example:80/in"]),
+                "http://x.example/in come to the same place",
+            ),
             (Settings { join: Some(vec!["a:1".into()]), ..Settings::default() }.options().err(), "--join-token"),
             (
                 Settings { advertise_cluster: Some("0.0.0.0:8445".into()), ..Settings::default() }.options().err(),

@@ -15,6 +15,7 @@ use crate::cluster::identity::{IdentityError, certified};
 use crate::cluster::join::join;
 use crate::cluster::notary::Notary;
 use crate::cluster::rebuild;
+use crate::cluster::restore;
 use crate::cluster::tls::TlsTransport;
 use crate::cluster::vault::{Secrets, Vault};
 use crate::cluster::voter::{Answers, Routers};
@@ -81,6 +82,9 @@ impl Core {
     /// Opens the log of a folder that this process has locked.
     pub async fn open(options: &Options, disk: Arc<FileDisk>, place: Place) -> Result<Self, StartError> {
         let Place { address, listener } = place;
+        if restore::half_done(&options.data_dir)? {
+            return Err(StartError::Restoring);
+        }
         let keys = Keys::open(&options.data_dir)?;
         if rebuild::half_done(&keys)? {
             return Err(StartError::Rebuilding);

@@ -3,15 +3,20 @@
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use cvlan_api::app::sink::Target;
 use cvlan_api::config::{DAY_MS, Settings, one_line};
 use cvlan_api::server::{Ended, Options, Running, StartError, start};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
 mod offline;
+
+/// What still runs when all is closed may end within this.
+const LAST_JOBS: Duration = Duration::from_secs(1);
 
 /// A request allocates some fifty times; the system's allocator costs a sixth of it.
 #[global_allocator]
@@ -91,8 +96,20 @@ enum ConfigSub {
 #[derive(Subcommand)]
 enum LogSub {
     /// Replay the log from its first event and compare it with every checkpoint in it
-    Verify,
-    /// How many events, entries and bytes
+    #[command(after_help = "\
+Without a controller, on the folder that it left:
+  cvlan-api log verify --data-dir /var/lib/cvlan --keys voters.keys --held held.note
+--keys: the newest note in DATA/notes that more than half of the voters signed must be of this log. --held: so must each note
+that you kept (`cvlanctl log note`). A cut end and a rewritten history are told apart.")]
+    Verify {
+        /// The voters' keys (`cvlanctl log keys -o name`)
+        #[arg(long, value_name = "FILE")]
+        keys: Option<PathBuf>,
+        /// A note that you kept from before; may be given several times
+        #[arg(long, value_name = "FILE")]
+        held: Vec<PathBuf>,
+    },
+    /// The log in numbers: events, entries, bytes, snapshots, sinks
     Stats,
 }
 
@@ -142,7 +159,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         );
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting threads")?;
-    runtime.block_on(async {
+    let code = runtime.block_on(async {
         match cli.command {
             None => controller(options).await.map_err(with_hint),
             Some(Sub::Config { what: ConfigSub::Check }) => config_check(&options),
@@ -150,14 +167,19 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 offline::restore(&options, &from, &keys, voters.as_deref()).await
             }
             Some(Sub::Rebuild { yes, from }) => offline::rebuild(&options, &from, yes).await,
-            Some(Sub::Log { what: LogSub::Verify }) => offline::log_verify(&options).await,
+            Some(Sub::Log { what: LogSub::Verify { keys, held } }) => {
+                offline::log_verify(&options, keys.as_deref(), &held).await
+            }
             Some(Sub::Log { what: LogSub::Stats }) => offline::log_stats(&options).await,
             Some(Sub::Views { what: ViewsSub::Rebuild }) => offline::views_rebuild(&options).await,
             Some(Sub::Admin { what: AdminSub::ResetPassword { name } }) => {
                 offline::reset_password(&options, &name).await
             }
         }
-    })
+    });
+    // The log is closed; a sink's file on a disk that does not answer is not waited for.
+    runtime.shutdown_timeout(LAST_JOBS);
+    code
 }
 
 fn with_hint(error: StartError) -> anyhow::Error {
@@ -185,7 +207,8 @@ fn config_check(options: &Options) -> anyhow::Result<ExitCode> {
         history_days: Some((options.log_limits.history_ms / DAY_MS) as u32).filter(|days| *days > 0),
         history_export: options.history_export.clone(),
         play_level: options.log_limits.level,
-        sink: (!options.sinks.is_empty()).then(|| options.sinks.iter().map(|sink| sink.text.clone()).collect()),
+        // Without their secrets.
+        sink: (!options.sinks.is_empty()).then(|| options.sinks.iter().map(Target::shown).collect()),
         sink_ca: options.sink_ca.clone(),
         presence_expiry: std::num::NonZeroU64::new(options.presence_expiry.as_secs()),
     };

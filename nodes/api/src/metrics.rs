@@ -266,18 +266,21 @@ fn gauge(out: &mut String, name: &str, help: &str, value: u64) {
     let _ = writeln!(out, "{name} {value}");
 }
 
-/// What streams the record out of this member.
+/// What streams the record out of this member. Two may be shown alike: the number tells them apart.
 fn sinks(out: &mut String, sinks: &[Arc<Sink>]) {
-    let mut each = |name: &str, help: &str, value: fn(&Sink) -> u64| {
-        header(out, name, help, "gauge");
+    let mut each = |name: &str, help: &str, kind: &str, value: fn(&Sink) -> u64| {
+        header(out, name, help, kind);
         for sink in sinks {
-            let label = sink.name().replace('\\', "\\\\").replace('"', "\\\"");
-            let _ = writeln!(out, "{name}{{sink=\"{label}\"}} {}", value(sink));
+            let label = sink.name().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = writeln!(out, "{name}{{number=\"{}\",sink=\"{label}\"}} {}", sink.number(), value(sink));
         }
     };
     if !sinks.is_empty() {
-        each("cvlan_sink_seq", "The last event that the sink has.", Sink::seq);
-        each("cvlan_sink_failing", "1 where the sink took nothing the last time.", |sink| u64::from(sink.failing()));
+        each("cvlan_sink_seq", "The last event that the sink has.", "gauge", Sink::seq);
+        let failing = "1 where the sink took nothing the last time.";
+        each("cvlan_sink_failing", failing, "gauge", |sink| u64::from(sink.why().is_some()));
+        let skipped = "Events that the sink never gets: they were gone before it had them.";
+        each("cvlan_sink_skipped_events_total", skipped, "counter", Sink::skipped);
     }
 }
 

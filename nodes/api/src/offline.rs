@@ -1,26 +1,41 @@
 //! Work on a controller's folder while it does not run. The folder is locked as the controller locks it.
 
 use anyhow::{Context, bail};
+use bytes::Bytes;
+use cvlan_api::app::{now_ms, sink, stats};
 use cvlan_api::auth::password;
 use cvlan_api::bootstrap::forget_changed;
-use cvlan_api::cluster::{rebuild, restore};
+use cvlan_api::cluster::rebuild;
+use cvlan_api::cluster::restore::{self, RestoreError};
 use cvlan_api::keys::BOOTSTRAP;
 use cvlan_api::server::{Core, Options, Place, StartError};
-use cvlan_core::id::TenantId;
-use cvlan_core::log::note::Verifier;
+use cvlan_core::id::{Seq, TenantId};
+use cvlan_core::log::export::majority;
+use cvlan_core::log::held::{held_read, reaches, same};
+use cvlan_core::log::note::{Note, TreeHead, Verifier};
+use cvlan_core::log::stats::facts;
+use cvlan_core::log::{CompactRange, Hash};
+use cvlan_core::machine::Machine as _;
+use cvlan_core::rules::timestamp;
 use cvlan_core::user::UserCommand;
 use cvlan_core::{Command, Meta, Rules, Wish};
-use cvlan_raft::{FileDisk, VerifyError, VerifyReport, verify_dir};
+use cvlan_proto::v1::{LogSink, LogStats};
+use cvlan_raft::{FileDisk, OpenError, VerifyError, VerifyReport, read_dir};
 use openraft_rt_tokio::TokioRuntime;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 fn lock(options: &Options) -> anyhow::Result<Arc<FileDisk>> {
     if !options.data_dir.join("log").is_dir() {
         bail!("{} holds no log (hint: name the controller's --data-dir)", options.data_dir.display());
     }
-    FileDisk::open(&options.data_dir).map_err(|e| super::with_hint(e.into()))
+    let disk = FileDisk::open(&options.data_dir).map_err(|e| super::with_hint(e.into()))?;
+    match restore::half_done(&options.data_dir).map_err(|e| super::with_hint(e.into()))? {
+        true => Err(super::with_hint(StartError::Restoring)),
+        false => Ok(disk),
+    }
 }
 
 /// No other member connects to a tool.
@@ -32,8 +47,9 @@ async fn open(options: &Options) -> anyhow::Result<Core> {
     Core::open(options, lock(options)?, nowhere()).await.map_err(super::with_hint)
 }
 
-async fn replay(options: &Options) -> anyhow::Result<VerifyReport> {
-    verify_dir::<Rules, TokioRuntime>(lock(options)?).await.map_err(|e| match e {
+/// Replays the log; `each` is told of every event.
+async fn replay(options: &Options, each: impl FnMut(Seq, &Bytes) + Send + 'static) -> anyhow::Result<VerifyReport> {
+    read_dir::<Rules, TokioRuntime>(lock(options)?, each).await.map_err(|e| match e {
         VerifyError::Open(e) => super::with_hint(StartError::Open(e)),
         VerifyError::History(_) => anyhow::anyhow!("{e} (hint: restore a backup)"),
         VerifyError::Entry { .. } => anyhow::anyhow!(
@@ -42,8 +58,42 @@ async fn replay(options: &Options) -> anyhow::Result<VerifyReport> {
     })
 }
 
-pub async fn log_verify(options: &Options) -> anyhow::Result<ExitCode> {
-    let report = replay(options).await?;
+/// A tree that grows, and its root at the sizes that are asked for.
+#[derive(Default)]
+struct Roots {
+    tree: CompactRange,
+    wanted: BTreeSet<u64>,
+    found: BTreeMap<u64, Hash>,
+}
+
+pub async fn log_verify(options: &Options, keys: Option<&Path>, held: &[PathBuf]) -> anyhow::Result<ExitCode> {
+    let known = verifiers(keys)?;
+    let read = |path: &PathBuf| {
+        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+        Ok((path.clone(), held_read(&bytes).with_context(|| path.display().to_string())?))
+    };
+    let mut compared = held.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
+    let signed = if known.is_empty() { None } else { Some(newest_signed(&options.data_dir, &known)?) };
+    compared.extend(signed.iter().map(|(path, head, _)| (path.clone(), head.clone())));
+    let wanted = compared.iter().map(|(_, head)| head.size).collect();
+    let roots = Arc::new(Mutex::new(Roots { wanted, ..Roots::default() }));
+    let grows = roots.clone();
+    let report = replay(options, move |_, event| {
+        let Roots { tree, wanted, found } = &mut *grows.lock().unwrap_or_else(PoisonError::into_inner);
+        tree.push(event);
+        if wanted.contains(&tree.size()) {
+            found.insert(tree.size(), tree.root());
+        }
+    });
+    let report = report.await?;
+    let roots = roots.lock().unwrap_or_else(PoisonError::into_inner);
+    for (path, head) in &compared {
+        let root = roots.found.get(&head.size).unwrap_or(&report.root);
+        reaches(head, report.events).and_then(|()| same(head, root)).map_err(|e| {
+            let hint = "keep this folder as it is; another member, or a backup, has what is missing";
+            anyhow::anyhow!("{}: {e} ({}) (hint: {hint})", path.display(), e.code())
+        })?;
+    }
     println!("ok          {} events in {} entries, {} skipped", report.events, report.entries, report.skipped);
     println!("checkpoint  {}.{}", report.epoch, report.seq);
     println!("root        {}", hex::encode(report.root));
@@ -52,32 +102,98 @@ pub async fn log_verify(options: &Options) -> anyhow::Result<ExitCode> {
     if let Some(last) = report.checkpoints.last() {
         println!("last        event {} digest {}", last.seq, hex::encode(last.digest));
     }
+    if let Some((_, head, signers)) = &signed {
+        println!("signed by   {}, up to event {}", signers.join(", "), head.size);
+    }
+    if !held.is_empty() {
+        let sizes: Vec<_> = compared.iter().take(held.len()).map(|(_, head)| format!("event {}", head.size)).collect();
+        println!("continues   {}", sizes.join(", "));
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The newest note of the folder that more than half of these have signed.
+fn newest_signed(data: &Path, known: &[Verifier]) -> anyhow::Result<(PathBuf, TreeHead, Vec<String>)> {
+    let folder = data.join("notes");
+    let mut paths = Vec::new();
+    if folder.is_dir() {
+        for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+            paths.push(entry?.path());
+        }
+    }
+    // Named by their sizes.
+    paths.sort();
+    let mut why = "there is none".to_owned();
+    for path in paths.into_iter().rev().filter(|path| path.extension().is_some_and(|e| e == "note")) {
+        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        let note = match Note::parse(&bytes) {
+            Ok(note) => note,
+            Err(e) => {
+                why = format!("{}: {e}", path.display());
+                continue;
+            }
+        };
+        match majority(&note, known) {
+            Ok(signers) => {
+                let head = TreeHead::parse(note.text()).with_context(|| path.display().to_string())?;
+                return Ok((path, head, signers));
+            }
+            Err(no) => why = format!("{}: {no}", path.display()),
+        }
+    }
+    bail!(
+        "no note in {} is signed by more than half of the voters whose keys you gave: {why} (hint: `cvlanctl log keys -o name` \
+         prints the keys of the epoch that runs; `cvlanctl log checkpoint` has a note made)",
+        folder.display()
+    )
+}
+
+/// The voters' keys; none without a file.
+fn verifiers(path: Option<&Path>) -> anyhow::Result<Vec<Verifier>> {
+    let Some(path) = path else { return Ok(Vec::new()) };
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    Verifier::parse_all(&text).with_context(|| path.display().to_string())
 }
 
 pub async fn log_stats(options: &Options) -> anyhow::Result<ExitCode> {
-    let report = replay(options).await?;
+    let first = Arc::new(Mutex::new(None));
+    let sees = first.clone();
+    let report = replay(options, move |seq, event| {
+        sees.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| (seq, event.clone()));
+    });
+    let report = report.await?;
+    let first = first.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let first_time = match &first {
+        Some((_, bytes)) => Some(timestamp(Rules::time_ms(&Rules::decode(bytes)?))),
+        None => None,
+    };
     let data = &options.data_dir;
-    let (log, segments) = size(&data.join("log"))?;
-    let (snapshots, kept) = size(&data.join("snapshots"))?;
-    println!("epoch       {}", report.epoch);
-    println!("events      {}", report.events);
-    println!("entries     {} ({} skipped)", report.entries, report.skipped);
-    println!("log         {log} bytes in {segments} files");
-    println!("snapshots   {snapshots} bytes in {kept} files");
+    let (log_bytes, segments) = stats::segments(data).with_context(|| data.display().to_string())?;
+    let sinks = sink::places(data).with_context(|| data.display().to_string())?;
+    // One of another epoch begins anew.
+    let sinks = sinks.into_iter().map(|(sink, at)| LogSink {
+        sink,
+        seq: if at.epoch == report.epoch { at.seq.0 } else { 0 },
+        ..LogSink::default()
+    });
+    let found = LogStats {
+        epoch: report.epoch.to_string(),
+        events: report.events,
+        entries: report.all_entries,
+        log_bytes,
+        segments,
+        first_seq: first.map_or(0, |(seq, _)| seq.0),
+        first_time,
+        tree_size: report.events,
+        tree_root: hex::encode(report.root),
+        snapshots: stats::snapshots(data).with_context(|| data.display().to_string())?,
+        sinks: sinks.collect(),
+        ..LogStats::default()
+    };
+    for (name, value) in facts(&found, now_ms()) {
+        println!("{name:<11} {value}");
+    }
     Ok(ExitCode::SUCCESS)
-}
-
-fn size(folder: &Path) -> anyhow::Result<(u64, usize)> {
-    if !folder.is_dir() {
-        return Ok((0, 0));
-    }
-    let (mut bytes, mut files) = (0, 0);
-    for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        bytes += entry?.metadata()?.len();
-        files += 1;
-    }
-    Ok((bytes, files))
 }
 
 pub async fn rebuild(options: &Options, from: &[String], yes: bool) -> anyhow::Result<ExitCode> {
@@ -87,15 +203,12 @@ pub async fn rebuild(options: &Options, from: &[String], yes: bool) -> anyhow::R
 }
 
 pub async fn restore(options: &Options, from: &Path, keys: &Path, voters: Option<&Path>) -> anyhow::Result<ExitCode> {
-    let known = match voters {
-        None => Vec::new(),
-        Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-            Verifier::parse_all(&text).with_context(|| path.display().to_string())?
-        }
-    };
+    let known = verifiers(voters)?;
     let data = &options.data_dir;
-    let restored = restore::restored(from, keys, data, known).await?;
+    let restored = restore::restored(from, keys, data, known).await.map_err(|e| match e {
+        RestoreError::Log(e @ OpenError::Locked { .. }) => super::with_hint(e.into()),
+        e => e.into(),
+    })?;
     let (backup, member) = (&restored.backup, restored.member);
     let signed = match &backup.signers {
         Some(names) => names.join(", "),

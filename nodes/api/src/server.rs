@@ -12,7 +12,7 @@ pub use crate::start_error::StartError;
 use crate::app::App;
 use crate::app::archive;
 use crate::app::backup::{self, Schedule};
-use crate::app::sink::{self, Asked, Sink};
+use crate::app::sink::{self, Sink, Target};
 use crate::auth::Auth;
 use crate::bootstrap::Ready;
 use crate::ca::Live;
@@ -94,8 +94,8 @@ pub struct Options {
     /// Rate limits of the doors that need no proof; a benchmark from one address does without.
     pub rate_limits: bool,
     /// Where the record is streamed to.
-    pub sinks: Vec<Asked>,
-    /// Who vouches for those that are https, PEM.
+    pub sinks: Vec<Target>,
+    /// Who vouches for those with TLS, PEM.
     pub sink_ca: Option<PathBuf>,
     /// Backups that it makes by itself.
     pub backup: Option<Schedule>,
@@ -209,7 +209,7 @@ async fn serve_all(
         api_urls,
         voters: Arc::new(Voters::new(log.clone(), transport.clone())),
         notary,
-        sinks: options.sinks.iter().cloned().map(|asked| Arc::new(Sink::new(asked))).collect(),
+        sinks: (1..).zip(options.sinks.iter().cloned()).map(|(n, target)| Arc::new(Sink::new(n, target))).collect(),
         waiting: Arc::default(),
         log,
         keys,
@@ -219,6 +219,8 @@ async fn serve_all(
         streams,
         applied,
         views,
+        backups: backup::Made::default(),
+        data: options.data_dir.clone(),
         followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
         exports: Arc::new(Semaphore::new(EXPORTS_MAX)),
         polls: Default::default(),

@@ -5,6 +5,7 @@ use crate::ca::CaError;
 use crate::cluster::identity::IdentityError;
 use crate::cluster::join::JoinError;
 use crate::cluster::rebuild::RebuildError;
+use crate::cluster::restore::RestoreError;
 use crate::engine::{FIRST_STATE, WRITABLE};
 use crate::keys::KeysError;
 use crate::problem::Problem;
@@ -29,6 +30,12 @@ pub enum StartError {
     /// A rebuild was begun in this folder and did not finish.
     #[error("a rebuild of this folder was begun, and has not finished")]
     Rebuilding,
+    /// A restore was begun in this folder and did not finish.
+    #[error("a restore into this folder was begun, and has not finished: what is here is no whole controller")]
+    Restoring,
+    /// It could not be seen whether one was.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// It is not taken anew.
     #[error(transparent)]
     Rebuild(#[from] RebuildError),
@@ -145,6 +152,10 @@ impl StartError {
                  backup"
             }
             Self::Rebuilding => "`cvlan-api rebuild --yes` with this --data-dir finishes it",
+            Self::Restoring => {
+                "`cvlan-api restore` with the same backup, keys and --data-dir begins anew and finishes it; nothing else is lost"
+            }
+            Self::Restore(_) => "check the disk and who may read there",
             Self::Rebuild(e) => e.hint(),
             Self::Removed => {
                 "its --data-dir can be deleted; `cvlanctl cluster add` and an empty one make it a new member"

@@ -5,8 +5,8 @@
 //!  --backup-dir: every so often ─► .NAME.part ─► read back and checked ─► NAME ─► those beyond --backup-keep are removed
 //! ```
 
-use super::App;
 use super::proof::beyond;
+use super::{App, now_ms};
 use crate::problem::Problem;
 use bytes::Bytes;
 use cvlan_core::id::Seq;
@@ -14,14 +14,15 @@ use cvlan_core::log::backup::{BackupFault, BackupReport, Checker, FORMAT, MAGIC,
 use cvlan_core::log::entry_decode;
 use cvlan_core::log::note::Verifier;
 use cvlan_core::log::records::{Splitter, record_write};
+use cvlan_core::rules::timestamp;
 use cvlan_proto::v1::backup_record::Kind;
-use cvlan_proto::v1::{BackupEntry, BackupHeader, BackupMembers, BackupRecord, BackupVoters};
+use cvlan_proto::v1::{BackupEntry, BackupHeader, BackupMembers, BackupRecord, BackupVoters, LogBackup};
 use cvlan_raft::{Item, Members, Restored};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
 use tokio::time::sleep;
 
 /// Entries read at once.
@@ -44,6 +45,26 @@ pub struct Schedule {
     pub every: Duration,
     /// How many stay.
     pub keep: usize,
+}
+
+/// The newest backup that came to its end.
+#[derive(Default)]
+pub struct Made(Mutex<Option<LogBackup>>);
+
+impl Made {
+    /// Which; `None` where this member knows of none.
+    pub fn last(&self) -> Option<LogBackup> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// One was sent to a caller, up to this event.
+    pub fn sent(&self, seq: u64) {
+        self.set(LogBackup { seq, time: Some(timestamp(now_ms())), file: String::new() });
+    }
+
+    fn set(&self, backup: LogBackup) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(backup);
+    }
 }
 
 /// Entries of the log, as records of a backup.
@@ -85,6 +106,11 @@ impl Backup {
         let mut begin = [MAGIC.as_slice(), &[FORMAT]].concat();
         record_write(&record(Kind::Header(header)), &mut begin);
         Ok(Self { app, begin: Some(begin), next: from, to, entries: 0, signed: valid })
+    }
+
+    /// Its last event.
+    pub fn to(&self) -> u64 {
+        self.to
     }
 
     /// The next piece; `None` after the last.
@@ -238,7 +264,8 @@ pub async fn keep(app: Arc<App>, schedule: Schedule) {
             continue;
         }
         match once(&app, &schedule).await {
-            Ok(path) => {
+            Ok((path, seq)) => {
+                app.backups.set(LogBackup { seq, time: Some(timestamp(now_ms())), file: file_name(&path) });
                 tracing::info!(path = %path.display(), "a backup was made, and read back");
                 last = Some(head);
             }
@@ -263,18 +290,25 @@ async fn blocking<T: Send + 'static>(job: impl FnOnce() -> io::Result<T> + Send 
 /// A member that starts again goes on with the one that it made last.
 async fn first(app: &App, schedule: &Schedule) -> Duration {
     let (folder, ours) = (schedule.folder.clone(), ours(app));
-    let age = move || {
-        let newest = made(&folder, &ours)?.pop().map(|path| std::fs::metadata(path)?.modified());
-        newest.transpose().map(|at| at.and_then(|at| at.elapsed().ok()))
+    let newest = move || {
+        let Some(path) = made(&folder, &ours)?.pop() else { return Ok(None) };
+        let at = std::fs::metadata(&path)?.modified()?;
+        Ok(Some((file_name(&path), at)))
     };
-    match blocking(age).await {
-        Ok(Some(age)) => schedule.every.saturating_sub(age),
-        Ok(None) | Err(_) => Duration::ZERO,
-    }
+    let Ok(Some((file, at))) = blocking(newest).await else { return Duration::ZERO };
+    // Its last event is the last thing in its name.
+    let seq = file.trim_end_matches(ENDING).trim_end_matches('.').rsplit('-').next().and_then(|seq| seq.parse().ok());
+    let time_ms = at.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64);
+    app.backups.set(LogBackup { seq: seq.unwrap_or_default(), time: Some(timestamp(time_ms)), file });
+    at.elapsed().map_or(Duration::ZERO, |age| schedule.every.saturating_sub(age))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// One, checked; then those that are too many go.
-async fn once(app: &Arc<App>, schedule: &Schedule) -> Result<PathBuf, String> {
+async fn once(app: &Arc<App>, schedule: &Schedule) -> Result<(PathBuf, u64), String> {
     let told = |problem: Problem| problem.detail.into_owned();
     let mut backup = Backup::begin(app.clone(), 1, None).await.map_err(told)?;
     if !backup.signed {
@@ -308,7 +342,7 @@ async fn once(app: &Arc<App>, schedule: &Schedule) -> Result<PathBuf, String> {
     if written.is_err() {
         let _ = blocking(move || std::fs::remove_file(beside)).await;
     }
-    written.map(|()| path)
+    written.map(|()| (path, backup.to))
 }
 
 /// Makes the part, where there is room for all of it; one that a crash left is removed.

@@ -98,10 +98,14 @@ pub fn visible(user: &User, event: &Event) -> bool {
 
 /// May this session's user audit still?
 pub fn audits(app: &App, session: &Session) -> bool {
+    may(app, session, Permission::AuditRead)
+}
+
+/// May this session's user do that still, in its own home?
+pub fn may(app: &App, session: &Session, permission: Permission) -> bool {
     let head = app.log.head();
     let user = head.machine.users.get(&session.user.id);
-    app.auth.still_good(&head.machine, session)
-        && user.is_some_and(|u| allowed(u.role, u.tenant, Permission::AuditRead, u.tenant))
+    app.auth.still_good(&head.machine, session) && user.is_some_and(|u| allowed(u.role, u.tenant, permission, u.tenant))
 }
 
 /// A page of what the caller may audit.

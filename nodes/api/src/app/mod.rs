@@ -18,6 +18,7 @@ pub mod proof;
 pub mod register;
 pub mod replay;
 pub mod sink;
+pub mod stats;
 pub mod system;
 pub mod tenant;
 pub mod token;
@@ -47,6 +48,7 @@ use cvlan_core::{Actor, Command, Meta, Rejection, Rules, State, Wish};
 use cvlan_raft::{Answer, Head, WriteError};
 use sink::Sink;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Semaphore, watch};
@@ -90,6 +92,10 @@ pub struct App {
     pub followers: Arc<Semaphore>,
     /// Where the record is streamed to.
     pub sinks: Vec<Arc<Sink>>,
+    /// The newest backup that this member made.
+    pub backups: backup::Made,
+    /// DATA, with the log.
+    pub data: PathBuf,
     /// Turns of those who export.
     pub exports: Arc<Semaphore>,
     /// Turns of those who poll.

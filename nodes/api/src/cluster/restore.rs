@@ -3,7 +3,8 @@
 //! ```text
 //!  backup, read through ─► DATA/.restoring: keys of that member ─► its log, entry by entry ─► a new epoch, it alone ─► DATA
 //! ```
-//! What was made comes to its place once it is durable, the keys last: a restore that ended on its way leaves nothing that starts.
+//! What was made comes to its place once it is durable, the keys last: a restore that ended on its way leaves nothing that starts,
+//! and the next one begins anew. The folder is locked meanwhile, as a controller locks it.
 
 use crate::app::backup::{BackupError, Reader, check, restored as entry_restored};
 use crate::cluster::vault::Secrets;
@@ -16,10 +17,15 @@ use cvlan_core::log::note::Verifier;
 use cvlan_core::{Rules, State};
 use cvlan_raft::{FileDisk, OpenError, Options, restore};
 use openraft_rt_tokio::TokioRuntime;
+use std::ffi::OsString;
 use std::path::Path;
 
 /// Where it is made.
 const RESTORING: &str = ".restoring";
+/// What a locked folder has.
+const LOCK: &str = "lock";
+/// What comes to its place before the keys, and is of no use without them.
+const BEFORE_KEYS: [&str; 2] = ["log", "snapshots"];
 
 /// Why nothing is restored.
 #[derive(Debug, thiserror::Error)]
@@ -75,27 +81,60 @@ fn io(path: &Path) -> impl Fn(std::io::Error) -> RestoreError {
 /// Does it. `known`: the voters' keys that must have signed the backup; none = that is not looked at.
 pub async fn restored(from: &Path, kept: &Path, data: &Path, known: Vec<Verifier>) -> Result<Restored, RestoreError> {
     let identity = identity(kept)?;
-    let there = match std::fs::read_dir(data) {
-        Ok(found) => found.collect::<std::io::Result<Vec<_>>>().map_err(io(data))?,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(e) => return Err(io(data)(e)),
-    };
-    // What an earlier one left; what a file system of its own has.
-    if there.iter().map(std::fs::DirEntry::file_name).any(|name| name != RESTORING && name != "lost+found") {
-        return Err(RestoreError::NotEmpty(data.display().to_string()));
-    }
+    begun(data)?;
     // Before anything is written: a damaged backup changes nothing.
     let path = from.to_owned();
     let checked = tokio::task::spawn_blocking(move || check(&path, known)).await;
     let backup = checked.map_err(|e| io(from)(std::io::Error::other(e)))??;
-    std::fs::create_dir_all(data).map_err(io(data))?;
+    let locked = FileDisk::open(data)?;
     let beside = data.join(RESTORING);
+    // What another one may have begun until then.
+    for name in begun(data)? {
+        removed(&data.join(name))?;
+    }
     removed(&beside)?;
     let made = make(from, kept, &beside, identity.member, &backup).await;
     let moved = made.and_then(|epoch| settle(&beside, data).map(|()| epoch));
-    // It has keys.
+    if moved.is_err()
+        && let Ok(names) = begun(data)
+    {
+        names.iter().try_for_each(|name| removed(&data.join(name)))?;
+    }
+    // It has keys, and goes last: what is beside it is known by it.
     removed(&beside)?;
+    drop(locked);
     Ok(Restored { backup, member: identity.member, epoch: moved? })
+}
+
+/// A restore into this folder has begun, and has not finished. One that came to its end but for an empty folder has.
+pub fn half_done(data: &Path) -> Result<bool, RestoreError> {
+    let beside = data.join(RESTORING);
+    if names(&beside)?.iter().any(|name| name != LOCK) || (beside.is_dir() && !data.join("keys").is_dir()) {
+        return Ok(true);
+    }
+    removed(&beside).map(|()| false)
+}
+
+/// What is in a folder; nothing where there is none.
+fn names(folder: &Path) -> Result<Vec<OsString>, RestoreError> {
+    match std::fs::read_dir(folder) {
+        Ok(found) => found.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<_>>().map_err(io(folder)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(io(folder)(e)),
+    }
+}
+
+/// What an earlier restore that did not finish has brought to its place already; an error where there is anything else.
+fn begun(data: &Path) -> Result<Vec<OsString>, RestoreError> {
+    let there = names(data)?;
+    let again = there.iter().any(|name| name == RESTORING);
+    let moved = |name: &OsString| again && BEFORE_KEYS.iter().any(|moved| name == moved);
+    // A file system of its own has its folder too.
+    let own = |name: &OsString| name == RESTORING || name == LOCK || name == "lost+found";
+    match there.iter().all(|name| own(name) || moved(name)) {
+        true => Ok(there.into_iter().filter(moved).collect()),
+        false => Err(RestoreError::NotEmpty(data.display().to_string())),
+    }
 }
 
 fn removed(folder: &Path) -> Result<(), RestoreError> {
@@ -149,10 +188,8 @@ async fn make(
 
 /// Everything to its place, the keys last: without them nothing starts.
 fn settle(beside: &Path, data: &Path) -> Result<(), RestoreError> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(beside).map_err(io(beside))? {
-        names.push(entry.map_err(io(beside))?.file_name());
-    }
+    // The folder has a lock of its own, which is held.
+    let mut names: Vec<_> = names(beside)?.into_iter().filter(|name| name != LOCK).collect();
     names.sort_by_key(|name| name == "keys");
     let synced = || std::fs::File::open(data).and_then(|folder| folder.sync_all()).map_err(io(data));
     for name in names {

@@ -8,6 +8,9 @@ use futures_util::StreamExt;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::de::DeserializeOwned;
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -25,6 +28,49 @@ pub fn stream() -> (mpsc::Sender<Bytes>, Body) {
     let (tx, mut rx) = mpsc::channel(STREAM_QUEUE);
     let pieces = futures_util::stream::poll_fn(move |cx| rx.poll_recv(cx));
     (tx, Body::from_stream(pieces.map(Ok::<_, Infallible>)))
+}
+
+/// A streamed answer that has an end: where that is not said, its body is broken and no shorter one.
+pub struct Pieces {
+    tx: mpsc::Sender<Bytes>,
+    ended: Arc<AtomicBool>,
+}
+
+/// What the connection is broken with.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer was ended before its end")]
+struct Broken;
+
+impl Pieces {
+    /// The next piece, as soon as there is room for it.
+    pub async fn send(&self, piece: Bytes) -> Result<(), mpsc::error::SendError<Bytes>> {
+        self.tx.send(piece).await
+    }
+
+    /// All of it was sent.
+    pub fn end(self) {
+        self.ended.store(true, Ordering::Release);
+    }
+}
+
+/// An answer whose pieces are written as they are sent, up to [`Pieces::end`].
+pub fn whole() -> (Pieces, Body) {
+    let (tx, mut rx) = mpsc::channel(STREAM_QUEUE);
+    let ended = Arc::new(AtomicBool::new(false));
+    let (said, mut over) = (ended.clone(), false);
+    let pieces = futures_util::stream::poll_fn(move |cx| {
+        if over {
+            return Poll::Ready(None);
+        }
+        rx.poll_recv(cx).map(|piece| match piece {
+            Some(piece) => Some(Ok(piece)),
+            None => {
+                over = true;
+                (!said.load(Ordering::Acquire)).then_some(Err(Broken))
+            }
+        })
+    });
+    (Pieces { tx, ended }, Body::from_stream(pieces))
 }
 
 /// Reads a request's body whole, at most [`BODY_MAX`].

@@ -407,6 +407,8 @@ async fn what_is_asked_of_the_record() {
         (format!("/cluster/backup?from={beyond}"), "seq_beyond"),
         (format!("/cluster/backup?to={}", u64::MAX), "seq_beyond"),
         ("/cluster/backup?to=x".to_owned(), "query_invalid"),
+        ("/log/stats?from=1".to_owned(), "query_invalid"),
+        ("/log/stats?consistency=maybe".to_owned(), "query_invalid"),
     ] {
         let said = admin.get(&path).await;
         assert_eq!((said.status, said.code().as_str()), (400, code), "{path}: {}", said.text);

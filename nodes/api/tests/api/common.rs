@@ -120,6 +120,13 @@ impl Controller {
         Self { running, dir, password, http }
     }
 
+    /// On a folder that is there.
+    pub async fn on(data: &Path, password: &str) -> Self {
+        let running = start(options(data)).await.unwrap();
+        let http = http_client(running.ca_pem());
+        Self { running, dir: tempfile::tempdir().unwrap(), password: password.to_owned(), http }
+    }
+
     /// Stops it in order and starts it again on the same folder.
     pub async fn restart(self) -> Self {
         let Self { running, dir, password, http } = self;

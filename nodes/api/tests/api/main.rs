@@ -10,6 +10,7 @@ mod idempotency;
 #[path = "../machine/mod.rs"]
 mod machine;
 mod process;
+mod record;
 mod rest;
 mod sink;
 mod sync;

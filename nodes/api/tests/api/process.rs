@@ -274,6 +274,18 @@ fn settings_are_checked() {
     for line in ["data-dir: here", "listen: 127.0.0.1:7", "node-listen: 127.0.0.1:8", "https://c.example:8444"] {
         assert!(text.contains(line), "{line}\n{text}");
     }
+    let mut check = binary(dir.path());
+    check.args(["config", "check", "--sink-ca", "ca.pem", "--sink", "https://user:hidden@x.example/in?key=hidden"]);
+    check.args(["--sink", "file:/a/b?keep=3"]);
+    let output = check.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("https://x.example/in") && text.contains("file:/a/b?keep=3"), "{text}");
+    assert!(!text.contains("hidden"), "{text}");
+    let mut check = binary(dir.path());
+    check.args(["config", "check", "--sink-ca", "ca.pem", "--sink", "https://u:hidden@x.example/in"]);
+    check.args(["--sink", "https://u:hidden@X.example:443/in"]);
+    let text = refused(check);
+    assert!(text.contains("come to the same place") && !text.contains("hidden"), "{text}");
     std::fs::write(dir.path().join("c.yaml"), "lissten: 127.0.0.1:7\n").unwrap();
     let mut check = binary(dir.path());
     check.args(["config", "check", "--config", "c.yaml"]);

@@ -4,21 +4,21 @@
 //!  signed tree head at `to` ─► header ─► roots that stand for what lies before `from` ─► page by page: events that the
 //!  caller may audit, without secrets; hashes for the others ─► end, where the root is the one that was signed
 //! ```
-//! Where something goes wrong on the way, the stream ends without its end, which whoever checks it notices.
+//! Where something goes wrong on the way, the body is broken and has no end, which whoever takes it notices.
 
 use super::call::Call;
 use super::reply;
 use crate::app::backup::Backup;
-use crate::app::event::{audits, visible};
+use crate::app::event::{may, visible};
 use crate::app::proof::beyond;
 use crate::app::{App, Output};
 use crate::auth::Session;
-use crate::doors::body;
+use crate::doors::body::{self, Pieces};
 use crate::problem::Problem;
 use axum::response::Response;
 use bytes::Bytes;
 use cvlan_core::Rules;
-use cvlan_core::access::tenant_unknown;
+use cvlan_core::access::{Permission, tenant_unknown};
 use cvlan_core::id::{Seq, TenantId};
 use cvlan_core::log::export::{Exporter, FORMAT, MAGIC, record};
 use cvlan_core::log::merkle::{CompactRange, Hash, leaf_hash};
@@ -33,7 +33,7 @@ use cvlan_proto::v1::{ExportEvent, ExportHeader, ExportRecord};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
 
 /// Exports and backups at once.
@@ -87,7 +87,7 @@ pub async fn answer(c: Call) -> Result<Response, Problem> {
     let tenant_id = if tenant.is_nil() { String::new() } else { tenant.to_string() };
     let note = signed.note.to_string();
     let header = ExportHeader { epoch: head.epoch.to_string(), tenant_id, from_seq: from, to_seq: to, note };
-    let (tx, body) = body::stream();
+    let (tx, body) = body::whole();
     let writer = Writer { app, session, tenant, form, since, next: from, to, root, tree: CompactRange::default(), tx };
     tokio::spawn(async move {
         if let Err(why) = writer.run(header, hidden).await {
@@ -116,10 +116,11 @@ pub async fn backup(c: Call) -> Result<Response, Problem> {
     let (session, draining) = (c.caller()?.session.clone(), app.draining.subscribe());
     let mut backup = Backup::begin(app.clone(), from, to).await?;
     let signed = backup.signed;
-    let (tx, body) = body::stream();
+    let (tx, body) = body::whole();
     tokio::spawn(async move {
         loop {
-            if let Some(why) = over(&app, &session, &draining) {
+            // It has everything of everybody: whoever may not have it any more gets nothing more of it.
+            if let Some(why) = over(&app, &session, &draining, Permission::ClusterWrite) {
                 break tracing::warn!(why, "a backup was ended");
             }
             match backup.piece().await {
@@ -128,7 +129,10 @@ pub async fn backup(c: Call) -> Result<Response, Problem> {
                         break tracing::warn!(why, "a backup was ended");
                     }
                 }
-                Ok(None) => break,
+                Ok(None) => {
+                    app.backups.sent(backup.to());
+                    break tx.end();
+                }
                 Err(problem) => break tracing::warn!(detail = %problem.detail, "a backup was ended"),
             }
         }
@@ -150,15 +154,20 @@ fn turn(app: &App) -> Result<OwnedSemaphorePermit, Problem> {
 }
 
 /// Why whoever has begun is to get no more.
-fn over(app: &App, session: &Session, draining: &watch::Receiver<bool>) -> Option<&'static str> {
+fn over(
+    app: &App,
+    session: &Session,
+    draining: &watch::Receiver<bool>,
+    permission: Permission,
+) -> Option<&'static str> {
     if *draining.borrow() || crate::app::now_ms() / 1000 >= session.expires_s {
         return Some("its session or the controller ends");
     }
-    (!audits(app, session)).then_some("its caller may not audit any more")
+    (!may(app, session, permission)).then_some("its caller may not have it any more")
 }
 
 /// Whoever takes nothing for so long has its turn no longer.
-async fn sent(tx: &mpsc::Sender<Bytes>, piece: Bytes) -> Result<(), String> {
+async fn sent(tx: &Pieces, piece: Bytes) -> Result<(), String> {
     let sent = timeout(SEND_TIME, tx.send(piece)).await;
     sent.map_err(|_| "its reader takes nothing".to_owned())?.map_err(|_| "its reader has gone".to_owned())
 }
@@ -180,7 +189,7 @@ struct Writer {
     to: u64,
     root: Hash,
     tree: CompactRange,
-    tx: mpsc::Sender<Bytes>,
+    tx: Pieces,
 }
 
 impl Writer {
@@ -195,7 +204,7 @@ impl Writer {
         self.send(begin, &mut records).await?;
         let draining = self.app.draining.subscribe();
         while self.next <= self.to {
-            if let Some(why) = over(&self.app, &self.session, &draining) {
+            if let Some(why) = over(&self.app, &self.session, &draining, Permission::AuditRead) {
                 return Err(why.to_owned());
             }
             let page = self.app.log.history(Seq(self.next), PAGE.min((self.to - self.next + 1) as usize)).await;
@@ -212,7 +221,9 @@ impl Writer {
             return Err("the events do not come to the root that was signed".to_owned());
         }
         exporter.end(&mut records);
-        self.send(Vec::new(), &mut records).await
+        self.send(Vec::new(), &mut records).await?;
+        self.tx.end();
+        Ok(())
     }
 
     fn event(

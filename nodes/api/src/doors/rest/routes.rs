@@ -184,6 +184,7 @@ pub static ROUTES: &[Route] = routes! {
     GET "/cluster/backup" May(P::ClusterWrite, Cluster), &["from", "to"], "" => "BackupRecord" "" c export::backup(c).await;
     GET "/log/events" May(P::AuditRead, Own), EVENTS, "" => "EventList" "" c events::answer(c).await;
     GET "/log/checkpoints" May(P::AuditRead, Own), &[], "" => "CheckpointList" "" c reply::ok(app::system::checkpoints(&c.app, &c.head).await);
+    GET "/log/stats" May(P::ClusterRead, Cluster), &[], "" => "LogStats" "" c reply::ok(app::stats::stats(&c.app, &c.head).await?);
     GET "/log/keys" May(P::AuditRead, Own), &[], "" => "LogKeyList" "" c reply::ok(Output::read(&c.head, notary::keys(&c.head, c.caller()?.session.user.tenant.is_nil())));
     GET "/log/proof" May(P::AuditRead, Own), &["size", "seq", "since"], "" => "LogProof" "" c reply::ok(app::proof::proof(&c.app, &c.head, &c.query).await?);
     GET "/log/export" May(P::AuditRead, Own), EXPORT, "" => "ExportRecord" "" c export::answer(c).await;

@@ -148,6 +148,65 @@ export interface LogVerification {
   millis: string;
 }
 
+/** LogStats answers GET /api/v1/log/stats: the log as the member that answers has it. */
+export interface LogStats {
+  memberId: string;
+  epoch: string;
+  /** All that are applied, whether they can still be read or not. */
+  events: string;
+  /** Entries that are applied, of Raft's log: also changes of members and empty ones. */
+  entries: string;
+  /** On disk, in so many segments; room that is kept for what comes included. */
+  logBytes: string;
+  segments: string;
+  /** The first event that can be read here; its time is absent where there is none. */
+  firstSeq: string;
+  firstTime?:
+    | string
+    | undefined;
+  /** Leaves of the Merkle tree, and its root, hex. */
+  treeSize: string;
+  treeRoot: string;
+  /** On disk, oldest first. */
+  snapshots: LogSnapshot[];
+  /** The newest that this member made by itself, or sent whole since it started; absent where there is none. */
+  lastBackup?: LogBackup | undefined;
+  sinks: LogSink[];
+}
+
+/** LogSnapshot is a state on disk. */
+export interface LogSnapshot {
+  /** The last event in it. */
+  seq: string;
+  time?: string | undefined;
+  bytes: string;
+}
+
+/** LogBackup is one that came to its end. */
+export interface LogBackup {
+  /** The last event in it; 0 where the file was made before this member started. */
+  seq: string;
+  time?:
+    | string
+    | undefined;
+  /** The file's name in --backup-dir; empty where it was sent to a caller. */
+  file: string;
+}
+
+/** LogSink is where the record is streamed to. */
+export interface LogSink {
+  /** Which of the member's it is, from 1. */
+  number: number;
+  /** Without secrets. */
+  sink: string;
+  /** The last event that it has. */
+  seq: string;
+  /** Events that it never gets: gone before it had them. Since the member started. */
+  skipped: string;
+  /** Why the last attempt failed, if it did. */
+  problem: string;
+}
+
 /** CheckpointRecord is one line of GET /api/v1/log/checkpoints. */
 export interface CheckpointRecord {
   seq: string;
