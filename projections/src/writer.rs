@@ -308,7 +308,8 @@ impl Keeper {
                     from = events.last().map_or(end, |e| e.seq + 1);
                 }
                 Err(Past::Gone(first)) if first.0 > from && events.is_empty() => from = first.0,
-                Err(Past::Gone(_)) => break,
+                // Trimmed meanwhile.
+                Err(Past::Gone(_)) => return Ok(false),
                 Err(Past::Unavailable(why)) => return Err(Error::Log(why)),
             }
         }

@@ -10,7 +10,7 @@
 //! nor the roots of those still older. What no root covers, which member led when and who the members were, is taken from a
 //! member as Raft takes it. A piece costs a member that gives it some reading, and rests follow.
 
-use crate::disk::{Lane, on_disk};
+use crate::disk::{Files, Lane, on_disk};
 use crate::error::HistoryError;
 use crate::member::Shares;
 use crate::peer::LOST_MS;
@@ -27,10 +27,12 @@ use cvlan_core::id::Seq;
 use cvlan_core::log::entry_decode;
 use cvlan_core::log::merkle::{CompactRange, Hash, leaf_hash};
 use cvlan_core::machine::Machine;
-use openraft::async_runtime::{Select2, WatchReceiver};
+use openraft::async_runtime::{Mutex as _, Select2, WatchReceiver};
 use openraft::type_config::TypeConfigExt;
 use openraft::{AsyncRuntime, EntryPayload};
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 /// An answer is waited for this long: a tree may have to be made first, of all of history.
@@ -83,41 +85,59 @@ pub(crate) async fn run<M: Machine, RT: AsyncRuntime>(shares: Shares<M, RT>) {
 /// Takes whatever the others have; an error where one of them gives what it should not.
 async fn fill<M: Machine, RT: AsyncRuntime>(shares: &Shares<M, RT>) -> Result<(), Why> {
     let Shares { shared, peers, .. } = shares;
-    // What is not kept any longer is not fetched.
-    let trimmed = M::history_from(&shared.head().machine);
-    if trimmed > Seq(1) && shared.history_from() <= trimmed {
-        return Ok(());
-    }
-    if shared.wal.oldest() == 0 || shared.head().seq.0 == 0 || shared.removed() || shared.wal.full() {
+    if enough(shared) || shared.head().seq.0 == 0 || shared.removed() || shared.wal.full() {
         return Ok(());
     }
     let Some(mut edge) = edge(shared).await.map_err(|error| error.to_string())? else { return Ok(()) };
     let (members, clock) = (shared.head().members.clone(), &shared.clock);
-    let mut wrong = None;
+    let (mut wrong, mut older) = (None, false);
     for id in members.addresses.keys().filter(|id| **id != shared.member) {
         let Some(link) = peers.known(*id) else { continue };
         if link.heard.answered_ms(&**clock).is_none_or(|ms| ms > LOST_MS) {
+            older = true;
             continue;
         }
         loop {
             let began = clock.monotonic_us();
             match piece(shared, &link, edge).await {
-                Ok(Some(next)) => edge = next,
-                Ok(None) => break,
+                Ok(Given::Piece(next)) => edge = next,
+                Ok(Given::Nothing) => break,
+                Ok(Given::NotNow) => {
+                    older = true;
+                    break;
+                }
                 Err(why) => {
+                    older = true;
                     wrong = Some(format!("member {id}: {why}"));
                     break;
                 }
             }
-            if edge.index == 0 {
-                tracing::info!("history is whole");
+            if enough(shared) {
+                tracing::info!(from = edge.seq.0, "history is as whole as it has to be");
                 return Ok(());
             }
             let took = Duration::from_micros(clock.monotonic_us().saturating_sub(began));
             Cfg::<RT>::sleep((took * REST).min(REST_MAX)).await;
         }
     }
+    shared.sought.store(!older, Relaxed);
     wrong.map_or(Ok(()), Err)
+}
+
+/// All of it is here, or all that has to be kept: what is held, too.
+fn enough<M: Machine, RT: AsyncRuntime>(shared: &Shared<M, RT>) -> bool {
+    let kept = M::history_from(&shared.head().machine).min(Seq(shared.held.load(Relaxed)));
+    shared.wal.oldest() == 0 || (kept > Seq(1) && shared.history_from() <= kept)
+}
+
+/// What a member has of what is asked for.
+enum Given {
+    /// A piece, which was taken: history begins there now.
+    Piece(Edge),
+    /// It has nothing older.
+    Nothing,
+    /// It cannot be asked now, or things have changed here.
+    NotNow,
 }
 
 /// Where history begins here; `None` while it changes.
@@ -168,36 +188,52 @@ async fn history<M: Machine, RT: AsyncRuntime>(
     Ok((entries, applied))
 }
 
-/// One piece from one member; `None` where it has nothing older, or cannot say now.
+/// One piece from one member.
 async fn piece<M: Machine, RT: AsyncRuntime>(
     shared: &Arc<Shared<M, RT>>,
     link: &Arc<Link<RT>>,
     edge: Edge,
-) -> Result<Option<Edge>, Why> {
+) -> Result<Given, Why> {
     let bytes = shared.limits.backfill_bytes;
     let asked = link.call(Request::Before { end: edge.index, bytes }, &[], ASK_LIMIT).await;
-    let Ok((Answer::Before { from, size: before, roots }, _)) = asked else { return Ok(None) };
+    let (from, before, roots) = match asked {
+        Ok((Answer::Before { from, size, roots }, _)) => (from, size, roots),
+        Ok((Answer::Nothing, _)) => return Ok(Given::Nothing),
+        Ok(_) | Err(_) => return Ok(Given::NotNow),
+    };
     let mut piece = Piece::begin(edge, (from, before, roots), bytes)?;
     while piece.due < edge.index {
         let asked = link.call(Request::Past { from: piece.due, end: edge.index }, &[], ASK_LIMIT).await;
-        let Ok((Answer::Past, body)) = asked else { return Ok(None) };
+        let Ok((Answer::Past, body)) = asked else { return Ok(Given::NotNow) };
         piece.take(body)?;
     }
-    let (began, entries) = piece.fits()?;
+    let (began, base, entries) = piece.fits()?;
+    let _alone = shared.past.lock().await;
+    if enough(shared) {
+        return Ok(Given::NotNow);
+    }
     let wal = shared.wal.clone();
-    let taken = on_disk::<RT, _>(&shared.disk, Lane::Work, move |files| wal.prepend(files, &entries)).await;
-    let taken = taken.and_then(|taken| taken).map_err(|error| error.to_string())?;
-    if !taken {
-        return Ok(None);
+    let job = move |files: &dyn Files| {
+        let taken = wal.prepend(files, &entries)?;
+        if taken {
+            tree::base_write(files, &base)?;
+        }
+        Ok(taken)
+    };
+    let taken = on_disk::<RT, io::Result<bool>>(&shared.disk, Lane::Work, job).await;
+    if !taken.and_then(|taken| taken).map_err(|error| error.to_string())? {
+        return Ok(Given::NotNow);
     }
     shared.history_begins(edge.seq, began.seq);
-    Ok(Some(began))
+    Ok(Given::Piece(began))
 }
 
 /// What one member gives, on its way.
 struct Piece {
     edge: Edge,
     began: Edge,
+    /// The tree that it begins with.
+    base: CompactRange,
     range: CompactRange,
     entries: Vec<Entry>,
     due: u64,
@@ -211,7 +247,7 @@ impl Piece {
         let range = range.ok_or("it says what cannot be")?;
         let began = Edge { index: from, seq: Seq(before + 1), root: range.root() };
         let room = bytes.saturating_mul(PIECE_MAX).max(codec::FRAME_MAX as u64);
-        Ok(Self { edge, began, range, entries: Vec::new(), due: from, room })
+        Ok(Self { edge, began, base: range.clone(), range, entries: Vec::new(), due: from, room })
     }
 
     /// The next entries.
@@ -243,10 +279,10 @@ impl Piece {
         Ok(())
     }
 
-    /// Where it begins, and the entries, where they are what came before the edge.
-    fn fits(self) -> Result<(Edge, Vec<Entry>), Why> {
+    /// Where it begins, the tree there, and the entries, where they are what came before the edge.
+    fn fits(self) -> Result<(Edge, CompactRange, Vec<Entry>), Why> {
         match (self.range.size() + 1, self.range.root()) == (self.edge.seq.0, self.edge.root) {
-            true => Ok((self.began, self.entries)),
+            true => Ok((self.began, self.base, self.entries)),
             false => Err(format!("what it gives does not come to the root before event {}", self.edge.seq)),
         }
     }
@@ -342,7 +378,7 @@ mod tests {
             piece.take(codec::put_entries(page))?;
         }
         assert_eq!(piece.due, edge.index, "as the loop has it");
-        piece.fits()
+        piece.fits().map(|(began, _, entries)| (began, entries))
     }
 
     #[test]

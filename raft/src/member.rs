@@ -325,6 +325,11 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         self.0.shared.held.store(from.0, Relaxed);
     }
 
+    /// True where no other member that answers has history from before where it begins here.
+    pub fn history_sought(&self) -> bool {
+        self.0.shared.sought.load(Relaxed)
+    }
+
     /// The last event at or before a time (ms since 1970, UTC); 0 where there is none.
     pub async fn seq_at_time(&self, time_ms: u64) -> Result<Seq, HistoryError> {
         crate::reading::seq_at_time(&self.0.shared, time_ms).await

@@ -41,7 +41,7 @@ pub struct Limits {
     pub purge_behind: u64,
     /// A member whose history begins late asks the others for what came before this often, ms: 10,000; 0 = never.
     pub backfill_ms: u64,
-    /// Bytes of one piece of it, about: 16 MiB.
+    /// Bytes of one piece of it, about: 32 MiB.
     pub backfill_bytes: u64,
     /// Events older than this need not be kept, ms; 0: all are kept.
     pub history_ms: u64,
@@ -69,7 +69,7 @@ impl Default for Limits {
             snapshots_kept: 3,
             purge_behind: 1_000_000,
             backfill_ms: 10_000,
-            backfill_bytes: 16 << 20,
+            backfill_bytes: 32 << 20,
             history_ms: 0,
             history_check_ms: 60_000,
             level: None,

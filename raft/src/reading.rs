@@ -42,12 +42,18 @@ async fn piece<M: Machine, RT: AsyncRuntime>(
     end: u64,
     bytes: usize,
 ) -> Result<Vec<Entry>, HistoryError> {
+    // Trimmed meanwhile.
+    let gone = || (from < shared.wal.oldest()).then(|| HistoryError::Gone { first: shared.history_from() });
+    if let Some(gone) = gone() {
+        return Err(gone);
+    }
     let plan = shared.wal.plan(from..end.min(from.saturating_add(STEP)));
     if plan.in_memory() {
         return Ok(plan.memory());
     }
     let read = on_disk::<RT, _>(&shared.disk, Lane::Read, move |files| plan.read(files, bytes)).await;
-    read.map_err(|_| HistoryError::Stopped)?.map_err(|error| HistoryError::Damaged(error.to_string()))
+    let damaged = |error: std::io::Error| gone().unwrap_or_else(|| HistoryError::Damaged(error.to_string()));
+    read.map_err(|_| HistoryError::Stopped)?.map_err(damaged)
 }
 
 /// Calls `each` with the frames of applied entries from index `from` on, until it returns false.

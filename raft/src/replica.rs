@@ -20,7 +20,7 @@ use crate::status::Stats;
 use crate::store::snapshot::{self, Snapshot};
 use crate::store::wal::{Wal, index};
 use crate::sync::lock;
-use crate::tree::Tree;
+use crate::tree::{self, Tree};
 use crate::types::{Cfg, Entry, Frame, LogId, Membership, Snap, SnapshotMeta};
 use bytes::Bytes;
 use cvlan_core::id::{Epoch, Seq};
@@ -76,6 +76,10 @@ pub(crate) struct Shared<M: Machine, RT: AsyncRuntime> {
     pub(crate) digests: Digests<RT>,
     /// History is kept from this event on, whatever the log says.
     pub(crate) held: AtomicU64,
+    /// Whoever changes where history begins.
+    pub(crate) past: RT::Mutex<()>,
+    /// Nobody who was asked has older history.
+    pub(crate) sought: AtomicBool,
     /// For proofs.
     pub(crate) tree: RT::Mutex<Tree>,
     pub(crate) stats: Arc<Stats>,
@@ -125,6 +129,8 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
             plant: parts.plant,
             digests: Digests::default(),
             held: AtomicU64::new(u64::MAX),
+            past: RT::Mutex::new(()),
+            sought: AtomicBool::new(false),
             tree: RT::Mutex::new(Tree::default()),
             stats: parts.stats,
             observers: parts.observers,
@@ -520,7 +526,14 @@ impl<M: Machine, RT: AsyncRuntime> RaftStateMachine<Cfg<RT>> for Replica<M, RT> 
         shared.wal.superseded(own.last);
         shared.desk.jumped();
         if index(&shared.wal.marks().last) < index(&meta.last_log_id) && !shared.plant.kept_tail {
+            // Proofs go on from here; where it cannot be written, from a later one.
+            let tree = head.tree.clone();
+            let kept = on_disk::<RT, _>(&shared.disk, Lane::Work, move |files| tree::base_write(files, &tree)).await;
+            if let Err(error) = kept.and_then(|kept| kept) {
+                tracing::warn!(%error, "the roots that proofs begin with were not written");
+            }
             shared.history_from.store(head.seq.0 + 1, Relaxed);
+            shared.sought.store(false, Relaxed);
         }
         let head = {
             let mut place = lock(&shared.place);

@@ -57,13 +57,18 @@ async fn decide<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>) -> Result<(
     if shared.limits.history_ms == 0 || oldest_ms == 0 || !shared.desk.writable() {
         return Ok(());
     }
+    // What may go already has not gone yet: it is held, or there is no room.
+    let due = M::history_from(&head.machine);
+    if due > Seq(1) && shared.wal.trimmable(bound(shared, due).await?) > 0 {
+        return Ok(());
+    }
     let last = match reading::seq_at_time(shared, oldest_ms).await {
         // All of what is here is younger.
         Err(HistoryError::Gone { .. }) => return Ok(()),
         found => found?,
     };
     let first = Seq(last.0 + 1);
-    if first <= M::history_from(&head.machine) || shared.wal.trimmable(bound(shared, first).await?) == 0 {
+    if first <= due || shared.wal.trimmable(bound(shared, first).await?) == 0 {
         return Ok(());
     }
     match attest::decide(member, SystemFact::HistoryTrimmed { first }, "trimmed").await {
@@ -80,12 +85,14 @@ async fn bound<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>, first:
     let listed = listed.map_err(|error| HistoryError::Damaged(format!("snapshots/: {error}")))?;
     let Some(snapshot) = listed.first() else { return Ok(0) };
     let wal = &shared.wal;
-    let purged = index(&wal.marks().purged).map_or(0, |purged| purged + 1);
+    let purged = index(&wal.purged()).map_or(0, |purged| purged + 1);
     Ok(wal.locate(Sought::Seq(first)).min(wal.locate(Sought::Seq(Seq(*snapshot)))).min(purged))
 }
 
 /// Lets go of what need not be kept.
 async fn trim<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>) -> Result<(), HistoryError> {
+    use openraft::async_runtime::Mutex as _;
+    let _alone = shared.past.lock().await;
     let first = M::history_from(&shared.head().machine).min(Seq(shared.held.load(Relaxed)));
     let from = shared.history_from();
     if first <= from {
@@ -97,7 +104,7 @@ async fn trim<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>) -> Resu
     }
     let Some(oldest) = shared.wal.oldest_after(bound) else { return Ok(()) };
     let Some((begins, _)) = first_event(shared, oldest).await? else { return Ok(()) };
-    tree::secure(shared).await?;
+    tree::secure(shared, Seq(begins.0 - 1)).await?;
     shared.history_begins(from, begins);
     let wal = shared.wal.clone();
     let gone = on_disk::<RT, _>(&shared.disk, Lane::Work, move |files| wal.trim(files, bound)).await;

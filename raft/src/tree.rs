@@ -12,6 +12,7 @@
 //! place of what is between), the tree begins with the head's own roots: it proves from there on, in memory alone, and begins
 //! again with a newer head when that is over 8 MiB.
 
+use crate::backfill::first_event;
 use crate::disk::{File, Files, Lane, on_disk};
 use crate::error::HistoryError;
 use crate::reading::{begins, page};
@@ -48,6 +49,11 @@ const FILE: usize = ROOT_AT + HASH;
 
 /// "CVLANPRT" │ u32 format │ u64 number of the file that it will be │ zeros up to 32 bytes │ leaves │ root of everything
 const PARTIAL: &str = "tiles/partial";
+/// The tree that history begins with, where it begins late: "CVLANBAS" │ u32 format │ u64 events │ zeros up to 32 bytes │ roots
+const BASE: &str = "tiles/base";
+const BASE_MAGIC: &[u8; 8] = b"CVLANBAS";
+/// Leaves that a tree which begins late keeps in memory, at most.
+const LATE_MAX: usize = 32 * BLOCK;
 const PARTIAL_MAGIC: &[u8; 8] = b"CVLANPRT";
 
 fn name(number: usize) -> String {
@@ -363,8 +369,9 @@ async fn with<M: Machine, RT: AsyncRuntime, T: Send + 'static>(
     for _ in 0..2 {
         let mut tree = std::mem::take(&mut *kept);
         // History has grown backwards since.
-        let whole = tree.begins > 0 && begins(shared, Seq(1)).is_ok();
-        if !tree.opened || whole {
+        let from = shared.history_from();
+        let grown = tree.begins >= from.0 && (from <= Seq(1) || base(shared).await?.is_some());
+        if !tree.opened || grown {
             tree = disk(shared, |files| Tree::open(files)).await?;
         }
         let head = shared.head();
@@ -417,12 +424,14 @@ async fn catch_up<M: Machine, RT: AsyncRuntime>(
     if tree.size() >= to.0 {
         return Ok((tree, fits));
     }
-    let due = Seq(tree.size() + 1);
-    let grown = tree.begins > 0 && tree.leaves.len() > 4 * BLOCK;
-    if grown || begins(shared, due).is_err() {
-        return Ok((Tree::late(&shared.head().tree), fits));
+    let grown = tree.begins > 0 && tree.leaves.len() > LATE_MAX;
+    if grown || begins(shared, Seq(tree.size() + 1)).is_err() {
+        tree = match base(shared).await? {
+            Some(base) if !grown && to.0.saturating_sub(base.size()) <= LATE_MAX as u64 => Tree::late(&base),
+            _ => return Ok((Tree::late(&shared.head().tree), fits)),
+        };
     }
-    let mut from = shared.wal.locate(Sought::Seq(due));
+    let mut from = shared.wal.locate(Sought::Seq(Seq(tree.size() + 1)));
     while fits && tree.size() < to.0 {
         let place = lock(&shared.place).clone();
         let entries = page(shared, from, index(&place.last).map_or(0, |last| last + 1)).await?;
@@ -449,16 +458,65 @@ async fn catch_up<M: Machine, RT: AsyncRuntime>(
     Ok((tree, fits))
 }
 
-/// The tree of everything that is applied here does not need its history from now on.
-pub(crate) async fn secure<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>) -> Result<(), HistoryError> {
-    with(shared, |view| {
-        if view.tree.begins == 0 {
-            let written = view.tree.partial_write(view.files);
-            written.map_err(|error| HistoryError::Damaged(format!("the tree: {error}")))?;
+/// The tree of everything that is applied here does not need the history of its first `size` events from now on.
+pub(crate) async fn secure<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    size: Seq,
+) -> Result<(), HistoryError> {
+    with(shared, move |view| {
+        if view.tree.begins > size.0 {
+            return Ok(Some(()));
         }
+        let subtrees = proof::subtrees(0, size.0).into_iter();
+        let roots = subtrees.map(|(level, index)| view.subtree(level, index)).collect::<Result<Vec<_>, _>>();
+        let base = CompactRange::new(size.0, roots?).filter(|base| view.knows(size.0, &base.root()).unwrap_or(false));
+        let Some(base) = base else { return Ok(None) };
+        let written = match view.tree.begins {
+            0 => view.tree.partial_write(view.files),
+            _ => base_write(view.files, &base),
+        };
+        written.map_err(|error| HistoryError::Damaged(format!("the tree: {error}")))?;
         Ok(Some(()))
     })
     .await
+}
+
+/// Keeps the tree that history begins with.
+pub(crate) fn base_write(files: &dyn Files, base: &CompactRange) -> io::Result<()> {
+    files.make_folder(FOLDER)?;
+    let mut bytes = header_as(BASE_MAGIC, base.size() as usize).to_vec();
+    bytes.extend(base.roots().iter().flatten());
+    write_whole(files, BASE, &bytes)
+}
+
+fn base_read(files: &dyn Files) -> io::Result<Option<CompactRange>> {
+    if !files.list(FOLDER)?.iter().any(|found| BASE.ends_with(found.as_str())) {
+        return Ok(None);
+    }
+    let file = files.open(BASE)?;
+    let len = file.len()? as usize;
+    let mut header = [0; HEADER];
+    if len < HEADER || len > HEADER + 64 * HASH {
+        return Ok(None);
+    }
+    file.read_at(0, &mut header)?;
+    let size = header.get(12..20).and_then(|size| size.first_chunk()).map_or(0, |size| u64::from_le_bytes(*size));
+    let range = CompactRange::new(size, hashes(&*file, HEADER, (len - HEADER) / HASH)?);
+    Ok(range.filter(|_| header == header_as(BASE_MAGIC, size as usize)))
+}
+
+/// The tree that history begins with, if it is known here.
+async fn base<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>) -> Result<Option<CompactRange>, HistoryError> {
+    let from = shared.history_from();
+    let Some(base) = disk(shared, |files| base_read(files)).await?.filter(|base| base.size() + 1 == from.0) else {
+        return Ok(None);
+    };
+    let root = match first_event(shared, shared.wal.oldest()).await? {
+        Some((first, root)) if first == from => root,
+        Some(_) => return Ok(None),
+        None => shared.head().root,
+    };
+    Ok(Some(base).filter(|base| base.root() == root))
 }
 
 /// See [`crate::Member::prove`].

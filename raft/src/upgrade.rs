@@ -15,6 +15,7 @@ use cvlan_core::machine::{Machine, SystemFact};
 use openraft::AsyncRuntime;
 use openraft::async_runtime::{Select2, WatchReceiver};
 use openraft::type_config::TypeConfigExt;
+use std::collections::BTreeSet;
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -67,5 +68,12 @@ fn known_by_all<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, led_ms: u64
             _ => Some(0),
         }
     });
-    levels.min().unwrap_or(u32::MAX).min(shared.limits.known_level::<M>())
+    let level = levels.min().unwrap_or(u32::MAX).min(shared.limits.known_level::<M>());
+    // Those that are not waited for must not be those that decide.
+    let knows = |id: &u64| {
+        let link = member.peers.known(*id);
+        *id == shared.member || (member.peers.alive(*id) && link.is_some_and(|link| link.heard.level() >= level))
+    };
+    let majority = |set: &BTreeSet<u64>| set.iter().filter(|id| knows(id)).count() * 2 > set.len();
+    if members.voters.iter().all(majority) { level } else { 0 }
 }

@@ -117,7 +117,11 @@ impl Wal {
         let own = state.segments.values().rev().map(|segment| (segment, base));
         'all: for (segment, least) in own.chain(state.past.values().rev().map(|segment| (segment, 0))) {
             let mut upto = segment.end;
-            for point in segment.points.iter().rev().filter(|point| point.index < end && point.index >= least) {
+            for point in segment.points.iter().rev().filter(|point| point.index >= least) {
+                if point.index >= end {
+                    upto = point.at;
+                    continue;
+                }
                 room = room.saturating_sub(upto.saturating_sub(point.at));
                 upto = point.at;
                 if room == 0 {

@@ -37,15 +37,14 @@ pub(crate) fn open(files: &dyn Files, setup: &Setup, state: &mut State) -> Resul
     let mut due = base;
     for first in firsts.into_iter().rev().filter(|first| *first < base) {
         let name = past_name(first);
-        let found = files.open(&name).and_then(|file| scan(file, first, &setup.probe)).and_then(|(segment, end)| {
-            let apart = || invalid(format!("it ends before entry {end}, and entry {due} comes after it"));
-            if end == due { Ok(segment) } else { Err(apart()) }
-        });
-        match found {
-            Ok(segment) => {
+        match files.open(&name).and_then(|file| scan(file, first, &setup.probe)) {
+            Ok((segment, end)) if end == due => {
                 state.past.insert(first, segment);
                 due = first;
             }
+            // From before another snapshot took the place of what follows.
+            Ok(_) if setup.member.is_some() => files.remove(&name).map_err(OpenError::io(name))?,
+            Ok(_) => {}
             // Who only looks is told; a member fetches it again.
             Err(error) if setup.member.is_none() => {
                 return Err(OpenError::Damaged { record: name, detail: error.to_string() });

@@ -27,24 +27,21 @@ impl Wal {
 
     /// Removes them, oldest first, durably; returns how many. On the disk's lane.
     pub(crate) fn trim(&self, files: &dyn Files, bound: u64) -> io::Result<usize> {
-        let names: Vec<String> = {
+        let (past, own) = lock(&self.state).before(bound);
+        // Each is gone for good before the next one goes: what is left follows each other, whatever happens.
+        for first in &past {
+            files.remove(&past_name(*first))?;
+            files.sync_folder("past")?;
+            lock(&self.state).past.remove(first);
+        }
+        for number in &own {
+            files.remove(&segment_name(*number))?;
+            files.sync_folder("log")?;
             let mut state = lock(&self.state);
-            let (past, own) = state.before(bound);
-            past.iter().for_each(|first| drop(state.past.remove(first)));
-            own.iter().for_each(|number| drop(state.segments.remove(number)));
-            let oldest = state.segments.keys().next().copied().unwrap_or_default();
-            state.cuts.retain(|cut| cut.segment >= oldest);
-            past.into_iter().map(past_name).chain(own.into_iter().map(segment_name)).collect()
-        };
-        for name in &names {
-            files.remove(name)?;
+            state.segments.remove(number);
+            state.cuts.retain(|cut| cut.segment > *number);
         }
-        for folder in ["past", "log"] {
-            if names.iter().any(|name| name.starts_with(folder)) {
-                files.sync_folder(folder)?;
-            }
-        }
-        Ok(names.len())
+        Ok(past.len() + own.len())
     }
 }
 

@@ -193,6 +193,11 @@ impl Wal {
         lock(&self.state).marks.clone()
     }
 
+    /// The purge marker, as it is on disk.
+    pub(crate) fn purged(&self) -> Option<LogId> {
+        lock(&self.state).written.purged
+    }
+
     /// Appends entries; they are readable on return, and `done` is called in any case.
     pub(crate) fn append(self: &Arc<Self>, entries: impl IntoIterator<Item = Entry>, done: Done) -> io::Result<()> {
         let mut state = lock(&self.state);

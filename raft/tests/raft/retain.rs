@@ -82,7 +82,6 @@ async fn history_goes_where_the_log_says_so_and_stays_where_it_is_held() {
     cluster.same().await;
 
     // Each opens again, with what it has; a fresh one gets what is kept, and no more.
-    let digest = cluster.member(1).head().digest::<Counter>();
     for id in [3, 2, 1] {
         let from = cluster.member(id).status().history_from;
         cluster.stop(id).await;
@@ -94,8 +93,8 @@ async fn history_goes_where_the_log_says_so_and_stays_where_it_is_held() {
     }
     cluster.same().await;
     assert_eq!(cluster.member(1).head().machine.history_from, trimmed);
-    let _ = digest;
     cluster.join(4).await;
+    assert!(cluster.member(4).status().history_from > 1);
     let least = cluster.ids().into_iter().map(|id| cluster.member(id).status().history_from).min().unwrap();
     let trimmed = || cluster.member(4).head().machine.history_from;
     eventually("the fourth has what is kept", || {
@@ -103,6 +102,22 @@ async fn history_goes_where_the_log_says_so_and_stays_where_it_is_held() {
         from >= least && from <= trimmed().max(least)
     })
     .await;
+    // It proves from where its history begins.
+    let late = async |id: u64| {
+        let (member, head) = (cluster.member(id), cluster.member(id).head());
+        let from = Seq(member.status().history_from);
+        let proof = member.prove(head.seq, Some(from), Some(Seq(from.0 + 3))).await.unwrap();
+        assert_eq!((proof.root, proof.consistency.is_some()), (head.root, true));
+        assert_eq!(member.hide(Seq(from.0 - 1), vec![]).await.unwrap().len() as u32, (from.0 - 1).count_ones());
+        from
+    };
+    fill(&cluster, 20).await;
+    cluster.same().await;
+    let fourth = late(4).await;
+    cluster.stop(4).await;
+    cluster.start(4).await;
+    eventually("it is back", || cluster.member(4).status().leader.is_some()).await;
+    assert!(late(4).await >= fourth, "also after a restart");
     fill(&cluster, 30).await;
     cluster.same().await;
 }

@@ -27,6 +27,8 @@ const PAGE: usize = 1024;
 const PIECE: usize = 1 << 20;
 /// What a file's name ends with.
 const ENDING: &str = "cvexport";
+/// What one that is not whole ends with.
+const PART: &str = ".part";
 
 /// Writes what is to go, for as long as the controller runs.
 pub async fn keep(app: Arc<App>, folder: PathBuf, every: Duration) {
@@ -55,13 +57,29 @@ async fn once(app: &App, folder: &Path) -> Result<(), String> {
         reached(&there, &prefix)
     })
     .await?;
-    // What was gone before a folder was named is not to be had any more.
-    let from = Seq(done + 1).max(Seq(app.log.status().history_from));
-    if first > from {
+    let mut from = Seq(done + 1);
+    // Nothing goes that is not there.
+    app.log.history_hold(from.min(first));
+    if from >= first {
+        return Ok(());
+    }
+    let begins = Seq(app.log.status().history_from);
+    if begins > from {
+        if !app.log.history_sought() {
+            return Err(format!("events {from} to {} are being fetched from other members", begins.0 - 1));
+        }
+        tracing::error!(
+            from = from.0,
+            to = begins.0 - 1,
+            "these events are on no member any more: they were not written"
+        );
+        from = begins;
+    }
+    if from < first {
         write(app, folder, from, Seq(first.0 - 1)).await?;
         tracing::info!(from = from.0, to = first.0 - 1, "history that is to go was written, and read back");
     }
-    app.log.history_hold(first.max(from));
+    app.log.history_hold(first);
     Ok(())
 }
 
@@ -70,15 +88,21 @@ fn prefix(app: &App) -> String {
     format!("history-{}-m{}-", app.log.head().epoch.to_string().get(..8).unwrap_or_default(), app.member)
 }
 
-/// The last event that is in the folder, of those that follow each other.
+/// The last event that is in the folder; what is not whole is removed.
 fn reached(folder: &Path, prefix: &str) -> io::Result<u64> {
-    let mut ends = Vec::new();
+    let mut last = 0;
     for entry in std::fs::read_dir(folder)? {
-        let name = entry?.file_name();
-        let range = name.to_str().and_then(|name| name.strip_prefix(prefix)?.strip_suffix(&format!(".{ENDING}")));
-        ends.extend(range.and_then(|range| range.split_once('-')?.1.parse::<u64>().ok()));
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if name.starts_with(&format!(".{prefix}")) && name.ends_with(PART) {
+            std::fs::remove_file(entry.path())?;
+        }
+        let range = name.strip_prefix(prefix).and_then(|name| name.strip_suffix(&format!(".{ENDING}")));
+        let end = range.and_then(|range| range.split_once('-')?.1.parse::<u64>().ok());
+        last = last.max(end.unwrap_or_default());
     }
-    Ok(ends.into_iter().max().unwrap_or_default())
+    Ok(last)
 }
 
 async fn blocking<T: Send + 'static>(job: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, String> {
@@ -87,7 +111,7 @@ async fn blocking<T: Send + 'static>(job: impl FnOnce() -> io::Result<T> + Send 
 
 async fn write(app: &App, folder: &Path, from: Seq, to: Seq) -> Result<(), String> {
     let name = format!("{}{:012}-{:012}.{ENDING}", prefix(app), from.0, to.0);
-    let (path, beside) = (folder.join(&name), folder.join(format!(".{name}.part")));
+    let (path, beside) = (folder.join(&name), folder.join(format!(".{name}{PART}")));
     let signed = app.notary.collect(&app.voters, to).await.map_err(|problem| problem.detail.into_owned())?;
     if !signed.valid {
         return Err("too few voters could be asked to sign it".to_owned());
