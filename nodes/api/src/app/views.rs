@@ -28,13 +28,14 @@ pub struct ViewFeed {
 impl From<Error> for Problem {
     fn from(e: Error) -> Self {
         match e {
-            Error::Busy | Error::Log(_) | Error::Gap { .. } | Error::Fenced => {
+            Error::Busy | Error::Log(_) | Error::Gap { .. } | Error::Fenced | Error::Standby | Error::Ahead { .. } => {
                 Problem::later(StatusCode::SERVICE_UNAVAILABLE, e.code(), e.to_string(), 1)
             }
             Error::Cursor | Error::Sort { .. } | Error::Filter { .. } | Error::Search(_) => {
                 Problem::invalid(e.code(), e.to_string())
             }
-            Error::Sql(_) | Error::File(_) => Problem::internal(e),
+            Error::Sql(_) | Error::File(_) | Error::Column(_) => Problem::internal(e),
+            Error::Postgres(_) | Error::Url(_) | Error::Foreign => Problem::internal(e),
         }
     }
 }
