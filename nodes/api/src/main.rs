@@ -184,6 +184,8 @@ fn config_check(options: &Options) -> anyhow::Result<ExitCode> {
         backup_keep: options.backup.as_ref().and_then(|b| std::num::NonZeroU64::new(b.keep as u64)),
         sink: (!options.sinks.is_empty()).then(|| options.sinks.iter().map(|sink| sink.text.clone()).collect()),
         sink_ca: options.sink_ca.clone(),
+        // Without its password.
+        views: Some(options.views.as_ref().map_or_else(|| "sqlite".to_owned(), ToString::to_string)),
         presence_expiry: std::num::NonZeroU64::new(options.presence_expiry.as_secs()),
     };
     print!("{}", serde_saphyr::to_string(&settings)?);

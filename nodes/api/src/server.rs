@@ -37,6 +37,7 @@ use cvlan_core::id::MemberId;
 use cvlan_core::member::MemberCommand;
 use cvlan_core::system::SystemCommand;
 use cvlan_core::{Meta, Wish};
+use cvlan_projections::PostgresUrl;
 use cvlan_raft::{FileDisk, Role};
 use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
@@ -96,6 +97,8 @@ pub struct Options {
     pub sinks: Vec<Asked>,
     /// Who vouches for those that are https, PEM.
     pub sink_ca: Option<PathBuf>,
+    /// The second view, in PostgreSQL.
+    pub views: Option<PostgresUrl>,
     /// Backups that it makes by itself.
     pub backup: Option<Schedule>,
     /// A member from which nothing comes for so long has lost its machines.
@@ -120,6 +123,7 @@ impl Default for Options {
             rate_limits: true,
             sinks: Vec::new(),
             sink_ca: None,
+            views: None,
             backup: None,
             presence_expiry: presence::EXPIRY,
         }
@@ -257,6 +261,9 @@ async fn serve_all(
     }
     if let Some(schedule) = options.backup.clone() {
         chores.push(tokio::spawn(backup::keep(app.clone(), schedule)));
+    }
+    if let Some(url) = &options.views {
+        app.views.start_postgres(url, &app.log)?;
     }
     chores.push(tokio::spawn(notary::keep(app.notary.clone(), app.voters.clone())));
     chores.push(tokio::spawn(presence::report(app.clone())));
