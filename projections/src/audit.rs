@@ -5,30 +5,40 @@
 //! a rebuild; answers say where it starts.
 
 use crate::error::Error;
-use crate::list::{LIMIT_DEFAULT, LIMIT_MAX, Sql};
-use crate::table::int;
+use crate::list::{Ask, LIMIT_DEFAULT, LIMIT_MAX, Sql};
+use crate::table::{Cell, Kind, Table, Tables, Value, int, no_status};
 use cvlan_core::Rules;
 use cvlan_core::id::{Checkpoint, Seq, TenantId};
 use cvlan_core::machine::Machine;
 use cvlan_core::rules::{Key, tenant_of};
 use cvlan_proto::v1::{self, Event, event::Body};
-use rusqlite::{Connection, params, params_from_iter};
+use std::sync::OnceLock;
 use uuid::Uuid;
 
-pub(crate) const DDL: &str = "
-CREATE TABLE audit (
-  -- A member's id is its number in 16 bytes.
-  seq INTEGER NOT NULL PRIMARY KEY, tenant BLOB NOT NULL, actor BLOB, noun TEXT NOT NULL, id BLOB, kind TEXT NOT NULL,
-  time_ms INTEGER NOT NULL
-);
-CREATE INDEX audit_by_tenant ON audit (tenant, seq);
-CREATE INDEX audit_by_id ON audit (id, seq) WHERE id IS NOT NULL;
-CREATE INDEX audit_by_actor ON audit (actor, seq) WHERE actor IS NOT NULL;
-";
-
-pub(crate) const INSERT: &str = "
-INSERT INTO audit (seq, tenant, actor, noun, id, kind, time_ms) VALUES ($1, $2, $3, $4, $5, $6, $7)
-ON CONFLICT (seq) DO NOTHING";
+pub(crate) static TABLE: Table = Table {
+    name: "audit",
+    columns: &[
+        ("seq", Kind::Int),
+        ("tenant", Kind::Id),
+        ("actor", Kind::IdOrNull),
+        ("noun", Kind::Text),
+        // A member's id is its number in 16 bytes.
+        ("id", Kind::IdOrNull),
+        ("kind", Kind::Text),
+        ("time_ms", Kind::Int),
+    ],
+    indexes: &[
+        ("audit_by_tenant", "(tenant, seq)"),
+        ("audit_by_id", "(id, seq) WHERE id IS NOT NULL"),
+        ("audit_by_actor", "(actor, seq) WHERE actor IS NOT NULL"),
+    ],
+    once: true,
+    home: "tenant",
+    sorts: &[("seq", "seq")],
+    by_cvlan: false,
+    status: no_status,
+    texts: OnceLock::new(),
+};
 
 /// What of the audit is asked for. `Default` = the newest of everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,38 +73,34 @@ pub struct AuditPage {
 }
 
 /// Adds one event; `about` is the first thing that it touches.
-pub(crate) fn insert(db: &Connection, event: &Event, about: Option<&Key>) -> rusqlite::Result<usize> {
+pub(crate) fn insert(tables: &mut impl Tables, event: &Event, about: Option<&Key>) -> Result<(), Error> {
     if matches!(event.body, Some(Body::Presence(_))) {
-        return Ok(0);
+        return Ok(());
     }
     let (noun, kind) = kind_of(event);
     let actor = event.actor.as_ref().and_then(|a| Uuid::parse_str(&a.id).ok());
-    db.prepare_cached(INSERT)?.execute(params![
-        int(event.seq),
-        tenant_of(event).0.as_bytes(),
-        actor.map(Uuid::into_bytes),
-        noun,
-        about.map(|key| subject(key).into_bytes()),
-        kind,
-        int(Rules::time_ms(event)),
-    ])
+    let row: [Cell<'_>; 7] = [
+        event.seq.into(),
+        tenant_of(event).0.into(),
+        actor.into(),
+        noun.into(),
+        about.map(subject).into(),
+        kind.into(),
+        Rules::time_ms(event).into(),
+    ];
+    tables.put(&TABLE, &row)
 }
 
 /// One page.
-pub(crate) fn page(db: &Connection, query: &AuditQuery) -> Result<AuditPage, Error> {
+pub(crate) fn page(db: &impl Ask, query: &AuditQuery) -> Result<AuditPage, Error> {
     let limit = if query.limit == 0 { LIMIT_DEFAULT } else { query.limit.min(LIMIT_MAX) };
-    let sql = statement(query, limit);
-    let tx = db.unchecked_transaction()?;
     let mut seqs = Vec::new();
-    {
-        let mut statement = tx.prepare_cached(&sql.text)?;
-        let mut rows = statement.query(params_from_iter(sql.args))?;
-        while let Some(row) = rows.next()? {
-            seqs.push(Seq(u64::try_from(row.get::<_, i64>(0)?).unwrap_or_default()));
-        }
-    }
+    db.ask(&statement(query, limit), &mut |row| {
+        seqs.push(Seq(row.number()?));
+        Ok(true)
+    })?;
     let next = if seqs.len() > limit { seqs.pop() } else { None };
-    let (checkpoint, complete_from) = crate::fold::meta(&tx)?;
+    let (checkpoint, complete_from) = crate::meta::read(db)?;
     Ok(AuditPage { seqs, next, complete_from, checkpoint })
 }
 
@@ -102,23 +108,23 @@ pub(crate) fn statement(query: &AuditQuery, limit: usize) -> Sql {
     let mut sql = Sql { text: "SELECT seq FROM audit WHERE seq ".to_owned(), args: Vec::new() };
     sql.push(if query.oldest_first { ">= " } else { "<= " });
     let from = if query.from.0 == 0 && !query.oldest_first { u64::MAX } else { query.from.0 };
-    sql.arg(int(from));
+    sql.arg(Value::Int(int(from)));
     if let Some(tenant) = query.tenant {
         sql.push(" AND tenant = ");
-        sql.arg(tenant.0.as_bytes().to_vec());
+        sql.arg(Value::Bytes(tenant.0.as_bytes().to_vec()));
     }
     if !query.noun.is_empty() {
         sql.push(" AND noun = ");
-        sql.arg(query.noun.clone());
+        sql.arg(Value::Text(query.noun.clone()));
     }
     for (column, id) in [("id", query.id), ("actor", query.actor)] {
         if let Some(id) = id {
             sql.push(&format!(" AND {column} = "));
-            sql.arg(id.as_bytes().to_vec());
+            sql.arg(Value::Bytes(id.as_bytes().to_vec()));
         }
     }
     sql.push(if query.oldest_first { " ORDER BY seq LIMIT " } else { " ORDER BY seq DESC LIMIT " });
-    sql.arg(i64::try_from(limit + 1).unwrap_or(i64::MAX));
+    sql.arg(Value::Int(int(limit as u64 + 1)));
     sql
 }
 
@@ -212,16 +218,20 @@ fn kind_of(event: &Event) -> (&'static str, &'static str) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::db::Views;
-    use crate::testing::World;
+    use crate::testing::{Lists, World, both};
 
     #[test]
     fn every_shape_prepares() {
-        let mut db = Connection::open_in_memory().unwrap();
-        crate::fold::create(&mut db).unwrap();
-        for bits in 0..32u32 {
+        let mut db = rusqlite::Connection::open_in_memory().unwrap();
+        crate::sqlite::create(&mut db).unwrap();
+        shapes().iter().for_each(|sql| crate::list::tests::prepares(&db, sql));
+    }
+
+    /// All that can be asked of the audit.
+    pub(crate) fn shapes() -> Vec<String> {
+        let shape = |bits: u32| {
             let some = |bit: u32| (bits & bit != 0).then_some(Uuid::nil());
             let query = AuditQuery {
                 tenant: some(1).map(TenantId),
@@ -231,8 +241,9 @@ mod tests {
                 oldest_first: bits & 16 != 0,
                 ..AuditQuery::default()
             };
-            crate::list::tests::prepares(&db, &statement(&query, 9).text);
-        }
+            statement(&query, 9).text
+        };
+        (0..32).map(shape).collect()
     }
 
     fn audited(event: &Event) -> bool {
@@ -244,8 +255,12 @@ mod tests {
         let world = World::new(21, 400);
         assert!(!world.events.iter().all(audited));
         let folder = tempfile::tempdir().unwrap();
-        let views = Views::open(folder.path().join("views.db")).unwrap();
-        views.fold(&world.state, &world.events.iter().collect::<Vec<_>>()).unwrap();
+        for views in both(&world, folder.path()) {
+            pages(&world, &*views);
+        }
+    }
+
+    fn pages(world: &World, views: &dyn Lists) {
         let tenant = *world.state.tenants.keys().next().unwrap();
         let node = *world.state.tenants.values().find_map(|t| t.nodes.keys().next()).unwrap();
         let by = |e: &Event| e.actor.as_ref().and_then(|a| Uuid::parse_str(&a.id).ok());

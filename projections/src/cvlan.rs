@@ -1,39 +1,35 @@
 //! Table `cvlans`.
 
-use crate::table::{Reader, Table, int, no_status, search};
+use crate::error::Error;
+use crate::table::{Cell, Kind, Reader, Table, no_status, search};
 use cvlan_core::State;
 use cvlan_core::id::{CvlanId, TenantId};
 use cvlan_core::state::CvlanState;
 use cvlan_proto::v1;
-use rusqlite::{Connection, Row, params};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-pub(crate) const DDL: &str = "
-CREATE TABLE cvlans (
-  id BLOB NOT NULL PRIMARY KEY, tenant BLOB NOT NULL, name TEXT NOT NULL, ipv4_cidr TEXT NOT NULL, ipv6_cidr TEXT NOT NULL,
-  node_count INTEGER NOT NULL, created_ms INTEGER NOT NULL, updated_ms INTEGER NOT NULL, revision INTEGER NOT NULL,
-  search TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX cvlans_by_name ON cvlans (tenant, name, id);
-";
-
-pub(crate) const TABLE: Table = Table {
+pub(crate) static TABLE: Table = Table {
     name: "cvlans",
-    columns: "id, tenant, name, ipv4_cidr, ipv6_cidr, node_count, created_ms, updated_ms, revision",
+    columns: &[
+        ("id", Kind::Id),
+        ("tenant", Kind::Id),
+        ("name", Kind::Text),
+        ("ipv4_cidr", Kind::Text),
+        ("ipv6_cidr", Kind::Text),
+        ("node_count", Kind::Int),
+        ("created_ms", Kind::Int),
+        ("updated_ms", Kind::Int),
+        ("revision", Kind::Int),
+        ("search", Kind::Text),
+    ],
+    indexes: &[("cvlans_by_name", "(tenant, name, id)")],
+    once: false,
     home: "tenant",
     sorts: &[("name", "name"), ("nodes", "node_count"), ("created", "created_ms"), ("updated", "updated_ms")],
     by_cvlan: false,
     status: no_status,
+    texts: OnceLock::new(),
 };
-
-pub(crate) const UPSERT: &str = "
-INSERT INTO cvlans (id, tenant, name, ipv4_cidr, ipv6_cidr, node_count, created_ms, updated_ms, revision, search)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-ON CONFLICT (id) DO UPDATE SET
-  tenant = excluded.tenant, name = excluded.name, ipv4_cidr = excluded.ipv4_cidr, ipv6_cidr = excluded.ipv6_cidr,
-  node_count = excluded.node_count, created_ms = excluded.created_ms, updated_ms = excluded.updated_ms,
-  revision = excluded.revision, search = excluded.search";
-pub(crate) const DELETE: &str = "DELETE FROM cvlans WHERE id = $1";
 
 /// The row of one CVLAN, if it is there.
 pub(crate) fn row(state: &State, tenant: TenantId, id: CvlanId) -> Option<&Arc<CvlanState>> {
@@ -45,25 +41,26 @@ pub(crate) fn rows(state: &State) -> impl Iterator<Item = &Arc<CvlanState>> {
     state.tenants.values().flat_map(|t| t.cvlans.values())
 }
 
-pub(crate) fn upsert(db: &Connection, cvlan: &CvlanState) -> rusqlite::Result<usize> {
+/// Its columns.
+pub(crate) fn cells(cvlan: &CvlanState) -> [Cell<'_>; 10] {
     let c = &cvlan.record;
     let (ipv4, ipv6) = (c.ipv4.to_string(), c.ipv6.map(|net| net.to_string()).unwrap_or_default());
-    db.prepare_cached(UPSERT)?.execute(params![
-        c.id.0.as_bytes(),
-        c.tenant.0.as_bytes(),
-        &*c.name,
-        ipv4,
-        ipv6,
-        int(cvlan.names.len() as u64),
-        int(c.created_ms),
-        int(c.updated_ms),
-        int(c.revision.0),
-        search([&c.name, &ipv4, &ipv6]),
-    ])
+    let search = search([&c.name, &ipv4, &ipv6]);
+    [
+        c.id.0.into(),
+        c.tenant.0.into(),
+        (&*c.name).into(),
+        ipv4.into(),
+        ipv6.into(),
+        cvlan.names.len().into(),
+        c.created_ms.into(),
+        c.updated_ms.into(),
+        c.revision.0.into(),
+        search.into(),
+    ]
 }
 
-pub(crate) fn read(row: &Row<'_>, _now_ms: u64) -> rusqlite::Result<v1::Cvlan> {
-    let mut r = Reader::new(row);
+pub(crate) fn read(r: &mut Reader<'_>, _now_ms: u64) -> Result<v1::Cvlan, Error> {
     Ok(v1::Cvlan {
         id: r.id()?,
         tenant_id: r.id()?,

@@ -3,7 +3,7 @@
 use crate::audit::{self, AuditPage, AuditQuery};
 use crate::error::Error;
 use crate::list::{self, Page, Query};
-use crate::{cvlan, fold, node, tenant, token, user};
+use crate::{cvlan, meta, node, sqlite, tenant, token, user};
 use cvlan_core::State;
 use cvlan_core::id::{Checkpoint, Seq, TenantId};
 use cvlan_proto::v1::{self, Event};
@@ -48,21 +48,26 @@ impl Views {
         Ok(Self { path, file: RwLock::new(Arc::new(file)), damaged: AtomicBool::new(false) })
     }
 
+    /// The checkpoint, and the first event that the audit knows of.
+    pub(crate) fn meta(&self) -> Result<(Checkpoint, Seq), Error> {
+        self.read(meta::read)
+    }
+
     /// Up to where everything is in.
     pub fn checkpoint(&self) -> Result<Checkpoint, Error> {
-        self.read(|db| Ok(fold::meta(db)?.0))
+        self.read(|db| Ok(meta::read(db)?.0))
     }
 
     /// The first event that the audit knows of; 1 = it is complete.
     pub fn audit_from(&self) -> Result<Seq, Error> {
-        self.read(|db| Ok(fold::meta(db)?.1))
+        self.read(|db| Ok(meta::read(db)?.1))
     }
 
     /// Folds the events that follow the view's checkpoint; `state` is at or after the last of them.
     pub fn fold(&self, state: &State, events: &[&Event]) -> Result<Checkpoint, Error> {
         self.write(|db| {
-            let was = fold::meta(db)?.0;
-            fold::fold(db, was, state, events)
+            let was = meta::read(db)?.0;
+            sqlite::fold(db, was, state, events)
         })
     }
 
@@ -74,8 +79,8 @@ impl Views {
             *self.file.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(file);
         }
         self.write(|db| {
-            let was = fold::meta(db)?.0;
-            fold::rebuild(db, was, state, checkpoint)
+            let was = meta::read(db)?.0;
+            sqlite::rebuild(db, was, state, checkpoint)
         })?;
         if damaged {
             self.damaged.store(false, Ordering::Release);
@@ -86,8 +91,8 @@ impl Views {
     /// Adds events to the audit that come right before its first one. Returns its new first one.
     pub fn audit_backfill(&self, events: &[Event]) -> Result<Seq, Error> {
         self.write(|db| {
-            let was = fold::meta(db)?.0;
-            fold::backfill(db, was, events)
+            let was = meta::read(db)?.0;
+            sqlite::backfill(db, was, events)
         })
     }
 
@@ -132,7 +137,8 @@ impl Views {
         }
         let file = self.current();
         let db = file.reader()?;
-        let result = f(&db);
+        // One transaction: what is read is of the same moment.
+        let result = db.unchecked_transaction().map_err(Error::from).and_then(|tx| f(&tx));
         file.give_back(db);
         self.note(result)
     }
@@ -165,14 +171,14 @@ impl File {
         let mut writer = writer(path)?;
         let tables: i64 = writer.query_row("SELECT COUNT(*) FROM sqlite_schema", [], |row| row.get(0))?;
         if tables == 0 {
-            fold::create(&mut writer)?;
+            sqlite::create(&mut writer)?;
         }
         let has_meta = "SELECT COUNT(*) FROM sqlite_schema WHERE name = 'meta'";
         let schema: Option<i64> = match writer.query_row(has_meta, [], |row| row.get(0))? {
             0i64 => None,
-            _ => writer.query_row(fold::META_SCHEMA, [], |row| row.get(0)).optional()?,
+            _ => writer.query_row(meta::SCHEMA, [], |row| row.get(0)).optional()?,
         };
-        if schema != Some(fold::schema()) {
+        if schema != Some(sqlite::schema()) {
             return Ok(None);
         }
         let readers = (0..READERS).map(|_| reader(path)).collect::<Result<_, _>>()?;

@@ -8,6 +8,29 @@ pub enum Error {
     /// The database said no.
     #[error("view: {0}")]
     Sql(#[from] rusqlite::Error),
+    /// PostgreSQL said no, or nothing.
+    #[error("PostgreSQL: {0}")]
+    Postgres(String),
+    /// The URL of a PostgreSQL database is none. Its text is not repeated: a password may be in it.
+    #[error("the URL of the PostgreSQL view: {0}; it is postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
+    Url(String),
+    /// Another member writes the view.
+    #[error("another member writes the view")]
+    Standby,
+    /// The view is further than this member.
+    #[error("the view is at event {there}, this member at {here}: a member that is further writes it")]
+    Ahead {
+        /// Where the view is.
+        there: Seq,
+        /// Where this member is.
+        here: Seq,
+    },
+    /// The view is of another log, and this member does not lead.
+    #[error("the view is of another epoch; the member that leads replaces it")]
+    Foreign,
+    /// A value that no column of that kind has.
+    #[error("a column of the view holds {0}")]
+    Column(&'static str),
     /// The file could not be replaced.
     #[error("view file: {0}")]
     File(#[from] std::io::Error),
@@ -56,7 +79,11 @@ impl Error {
     /// Stable name.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Sql(_) | Self::File(_) => "view_failed",
+            Self::Sql(_) | Self::File(_) | Self::Postgres(_) | Self::Column(_) => "view_failed",
+            Self::Url(_) => "view_url_invalid",
+            Self::Standby => "view_standby",
+            Self::Ahead { .. } => "view_ahead",
+            Self::Foreign => "view_foreign",
             Self::Busy => "view_busy",
             Self::Fenced => "view_fenced",
             Self::Gap { .. } => "view_gap",
@@ -73,6 +100,8 @@ impl Error {
         match self {
             Self::Cursor | Self::Sort { .. } | Self::Filter { .. } | Self::Search(_) => true,
             Self::Sql(_) | Self::File(_) | Self::Busy | Self::Fenced | Self::Gap { .. } | Self::Log(_) => false,
+            Self::Postgres(_) | Self::Url(_) | Self::Column(_) => false,
+            Self::Standby | Self::Ahead { .. } | Self::Foreign => false,
         }
     }
 
@@ -82,6 +111,8 @@ impl Error {
         match self {
             Self::Sql(e) => matches!(e.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase)),
             Self::File(_) | Self::Busy | Self::Fenced | Self::Gap { .. } | Self::Log(_) => false,
+            Self::Postgres(_) | Self::Url(_) | Self::Column(_) => false,
+            Self::Standby | Self::Ahead { .. } | Self::Foreign => false,
             Self::Cursor | Self::Sort { .. } | Self::Filter { .. } | Self::Search(_) => false,
         }
     }

@@ -1,91 +1,26 @@
-//! Bringing the tables from one checkpoint to the next.
+//! What changes between two checkpoints, for whichever database writes it.
 //!
 //! Rows come from the state, never from an event: for each touched key the row is written as the state has it, or
-//! deleted. `rebuild` is the same for all keys. Every change of the tables also moves `meta`, which holds the checkpoint
-//! and fences: it must still be where the writer left it.
+//! deleted. [`all`] is the same for all keys. The database does each of these in one transaction that also moves `meta`.
 
 use crate::error::Error;
-use crate::table::int;
+use crate::table::Tables;
 use crate::{audit, cvlan, node, tenant, token, user};
-use cvlan_core::id::{Checkpoint, Epoch, Seq, TenantId};
+use cvlan_core::id::{Checkpoint, Seq};
 use cvlan_core::machine::Machine;
 use cvlan_core::rules::Key;
 use cvlan_core::{Rules, State};
 use cvlan_proto::v1::Event;
-use rusqlite::{Connection, params};
 use std::collections::BTreeSet;
 
-const META_DDL: &str = "
-CREATE TABLE meta (
-  one INTEGER NOT NULL PRIMARY KEY CHECK (one = 1), schema INTEGER NOT NULL, epoch BLOB NOT NULL, seq INTEGER NOT NULL,
-  audit_from INTEGER NOT NULL
-);
-";
-const DDLS: [&str; 7] = [META_DDL, tenant::DDL, cvlan::DDL, node::DDL, token::DDL, user::DDL, audit::DDL];
-
-pub(crate) const META_READ: &str = "SELECT epoch, seq, audit_from FROM meta WHERE one = 1";
-pub(crate) const META_SCHEMA: &str = "SELECT schema FROM meta WHERE one = 1";
-pub(crate) const META_CREATE: &str = "INSERT INTO meta (one, schema, epoch, seq, audit_from) VALUES (1, $1, $2, 0, 1)";
-pub(crate) const META_MOVE: &str =
-    "UPDATE meta SET epoch = $1, seq = $2, audit_from = $3 WHERE epoch = $4 AND seq = $5";
-/// Nothing of a tenant outlives it: its tokens may be left when it goes.
-pub(crate) const TENANT_SWEEP: [&str; 4] = [
-    "DELETE FROM cvlans WHERE tenant = $1",
-    "DELETE FROM nodes WHERE tenant = $1",
-    "DELETE FROM tokens WHERE tenant = $1",
-    "DELETE FROM users WHERE tenant = $1",
-];
-pub(crate) const CLEAR: [&str; 6] = [
-    "DELETE FROM tenants",
-    "DELETE FROM cvlans",
-    "DELETE FROM nodes",
-    "DELETE FROM tokens",
-    "DELETE FROM users",
-    "DELETE FROM audit",
-];
-
-/// The tables' version: FNV-1a over their text, so that no change of it is forgotten.
-pub(crate) fn schema() -> i64 {
-    let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    let hash = DDLS.iter().flat_map(|ddl| ddl.bytes()).fold(0xcbf2_9ce4_8422_2325, fnv);
-    int(hash >> 1)
-}
-
-/// Makes the tables, at checkpoint 0 of no epoch.
-pub(crate) fn create(db: &mut Connection) -> Result<(), Error> {
-    let tx = db.transaction()?;
-    for ddl in DDLS {
-        tx.execute_batch(ddl)?;
-    }
-    tx.execute(META_CREATE, params![schema(), Epoch::default().0])?;
-    Ok(tx.commit()?)
-}
-
-/// The checkpoint, and the first event that the audit knows of.
-pub(crate) fn meta(db: &Connection) -> rusqlite::Result<(Checkpoint, Seq)> {
-    let seq = |n: i64| Seq(u64::try_from(n).unwrap_or_default());
-    db.prepare_cached(META_READ)?
-        .query_row([], |row| Ok((Checkpoint { epoch: Epoch(row.get(0)?), seq: seq(row.get(1)?) }, seq(row.get(2)?))))
-}
-
-/// Moves the checkpoint from where this writer left it.
-fn meta_move(db: &Connection, was: Checkpoint, to: Checkpoint, audit_from: Seq) -> Result<(), Error> {
-    let args = params![to.epoch.0, int(to.seq.0), int(audit_from.0), was.epoch.0, int(was.seq.0)];
-    match db.prepare_cached(META_MOVE)?.execute(args)? {
-        1 => Ok(()),
-        _ => Err(Error::Fenced),
-    }
-}
-
-/// Folds the events that follow `was`; `state` is at or after the last of them.
+/// Folds the events that follow `was`; `state` is at or after the last of them. Returns where that is.
 pub(crate) fn fold(
-    db: &mut Connection,
+    tables: &mut impl Tables,
     was: Checkpoint,
     state: &State,
     events: &[&Event],
 ) -> Result<Checkpoint, Error> {
     let mut to = was;
-    let tx = db.transaction()?;
     let mut keys = BTreeSet::new();
     for event in events {
         if event.seq != to.seq.0 + 1 {
@@ -93,80 +28,66 @@ pub(crate) fn fold(
         }
         to.seq = Seq(event.seq);
         let touched = Rules::touched(event);
-        audit::insert(&tx, event, touched.first())?;
+        audit::insert(tables, event, touched.first())?;
         keys.extend(touched);
     }
-    for key in keys {
-        write(&tx, state, key)?;
-    }
-    let (_, audit_from) = meta(&tx)?;
-    meta_move(&tx, was, to, audit_from)?;
-    tx.commit()?;
+    keys.into_iter().try_for_each(|key| write(tables, state, key))?;
     Ok(to)
 }
 
-/// Writes everything anew; the audit starts after `to`.
-pub(crate) fn rebuild(db: &mut Connection, was: Checkpoint, state: &State, to: Checkpoint) -> Result<(), Error> {
-    let tx = db.transaction()?;
-    for sql in CLEAR {
-        tx.execute(sql, [])?;
-    }
-    tenant::rows(state).try_for_each(|row| tenant::upsert(&tx, row).map(drop))?;
-    cvlan::rows(state).try_for_each(|row| cvlan::upsert(&tx, row).map(drop))?;
-    node::rows(state).try_for_each(|row| node::upsert(&tx, row).map(drop))?;
-    token::rows(state).try_for_each(|row| token::upsert(&tx, row).map(drop))?;
-    user::rows(state).try_for_each(|row| user::upsert(&tx, row).map(drop))?;
-    meta_move(&tx, was, to, Seq(to.seq.0 + 1))?;
-    Ok(tx.commit()?)
+/// Every row of the state.
+pub(crate) fn all(tables: &mut impl Tables, state: &State) -> Result<(), Error> {
+    tenant::rows(state).try_for_each(|row| tables.put(&tenant::TABLE, &tenant::cells(row)))?;
+    cvlan::rows(state).try_for_each(|row| tables.put(&cvlan::TABLE, &cvlan::cells(row)))?;
+    node::rows(state).try_for_each(|row| tables.put(&node::TABLE, &node::cells(row)))?;
+    token::rows(state).try_for_each(|row| tables.put(&token::TABLE, &token::cells(row)))?;
+    user::rows(state).try_for_each(|row| tables.put(&user::TABLE, &user::cells(row)))
 }
 
-/// Adds events to the audit that come right before its first one. Returns the new first one.
-pub(crate) fn backfill(db: &mut Connection, was: Checkpoint, events: &[Event]) -> Result<Seq, Error> {
-    let tx = db.transaction()?;
-    let (_, mut from) = meta(&tx)?;
+/// Adds events to the audit that come right before `from`, its first one. Returns the new first one.
+pub(crate) fn backfill(tables: &mut impl Tables, mut from: Seq, events: &[Event]) -> Result<Seq, Error> {
     for event in events.iter().rev() {
         if event.seq + 1 != from.0 {
             return Err(Error::Gap { needed: Seq(from.0.saturating_sub(1)), given: Seq(event.seq) });
         }
-        audit::insert(&tx, event, Rules::touched(event).first())?;
+        audit::insert(tables, event, Rules::touched(event).first())?;
         from = Seq(event.seq);
     }
-    meta_move(&tx, was, was, from)?;
-    tx.commit()?;
     Ok(from)
 }
 
 /// Writes or deletes the row of one key, as the state has it.
-fn write(db: &Connection, state: &State, key: Key) -> rusqlite::Result<usize> {
-    let delete = |sql: &str, id: uuid::Uuid| db.prepare_cached(sql)?.execute([id.as_bytes()]);
+fn write(tables: &mut impl Tables, state: &State, key: Key) -> Result<(), Error> {
     match key {
         Key::Tenant(id) => match tenant::row(state, id) {
-            Some(row) => tenant::upsert(db, row),
-            None => sweep(db, id).and(delete(tenant::DELETE, id.0)),
+            Some(row) => tables.put(&tenant::TABLE, &tenant::cells(row)),
+            None => {
+                // Nothing of a tenant outlives it: its tokens may be left when it goes.
+                for table in [&cvlan::TABLE, &node::TABLE, &token::TABLE, &user::TABLE] {
+                    tables.sweep(table, id.0)?;
+                }
+                tables.take(&tenant::TABLE, id.0)
+            }
         },
         Key::Cvlan(home, id) => match cvlan::row(state, home, id) {
-            Some(row) => cvlan::upsert(db, row),
-            None => delete(cvlan::DELETE, id.0),
+            Some(row) => tables.put(&cvlan::TABLE, &cvlan::cells(row)),
+            None => tables.take(&cvlan::TABLE, id.0),
         },
         Key::Node(home, id) => match node::row(state, home, id) {
-            Some(row) => node::upsert(db, row),
-            None => delete(node::DELETE, id.0),
+            Some(row) => tables.put(&node::TABLE, &node::cells(row)),
+            None => tables.take(&node::TABLE, id.0),
         },
         Key::Token(home, id) => match token::row(state, home, id) {
-            Some(row) => token::upsert(db, row),
-            None => delete(token::DELETE, id.0),
+            Some(row) => tables.put(&token::TABLE, &token::cells(row)),
+            None => tables.take(&token::TABLE, id.0),
         },
         Key::User(home, id) => match user::row(state, home, id) {
-            Some(row) => user::upsert(db, row),
-            None => delete(user::DELETE, id.0),
+            Some(row) => tables.put(&user::TABLE, &user::cells(row)),
+            None => tables.take(&user::TABLE, id.0),
         },
         // A few, read from the state: they have no table.
-        Key::Member(_) => Ok(0),
+        Key::Member(_) => Ok(()),
     }
-}
-
-fn sweep(db: &Connection, tenant: TenantId) -> rusqlite::Result<()> {
-    TENANT_SWEEP.iter().try_for_each(|sql| db.prepare_cached(sql)?.execute([tenant.0.as_bytes()]).map(drop))
 }
 
 #[cfg(test)]
@@ -259,34 +180,11 @@ mod tests {
     }
 
     #[test]
-    fn two_writers_cannot_both_move_the_checkpoint() {
-        let world = World::new(1, 60);
-        let folder = tempfile::tempdir().unwrap();
-        let mut db = Connection::open(folder.path().join("views.db")).unwrap();
-        create(&mut db).unwrap();
-        let start = Checkpoint::default();
-        fold(&mut db, start, &world.state, &[&world.events[0]]).unwrap();
-        assert_eq!(fold(&mut db, start, &world.state, &[&world.events[0]]).unwrap_err().code(), "view_fenced");
-    }
-
-    #[test]
     fn no_secret_is_in_a_view() {
         let world = World::new(3, 200);
         let folder = tempfile::tempdir().unwrap();
         folded(&world, &folder.path().join("views.db"), || 20);
         assert!(world.state.users.values().any(|u| u.password_hash.contains("argon2id")));
         assert!(!dump(&folder.path().join("views.db")).iter().any(|row| row.contains("argon2id")));
-    }
-
-    #[test]
-    fn every_statement_prepares_with_ascending_arguments() {
-        let mut db = Connection::open_in_memory().unwrap();
-        create(&mut db).unwrap();
-        let mut all = vec![META_READ, META_SCHEMA, META_CREATE, META_MOVE, audit::INSERT];
-        all.extend(TENANT_SWEEP);
-        all.extend(CLEAR);
-        all.extend([tenant::UPSERT, cvlan::UPSERT, node::UPSERT, token::UPSERT, user::UPSERT]);
-        all.extend([tenant::DELETE, cvlan::DELETE, node::DELETE, token::DELETE, user::DELETE]);
-        all.into_iter().for_each(|sql| crate::list::tests::prepares(&db, sql));
     }
 }

@@ -10,8 +10,11 @@
 //! one transaction; a view of another epoch or schema, or a damaged file, is thrown away and rebuilt; no decision reads a
 //! view; every list takes the tenant it is for.
 //!
-//! One file a noun: its table, `row` and `rows` from a state, its mapping to the API's message. Start reading at
-//! `node.rs`, then `fold.rs` and [`Writer`]. Deliberately absent: async, the log itself, presence, secrets.
+//! One file a noun: its table, `row` and `rows` from a state, its mapping to the API's message. What is done with them is
+//! in `fold.rs`, once; `sqlite.rs` and `postgres/` are where it goes to. Doors read SQLite alone.
+//!
+//! Start reading at `node.rs`, then `fold.rs` and [`Writer`]. Deliberately absent: async (but inside `postgres/`), the log
+//! itself, presence, secrets.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 mod audit;
@@ -20,7 +23,10 @@ mod db;
 mod error;
 mod fold;
 mod list;
+mod meta;
 mod node;
+mod postgres;
+mod sqlite;
 mod table;
 mod tenant;
 #[cfg(test)]
@@ -33,4 +39,5 @@ pub use audit::{AuditPage, AuditQuery};
 pub use db::Views;
 pub use error::Error;
 pub use list::{LIMIT_DEFAULT, LIMIT_MAX, Page, Query};
+pub use postgres::{PostgresStatus, PostgresUrl};
 pub use writer::{Advanced, History, PENDING_MAX, Past, Writer};

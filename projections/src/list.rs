@@ -4,12 +4,10 @@
 //! between two pages neither repeat nor hide others.
 
 use crate::error::Error;
-use crate::table::{Table, int};
+use crate::table::{Reader, Table, Value, int};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use cvlan_core::id::{Checkpoint, CvlanId, TenantId};
-use rusqlite::types::{FromSql, Value, ValueRef};
-use rusqlite::{Connection, Row, params_from_iter};
 use uuid::Uuid;
 
 /// Rows of a page where the caller names no number.
@@ -64,10 +62,16 @@ impl Sql {
         self.text.push_str(text);
     }
 
-    pub(crate) fn arg(&mut self, value: impl Into<Value>) {
-        self.args.push(value.into());
+    pub(crate) fn arg(&mut self, value: Value) {
+        self.args.push(value);
         self.text.push_str(&format!("${}", self.args.len()));
     }
+}
+
+/// A database that lists are read from; the caller holds one transaction, so that all is of the same moment.
+pub(crate) trait Ask {
+    /// Gives `each` the rows, until it says false.
+    fn ask(&self, sql: &Sql, each: &mut dyn FnMut(&mut Reader<'_>) -> Result<bool, Error>) -> Result<(), Error>;
 }
 
 /// What [`statements`] made of a query.
@@ -80,36 +84,32 @@ pub(crate) struct Statements {
 
 /// One page of `table`. `home`: whose rows; `None` = everybody's (the list of tenants, for who may see them all).
 pub(crate) fn page<T>(
-    db: &Connection,
+    db: &impl Ask,
     table: &Table,
     home: Option<TenantId>,
     query: &Query,
-    read: fn(&Row<'_>, u64) -> rusqlite::Result<T>,
+    read: fn(&mut Reader<'_>, u64) -> Result<T, Error>,
 ) -> Result<Page<T>, Error> {
     let made = statements(table, home, query)?;
-    // One transaction: rows, total and checkpoint are of the same moment.
-    let tx = db.unchecked_transaction()?;
-    let total: i64 =
-        tx.prepare_cached(&made.count.text)?.query_row(params_from_iter(made.count.args), |row| row.get(0))?;
-    let mut items = Vec::new();
-    let mut next_cursor = String::new();
-    {
-        let mut statement = tx.prepare_cached(&made.page.text)?;
-        let mut rows = statement.query(params_from_iter(made.page.args))?;
-        let mut last = None;
-        while let Some(row) = rows.next()? {
-            if items.len() == made.limit {
-                next_cursor = last.take().unwrap_or_default();
-                break;
-            }
-            items.push(read(row, query.now_ms)?);
-            if items.len() == made.limit {
-                last = Some(cursor_write(&made.sort, row)?);
-            }
+    let (mut total, mut items, mut next_cursor) = (0, Vec::new(), String::new());
+    db.ask(&made.count, &mut |row| {
+        total = row.number()?;
+        Ok(false)
+    })?;
+    let mut last = None;
+    db.ask(&made.page, &mut |row| {
+        if items.len() == made.limit {
+            next_cursor = last.take().unwrap_or_default();
+            return Ok(false);
         }
-    }
-    let (checkpoint, _) = crate::fold::meta(&tx)?;
-    Ok(Page { items, total: u64::try_from(total).unwrap_or_default(), next_cursor, checkpoint })
+        items.push(read(row, query.now_ms)?);
+        if items.len() == made.limit {
+            last = Some(cursor_write(&made.sort, row)?);
+        }
+        Ok(true)
+    })?;
+    let (checkpoint, _) = crate::meta::read(db)?;
+    Ok(Page { items, total, next_cursor, checkpoint })
 }
 
 /// The two statements of a page.
@@ -123,20 +123,21 @@ pub(crate) fn statements(table: &Table, home: Option<TenantId>, query: &Query) -
     count.push(&filter.text);
     count.args.clone_from(&filter.args);
 
-    // The sort value comes last, for the cursor.
-    let mut page = Sql { text: format!("SELECT {}, {column} FROM {}", table.columns, table.name), args: filter.args };
+    // The sort value and the id come last, for the cursor.
+    let text = format!("SELECT {}, {column}, {} FROM {}", table.listed(), table.key(), table.name);
+    let mut page = Sql { text, args: filter.args };
     page.push(&filter.text);
     if !query.cursor.is_empty() {
         let (value, id) = cursor_read(&query.cursor, &sort)?;
         page.push(&format!(" AND ({column}, id) {} (", if descending { "<" } else { ">" }));
         page.arg(value);
         page.push(", ");
-        page.arg(id);
+        page.arg(Value::Bytes(id));
         page.push(")");
     }
     let way = if descending { " DESC" } else { "" };
     page.push(&format!(" ORDER BY {column}{way}, id{way} LIMIT "));
-    page.arg(i64::try_from(limit + 1).unwrap_or(i64::MAX));
+    page.arg(Value::Int(int(limit as u64 + 1)));
     Ok(Statements { count, page, sort, limit })
 }
 
@@ -156,14 +157,14 @@ fn filters(sql: &mut Sql, table: &Table, home: Option<TenantId>, query: &Query) 
     sql.push(" WHERE 1 = 1");
     if let Some(home) = home {
         sql.push(&format!(" AND {} = ", table.home));
-        sql.arg(home.0.as_bytes().to_vec());
+        sql.arg(Value::Bytes(home.0.as_bytes().to_vec()));
     }
     if let Some(cvlan) = query.cvlan {
         if !table.by_cvlan {
             return Err(Error::Filter { filter: "cvlan", value: cvlan.to_string() });
         }
         sql.push(" AND cvlan = ");
-        sql.arg(cvlan.0.as_bytes().to_vec());
+        sql.arg(Value::Bytes(cvlan.0.as_bytes().to_vec()));
     }
     if !query.status.is_empty() {
         let unknown = || Error::Filter { filter: "status", value: query.status.clone() };
@@ -171,7 +172,7 @@ fn filters(sql: &mut Sql, table: &Table, home: Option<TenantId>, query: &Query) 
         sql.push(" AND ");
         for (i, part) in condition.split("{now}").enumerate() {
             if i > 0 {
-                sql.arg(int(query.now_ms));
+                sql.arg(Value::Int(int(query.now_ms)));
             }
             sql.push(part);
         }
@@ -196,13 +197,13 @@ fn search(sql: &mut Sql, q: &str) {
     }
     pattern.push('%');
     sql.push(" AND (search LIKE ");
-    sql.arg(pattern);
+    sql.arg(Value::Text(pattern));
     sql.push(" ESCAPE '\\'");
     if let Some((low, high)) = id_range(&q) {
         sql.push(" OR id BETWEEN ");
-        sql.arg(low.to_vec());
+        sql.arg(Value::Bytes(low.to_vec()));
         sql.push(" AND ");
-        sql.arg(high.to_vec());
+        sql.arg(Value::Bytes(high.to_vec()));
     }
     sql.push(")");
 }
@@ -218,14 +219,14 @@ fn id_range(text: &str) -> Option<([u8; 16], [u8; 16])> {
     }
 }
 
-/// base64url(sort \n id \n kind of value and value).
-fn cursor_write(sort: &str, row: &Row<'_>) -> rusqlite::Result<String> {
-    let id = Uuid::from_bytes(row.get(0)?);
-    let last = row.as_ref().column_count() - 1;
-    let value = match row.get_ref(last)? {
-        ValueRef::Integer(n) => format!("i{n}"),
-        other => format!("t{}", String::column_result(other)?),
+/// base64url(sort \n id \n kind of value and value); the row is read up to its sort value.
+fn cursor_write(sort: &str, row: &mut Reader<'_>) -> Result<String, Error> {
+    let value = match row.value()? {
+        Value::Int(n) => format!("i{n}"),
+        Value::Text(text) => format!("t{text}"),
+        Value::Null | Value::Bytes(_) => return Err(Error::Column("no sort value")),
     };
+    let id = row.id()?;
     Ok(BASE64URL.encode(format!("{sort}\n{id}\n{value}")))
 }
 
@@ -235,7 +236,7 @@ fn cursor_read(cursor: &str, sort: &str) -> Result<(Value, Vec<u8>), Error> {
         let mut parts = text.splitn(3, '\n');
         let (of, id, value) = (parts.next()?, parts.next()?, parts.next()?);
         let value = match value.split_at_checked(1)? {
-            ("i", n) => Value::Integer(n.parse().ok()?),
+            ("i", n) => Value::Int(n.parse().ok()?),
             ("t", text) => Value::Text(text.to_owned()),
             _ => return None,
         };
@@ -247,9 +248,9 @@ fn cursor_read(cursor: &str, sort: &str) -> Result<(Value, Vec<u8>), Error> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::db::Views;
-    use crate::testing::{World, all};
+    use crate::testing::{Lists, World, all, both};
     use crate::{cvlan, node, tenant, token, user};
+    use rusqlite::Connection;
     use std::collections::BTreeSet;
 
     /// It prepares, and `$n` first appear in ascending order.
@@ -269,7 +270,12 @@ pub(crate) mod tests {
     #[test]
     fn every_shape_of_every_list_prepares() {
         let mut db = Connection::open_in_memory().unwrap();
-        crate::fold::create(&mut db).unwrap();
+        crate::sqlite::create(&mut db).unwrap();
+        shapes().iter().for_each(|sql| prepares(&db, sql));
+    }
+
+    /// All that lists can ask.
+    pub(crate) fn shapes() -> BTreeSet<String> {
         let mut shapes = BTreeSet::new();
         for table in [&tenant::TABLE, &cvlan::TABLE, &node::TABLE, &token::TABLE, &user::TABLE] {
             let statuses = ["", "active", "disabled", "expired", "used_up"];
@@ -285,7 +291,7 @@ pub(crate) mod tests {
             }
         }
         assert!(shapes.len() > 500, "{}", shapes.len());
-        shapes.iter().for_each(|sql| prepares(&db, sql));
+        shapes
     }
 
     type Shape = (Option<TenantId>, Option<CvlanId>, String, String, bool);
@@ -310,7 +316,7 @@ pub(crate) mod tests {
     #[test]
     fn the_usual_lists_walk_an_index() {
         let mut db = Connection::open_in_memory().unwrap();
-        crate::fold::create(&mut db).unwrap();
+        crate::sqlite::create(&mut db).unwrap();
         let home = Some(TenantId::default());
         let in_cvlan = Some(CvlanId::default());
         for (table, home, cvlan) in [
@@ -335,17 +341,20 @@ pub(crate) mod tests {
         }
     }
 
-    fn world() -> (World, Views, tempfile::TempDir) {
-        let world = World::new(11, 1500);
+    /// The same questions to each kind of database.
+    fn each(check: impl Fn(World, &dyn Lists)) {
         let folder = tempfile::tempdir().unwrap();
-        let views = Views::open(folder.path().join("views.db")).unwrap();
-        views.rebuild(&world.state, world.checkpoint()).unwrap();
-        (world, views, folder)
+        for views in both(&World::new(11, 1500), folder.path()) {
+            check(World::new(11, 1500), &*views);
+        }
     }
 
     #[test]
     fn pages_cover_every_row_once_in_order() {
-        let (world, views, _folder) = world();
+        each(check_pages_cover_every_row_once_in_order);
+    }
+
+    fn check_pages_cover_every_row_once_in_order(world: World, views: &dyn Lists) {
         let (home, state) = world.state.tenants.iter().max_by_key(|(_, t)| t.nodes.len()).unwrap();
         assert!(state.nodes.len() > 20, "{}", state.nodes.len());
         for (sort, _) in node::TABLE.sorts {
@@ -366,7 +375,10 @@ pub(crate) mod tests {
 
     #[test]
     fn a_row_that_goes_hides_no_other() {
-        let (mut world, views, _folder) = world();
+        each(check_a_row_that_goes_hides_no_other);
+    }
+
+    fn check_a_row_that_goes_hides_no_other(mut world: World, views: &dyn Lists) {
         let (home, _) = world.state.tenants.iter().max_by_key(|(_, t)| t.nodes.len()).unwrap();
         let home = *home;
         let whole = all(LIMIT_MAX, &Query::default(), |q| views.nodes(home, q).unwrap());
@@ -383,7 +395,10 @@ pub(crate) mod tests {
 
     #[test]
     fn filters_and_searches_are_what_the_state_says() {
-        let (world, views, _folder) = world();
+        each(check_filters_and_searches_are_what_the_state_says);
+    }
+
+    fn check_filters_and_searches_are_what_the_state_says(world: World, views: &dyn Lists) {
         for (home, state) in &world.state.tenants {
             for status in ["active", "disabled"] {
                 let query = Query { status: status.into(), ..Query::default() };
@@ -429,7 +444,10 @@ pub(crate) mod tests {
 
     #[test]
     fn tenants_never_see_each_others_rows() {
-        let (world, views, _folder) = world();
+        each(check_tenants_never_see_each_others_rows);
+    }
+
+    fn check_tenants_never_see_each_others_rows(world: World, views: &dyn Lists) {
         assert!(world.state.tenants.len() > 2);
         for home in world.state.tenants.keys() {
             let own = home.to_string();
@@ -458,7 +476,10 @@ pub(crate) mod tests {
 
     #[test]
     fn bad_queries_are_the_callers_fault() {
-        let (world, views, _folder) = world();
+        each(check_bad_queries_are_the_callers_fault);
+    }
+
+    fn check_bad_queries_are_the_callers_fault(world: World, views: &dyn Lists) {
         let home = *world.state.tenants.keys().next().unwrap();
         let cursor = |text: &str| Query { cursor: text.into(), ..Query::default() };
         let encoded = |text: &str| cursor(&BASE64URL.encode(text));

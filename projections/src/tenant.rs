@@ -1,40 +1,35 @@
 //! Table `tenants`.
 
-use crate::table::{Reader, Table, int, json, no_status, search};
+use crate::error::Error;
+use crate::table::{Cell, Kind, Reader, Table, json, no_status, search};
 use cvlan_core::State;
 use cvlan_core::id::TenantId;
 use cvlan_core::state::TenantState;
 use cvlan_proto::v1;
-use rusqlite::{Connection, Row, params};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-pub(crate) const DDL: &str = "
-CREATE TABLE tenants (
-  id BLOB NOT NULL PRIMARY KEY, slug TEXT NOT NULL, name TEXT NOT NULL, signing_keys TEXT NOT NULL,
-  created_ms INTEGER NOT NULL, updated_ms INTEGER NOT NULL, revision INTEGER NOT NULL,
-  cvlan_count INTEGER NOT NULL, node_count INTEGER NOT NULL,
-  search TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX tenants_by_slug ON tenants (slug, id);
-";
-
-pub(crate) const TABLE: Table = Table {
+pub(crate) static TABLE: Table = Table {
     name: "tenants",
-    columns: "id, slug, name, signing_keys, created_ms, updated_ms, revision, cvlan_count, node_count",
+    columns: &[
+        ("id", Kind::Id),
+        ("slug", Kind::Text),
+        ("name", Kind::Text),
+        ("signing_keys", Kind::Text),
+        ("created_ms", Kind::Int),
+        ("updated_ms", Kind::Int),
+        ("revision", Kind::Int),
+        ("cvlan_count", Kind::Int),
+        ("node_count", Kind::Int),
+        ("search", Kind::Text),
+    ],
+    indexes: &[("tenants_by_slug", "(slug, id)")],
+    once: false,
     home: "id",
     sorts: &[("slug", "slug"), ("name", "name"), ("created", "created_ms"), ("updated", "updated_ms")],
     by_cvlan: false,
     status: no_status,
+    texts: OnceLock::new(),
 };
-
-pub(crate) const UPSERT: &str = "
-INSERT INTO tenants (id, slug, name, signing_keys, created_ms, updated_ms, revision, cvlan_count, node_count, search)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-ON CONFLICT (id) DO UPDATE SET
-  slug = excluded.slug, name = excluded.name, signing_keys = excluded.signing_keys, created_ms = excluded.created_ms,
-  updated_ms = excluded.updated_ms, revision = excluded.revision, cvlan_count = excluded.cvlan_count,
-  node_count = excluded.node_count, search = excluded.search";
-pub(crate) const DELETE: &str = "DELETE FROM tenants WHERE id = $1";
 
 /// The row of one tenant, if it is there.
 pub(crate) fn row(state: &State, id: TenantId) -> Option<&Arc<TenantState>> {
@@ -46,24 +41,25 @@ pub(crate) fn rows(state: &State) -> impl Iterator<Item = &Arc<TenantState>> {
     state.tenants.values()
 }
 
-pub(crate) fn upsert(db: &Connection, tenant: &TenantState) -> rusqlite::Result<usize> {
+/// Its columns.
+pub(crate) fn cells(tenant: &TenantState) -> [Cell<'_>; 10] {
     let t = &tenant.record;
-    db.prepare_cached(UPSERT)?.execute(params![
-        t.id.0.as_bytes(),
-        &*t.slug,
-        &*t.name,
-        json(&tenant.to_proto().signing_keys),
-        int(t.created_ms),
-        int(t.updated_ms),
-        int(t.revision.0),
-        int(tenant.cvlans.len() as u64),
-        int(tenant.nodes.len() as u64),
-        search([&t.slug, &t.name]),
-    ])
+    let search = search([&t.slug, &t.name]);
+    [
+        t.id.0.into(),
+        (&*t.slug).into(),
+        (&*t.name).into(),
+        json(&tenant.to_proto().signing_keys).into(),
+        t.created_ms.into(),
+        t.updated_ms.into(),
+        t.revision.0.into(),
+        tenant.cvlans.len().into(),
+        tenant.nodes.len().into(),
+        search.into(),
+    ]
 }
 
-pub(crate) fn read(row: &Row<'_>, _now_ms: u64) -> rusqlite::Result<v1::Tenant> {
-    let mut r = Reader::new(row);
+pub(crate) fn read(r: &mut Reader<'_>, _now_ms: u64) -> Result<v1::Tenant, Error> {
     Ok(v1::Tenant {
         id: r.id()?,
         slug: r.text()?,

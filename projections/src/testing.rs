@@ -1,7 +1,12 @@
 //! Random histories for the tests: commands of every kind, decided and applied by core.
 
+use crate::audit::{AuditPage, AuditQuery};
 use crate::db::Views;
-use crate::list::{Page, Query};
+use crate::error::Error;
+use crate::list::{Ask, Page, Query, Sql};
+use crate::meta;
+use crate::postgres::testing::Database;
+use crate::writer::Target;
 use cvlan_core::command::{Actor, Meta};
 use cvlan_core::cvlan::CvlanCommand;
 use cvlan_core::id::{Checkpoint, CommandId, CvlanId, Epoch, KeyId, MemberId, NodeId, Seq, TenantId, TokenId, UserId};
@@ -14,7 +19,7 @@ use cvlan_core::tenant::{SigningKey, TenantCommand};
 use cvlan_core::token::TokenCommand;
 use cvlan_core::user::UserCommand;
 use cvlan_core::{Command, Rules, State, Wish};
-use cvlan_proto::v1::{Event, Sealed};
+use cvlan_proto::v1::{self, Event, Sealed};
 use std::path::Path;
 use uuid::Uuid;
 
@@ -206,20 +211,92 @@ impl World {
     }
 }
 
-/// Every row of every table, as text, in the order of the keys.
-pub(crate) fn dump(path: &Path) -> Vec<String> {
-    let db = rusqlite::Connection::open(path).unwrap();
-    let mut all = Vec::new();
-    for table in ["meta", "tenants", "cvlans", "nodes", "tokens", "users", "audit"] {
-        let mut statement = db.prepare(&format!("SELECT * FROM {table} ORDER BY 1")).unwrap();
-        let columns = statement.column_count();
-        let mut rows = statement.query([]).unwrap();
-        while let Some(row) = rows.next().unwrap() {
-            let cells: Vec<_> = (0..columns).map(|i| format!("{:?}", row.get_ref(i).unwrap())).collect();
-            all.push(format!("{table}: {}", cells.join(" | ")));
-        }
+/// What tests ask of a view, whichever database it is in.
+pub(crate) trait Lists {
+    fn tenants(&self, only: Option<TenantId>, query: &Query) -> Result<Page<v1::Tenant>, Error>;
+    fn cvlans(&self, tenant: TenantId, query: &Query) -> Result<Page<v1::Cvlan>, Error>;
+    fn nodes(&self, tenant: TenantId, query: &Query) -> Result<Page<v1::Node>, Error>;
+    fn tokens(&self, tenant: TenantId, query: &Query) -> Result<Page<v1::Token>, Error>;
+    fn users(&self, tenant: TenantId, query: &Query) -> Result<Page<v1::User>, Error>;
+    fn audit(&self, query: &AuditQuery) -> Result<AuditPage, Error>;
+    fn fold(&self, state: &State, events: &[&Event]) -> Result<Checkpoint, Error>;
+}
+
+impl Lists for Views {
+    fn tenants(&self, only: Option<TenantId>, query: &Query) -> Result<Page<v1::Tenant>, Error> {
+        Views::tenants(self, only, query)
+    }
+
+    fn cvlans(&self, tenant: TenantId, query: &Query) -> Result<Page<v1::Cvlan>, Error> {
+        Views::cvlans(self, tenant, query)
+    }
+
+    fn nodes(&self, tenant: TenantId, query: &Query) -> Result<Page<v1::Node>, Error> {
+        Views::nodes(self, tenant, query)
+    }
+
+    fn tokens(&self, tenant: TenantId, query: &Query) -> Result<Page<v1::Token>, Error> {
+        Views::tokens(self, tenant, query)
+    }
+
+    fn users(&self, tenant: TenantId, query: &Query) -> Result<Page<v1::User>, Error> {
+        Views::users(self, tenant, query)
+    }
+
+    fn audit(&self, query: &AuditQuery) -> Result<AuditPage, Error> {
+        Views::audit(self, query)
+    }
+
+    fn fold(&self, state: &State, events: &[&Event]) -> Result<Checkpoint, Error> {
+        Views::fold(self, state, events)
+    }
+}
+
+/// A whole view of the world in each kind of database there is here.
+pub(crate) fn both(world: &World, folder: &Path) -> Vec<Box<dyn Lists>> {
+    let views = Views::open(folder.join("views.db")).unwrap();
+    views.rebuild(&world.state, world.checkpoint()).unwrap();
+    views.audit_backfill(&world.events).unwrap();
+    let mut all: Vec<Box<dyn Lists>> = vec![Box::new(views)];
+    if let Some(database) = Database::new() {
+        let mut target = database.target();
+        target.rebuild(&world.state, world.checkpoint()).unwrap();
+        target.backfill(&world.events).unwrap();
+        all.push(Box::new(database.view(target)));
     }
     all
+}
+
+/// Every statement on rows and `meta` that is the same for all databases.
+pub(crate) fn statements() -> Vec<String> {
+    let mut all = [meta::READ, meta::SCHEMA, meta::CREATE, meta::MOVE].map(str::to_owned).to_vec();
+    for table in meta::TABLES {
+        let sql = table.sql();
+        all.extend([sql.upsert.clone(), sql.delete.clone(), sql.sweep.clone()]);
+    }
+    all
+}
+
+/// Every row of every table, as text, in the order of the keys: the same in all databases.
+pub(crate) fn rows(db: &impl Ask) -> Vec<String> {
+    let mut all = Vec::new();
+    for table in meta::TABLES {
+        let sql = format!("SELECT {} FROM {} ORDER BY {}", table.all(), table.name, table.key());
+        db.ask(&Sql { text: sql, args: Vec::new() }, &mut |row| {
+            let cells: Vec<_> = table.columns.iter().map(|_| format!("{:?}", row.value().unwrap())).collect();
+            all.push(format!("{}: {}", table.name, cells.join(" | ")));
+            Ok(true)
+        })
+        .unwrap();
+    }
+    let (checkpoint, audit_from) = meta::read(db).unwrap();
+    all.push(format!("meta: {checkpoint} | {audit_from}"));
+    all
+}
+
+/// The same for a file.
+pub(crate) fn dump(path: &Path) -> Vec<String> {
+    rows(&rusqlite::Connection::open(path).unwrap())
 }
 
 /// All pages of a list, at most `limit` rows each.
@@ -240,6 +317,11 @@ pub(crate) fn all<T>(limit: usize, query: &Query, list: impl Fn(&Query) -> Page<
 
 /// The views say what the state says, message by message.
 pub(crate) fn agree(views: &Views, state: &State, now_ms: u64) {
+    agrees(views, state, now_ms);
+}
+
+/// The same, whichever database they are in.
+pub(crate) fn agrees(views: &dyn Lists, state: &State, now_ms: u64) {
     let query = Query { now_ms, ..Query::default() };
     fn sorted<T: std::fmt::Debug>(items: impl IntoIterator<Item = T>) -> Vec<String> {
         let mut all: Vec<_> = items.into_iter().map(|item| format!("{item:?}")).collect();

@@ -1,40 +1,36 @@
 //! Table `tokens`. Whether one is still good depends on the time: the list is asked with it.
 
-use crate::table::{Reader, Table, int, json, search};
+use crate::error::Error;
+use crate::table::{Cell, Kind, Reader, Table, json, search};
 use cvlan_core::State;
 use cvlan_core::id::{TenantId, TokenId};
 use cvlan_core::token::Token;
 use cvlan_proto::v1;
-use rusqlite::{Connection, Row, params};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-pub(crate) const DDL: &str = "
-CREATE TABLE tokens (
-  id BLOB NOT NULL PRIMARY KEY, tenant BLOB NOT NULL, cvlan BLOB NOT NULL, tags TEXT NOT NULL, max_uses INTEGER NOT NULL,
-  uses INTEGER NOT NULL, expires_ms INTEGER NOT NULL, note TEXT NOT NULL, created_ms INTEGER NOT NULL,
-  revision INTEGER NOT NULL,
-  search TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX tokens_by_created ON tokens (tenant, created_ms, id);
-";
-
-pub(crate) const TABLE: Table = Table {
+pub(crate) static TABLE: Table = Table {
     name: "tokens",
-    columns: "id, tenant, cvlan, tags, max_uses, uses, expires_ms, note, created_ms, revision",
+    columns: &[
+        ("id", Kind::Id),
+        ("tenant", Kind::Id),
+        ("cvlan", Kind::Id),
+        ("tags", Kind::Text),
+        ("max_uses", Kind::Int),
+        ("uses", Kind::Int),
+        ("expires_ms", Kind::Int),
+        ("note", Kind::Text),
+        ("created_ms", Kind::Int),
+        ("revision", Kind::Int),
+        ("search", Kind::Text),
+    ],
+    indexes: &[("tokens_by_created", "(tenant, created_ms, id)")],
+    once: false,
     home: "tenant",
     sorts: &[("created", "created_ms"), ("expires", "expires_ms"), ("note", "note")],
     by_cvlan: true,
     status,
+    texts: OnceLock::new(),
 };
-
-pub(crate) const UPSERT: &str = "
-INSERT INTO tokens (id, tenant, cvlan, tags, max_uses, uses, expires_ms, note, created_ms, revision, search)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-ON CONFLICT (id) DO UPDATE SET
-  tenant = excluded.tenant, cvlan = excluded.cvlan, tags = excluded.tags, max_uses = excluded.max_uses,
-  uses = excluded.uses, expires_ms = excluded.expires_ms, note = excluded.note, created_ms = excluded.created_ms,
-  revision = excluded.revision, search = excluded.search";
-pub(crate) const DELETE: &str = "DELETE FROM tokens WHERE id = $1";
 
 /// The same three as [`Token::to_proto`].
 fn status(word: &str) -> Option<&'static str> {
@@ -56,24 +52,25 @@ pub(crate) fn rows(state: &State) -> impl Iterator<Item = &Arc<Token>> {
     state.tenants.values().flat_map(|t| t.tokens.values())
 }
 
-pub(crate) fn upsert(db: &Connection, t: &Token) -> rusqlite::Result<usize> {
-    db.prepare_cached(UPSERT)?.execute(params![
-        t.id.0.as_bytes(),
-        t.tenant.0.as_bytes(),
-        t.cvlan.0.as_bytes(),
-        json(&t.tags),
-        t.max_uses,
-        t.uses,
-        int(t.expires_ms),
-        &*t.note,
-        int(t.created_ms),
-        int(t.revision.0),
-        search([&t.note]),
-    ])
+/// Its columns.
+pub(crate) fn cells(t: &Token) -> [Cell<'_>; 11] {
+    let search = search([&t.note]);
+    [
+        t.id.0.into(),
+        t.tenant.0.into(),
+        t.cvlan.0.into(),
+        json(&t.tags).into(),
+        u64::from(t.max_uses).into(),
+        u64::from(t.uses).into(),
+        t.expires_ms.into(),
+        (&*t.note).into(),
+        t.created_ms.into(),
+        t.revision.0.into(),
+        search.into(),
+    ]
 }
 
-pub(crate) fn read(row: &Row<'_>, now_ms: u64) -> rusqlite::Result<v1::Token> {
-    let mut r = Reader::new(row);
+pub(crate) fn read(r: &mut Reader<'_>, now_ms: u64) -> Result<v1::Token, Error> {
     let (id, tenant_id, cvlan_id, tags) = (r.id()?, r.id()?, r.id()?, r.list()?);
     let (max_uses, uses, expires_ms) = (r.count()?, r.count()?, r.number()?);
     let status = if expires_ms <= now_ms {

@@ -1,38 +1,33 @@
 //! Table `users`. No password hash is in it; a tenant of all zeros means a global user.
 
-use crate::table::{Reader, Table, int, no_status, search};
+use crate::error::Error;
+use crate::table::{Cell, Kind, Reader, Table, no_status, search};
 use cvlan_core::State;
 use cvlan_core::id::{TenantId, UserId};
 use cvlan_core::user::User;
 use cvlan_proto::v1;
-use rusqlite::{Connection, Row, params};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-pub(crate) const DDL: &str = "
-CREATE TABLE users (
-  id BLOB NOT NULL PRIMARY KEY, tenant BLOB NOT NULL, name TEXT NOT NULL, role TEXT NOT NULL,
-  created_ms INTEGER NOT NULL, updated_ms INTEGER NOT NULL, revision INTEGER NOT NULL,
-  search TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX users_by_name ON users (tenant, name, id);
-";
-
-pub(crate) const TABLE: Table = Table {
+pub(crate) static TABLE: Table = Table {
     name: "users",
-    columns: "id, tenant, name, role, created_ms, updated_ms, revision",
+    columns: &[
+        ("id", Kind::Id),
+        ("tenant", Kind::Id),
+        ("name", Kind::Text),
+        ("role", Kind::Text),
+        ("created_ms", Kind::Int),
+        ("updated_ms", Kind::Int),
+        ("revision", Kind::Int),
+        ("search", Kind::Text),
+    ],
+    indexes: &[("users_by_name", "(tenant, name, id)")],
+    once: false,
     home: "tenant",
     sorts: &[("name", "name"), ("role", "role"), ("created", "created_ms"), ("updated", "updated_ms")],
     by_cvlan: false,
     status: no_status,
+    texts: OnceLock::new(),
 };
-
-pub(crate) const UPSERT: &str = "
-INSERT INTO users (id, tenant, name, role, created_ms, updated_ms, revision, search)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-ON CONFLICT (id) DO UPDATE SET
-  tenant = excluded.tenant, name = excluded.name, role = excluded.role, created_ms = excluded.created_ms,
-  updated_ms = excluded.updated_ms, revision = excluded.revision, search = excluded.search";
-pub(crate) const DELETE: &str = "DELETE FROM users WHERE id = $1";
 
 /// The row of one user, if it is there and of this tenant.
 pub(crate) fn row(state: &State, tenant: TenantId, id: UserId) -> Option<&Arc<User>> {
@@ -44,21 +39,22 @@ pub(crate) fn rows(state: &State) -> impl Iterator<Item = &Arc<User>> {
     state.users.values()
 }
 
-pub(crate) fn upsert(db: &Connection, u: &User) -> rusqlite::Result<usize> {
-    db.prepare_cached(UPSERT)?.execute(params![
-        u.id.0.as_bytes(),
-        u.tenant.0.as_bytes(),
-        &*u.name,
-        u.role.as_str(),
-        int(u.created_ms),
-        int(u.updated_ms),
-        int(u.revision.0),
-        search([&u.name, u.role.as_str()]),
-    ])
+/// Its columns.
+pub(crate) fn cells(u: &User) -> [Cell<'_>; 8] {
+    let search = search([&u.name, u.role.as_str()]);
+    [
+        u.id.0.into(),
+        u.tenant.0.into(),
+        (&*u.name).into(),
+        u.role.as_str().into(),
+        u.created_ms.into(),
+        u.updated_ms.into(),
+        u.revision.0.into(),
+        search.into(),
+    ]
 }
 
-pub(crate) fn read(row: &Row<'_>, _now_ms: u64) -> rusqlite::Result<v1::User> {
-    let mut r = Reader::new(row);
+pub(crate) fn read(r: &mut Reader<'_>, _now_ms: u64) -> Result<v1::User, Error> {
     Ok(v1::User {
         id: r.id()?,
         tenant_id: r.id_or_empty()?,

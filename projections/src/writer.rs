@@ -16,6 +16,7 @@
 
 use crate::db::Views;
 use crate::error::Error;
+use crate::postgres::{Postgres, PostgresStatus, PostgresUrl};
 use cvlan_core::State;
 use cvlan_core::id::{Checkpoint, Seq};
 use cvlan_proto::v1::Event;
@@ -32,8 +33,11 @@ const FOLD_MAX: usize = 16_384;
 const BACKFILL: usize = 4_096;
 /// Shortest time between two folds, unless a reader wants the second.
 const COALESCE: Duration = Duration::from_millis(50);
-/// Between two attempts after a failure.
+/// Between two attempts after a failure, and between two looks whether all is well.
 const RETRY: Duration = Duration::from_secs(1);
+/// The same for a database that is elsewhere and does not answer: half of the first, and the longest.
+const AWAY: Duration = Duration::from_millis(125);
+const AWAY_MAX: Duration = Duration::from_secs(5);
 
 /// Why the log does not give the events asked for.
 #[derive(Debug)]
@@ -52,10 +56,64 @@ pub type Advanced = Box<dyn Fn(Checkpoint) + Send>;
 
 type Batch = Box<dyn Deref<Target = [Event]> + Send>;
 
-/// Keeps [`Views`] up with the log. Dropping it folds what was pushed and ends its thread.
+/// A database that is kept up with the log.
+pub(crate) trait Target: Send + 'static {
+    /// Up to where everything is in, and the first event that the audit knows of.
+    fn meta(&mut self) -> Result<(Checkpoint, Seq), Error>;
+    /// Folds the events that follow the checkpoint, in one transaction; `state` is at or after the last of them.
+    fn fold(&mut self, state: &State, events: &[&Event]) -> Result<Checkpoint, Error>;
+    /// Writes everything anew, in one transaction. The audit starts after `to`.
+    fn rebuild(&mut self, state: &State, to: Checkpoint) -> Result<(), Error>;
+    /// Adds events to the audit that come right before its first one.
+    fn backfill(&mut self, events: &[Event]) -> Result<(), Error>;
+    /// Told of what went wrong with it, or for it.
+    fn failed(&mut self, error: &Error);
+    /// It is not one that can be written until it is rebuilt.
+    fn is_damaged(&self) -> bool;
+    /// Looked at from time to time: it is not where it was left.
+    fn is_astray(&mut self) -> bool;
+    /// It is this member's own, and may be made older than it is.
+    fn is_own(&self) -> bool;
+}
+
+impl Target for Arc<Views> {
+    fn meta(&mut self) -> Result<(Checkpoint, Seq), Error> {
+        Views::meta(self)
+    }
+
+    fn fold(&mut self, state: &State, events: &[&Event]) -> Result<Checkpoint, Error> {
+        Views::fold(self, state, events)
+    }
+
+    fn rebuild(&mut self, state: &State, to: Checkpoint) -> Result<(), Error> {
+        Views::rebuild(self, state, to)
+    }
+
+    fn backfill(&mut self, events: &[Event]) -> Result<(), Error> {
+        self.audit_backfill(events).map(drop)
+    }
+
+    fn failed(&mut self, _: &Error) {}
+
+    fn is_damaged(&self) -> bool {
+        Views::is_damaged(self)
+    }
+
+    fn is_astray(&mut self) -> bool {
+        Views::is_damaged(self)
+    }
+
+    fn is_own(&self) -> bool {
+        true
+    }
+}
+
+/// Keeps a view up with the log. Dropping it ends its thread: [`Views`] get what was pushed, PostgreSQL is left where it is.
 pub struct Writer {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// Ends what waits for a database that is elsewhere.
+    interrupt: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -81,10 +139,35 @@ impl Writer {
     /// Starts the thread. Push the current state once (with no events) to have the views brought up to it.
     pub fn start(views: Arc<Views>, history: History, advanced: Advanced) -> Result<Self, Error> {
         let done = views.checkpoint()?;
+        Self::spawn("views", views, done, history, advanced, None)
+    }
+
+    /// The same for PostgreSQL; does not wait for it. One of the members that ask for it writes, the others stand by.
+    /// `leads` says whether this member's log is the newest there is: one of another epoch is replaced by its leader alone.
+    pub fn postgres(
+        url: PostgresUrl,
+        history: History,
+        leads: Box<dyn Fn() -> bool + Send>,
+    ) -> Result<(Self, Arc<PostgresStatus>), Error> {
+        let (database, interrupt) = Postgres::new(url, leads);
+        let status = database.status();
+        let (interrupt, advanced) = (Some(interrupt), Box::new(|_| {}));
+        let writer = Self::spawn("postgres", database, Checkpoint::default(), history, advanced, interrupt)?;
+        Ok((writer, status))
+    }
+
+    fn spawn(
+        name: &str,
+        target: impl Target,
+        done: Checkpoint,
+        history: History,
+        advanced: Advanced,
+        interrupt: Option<Box<dyn Fn() + Send + Sync>>,
+    ) -> Result<Self, Error> {
         let shared = Arc::new(Shared { inbox: Mutex::new(Inbox { done, ..Inbox::default() }), ..Shared::default() });
-        let keeper = Keeper::new(views, history, advanced, shared.clone());
-        let thread = std::thread::Builder::new().name("views".to_owned()).spawn(move || keeper.run())?;
-        Ok(Self { shared, thread: Some(thread) })
+        let keeper = Keeper::new(target, history, advanced, shared.clone());
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || keeper.run())?;
+        Ok(Self { shared, thread: Some(thread), interrupt })
     }
 
     /// Hands over an applied entry: the state after it, its checkpoint, its events. Quick, never blocks.
@@ -129,6 +212,9 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.shared.inbox().stop = true;
         self.shared.pushed.notify_one();
+        if let Some(interrupt) = &self.interrupt {
+            interrupt();
+        }
         if let Some(thread) = self.thread.take() {
             // A panic there was reported by its own hook.
             let _ = thread.join();
@@ -154,8 +240,8 @@ enum Task {
 }
 
 /// What the thread owns.
-struct Keeper {
-    views: Arc<Views>,
+struct Keeper<T> {
+    target: T,
     history: History,
     advanced: Advanced,
     shared: Arc<Shared>,
@@ -166,19 +252,25 @@ struct Keeper {
     /// Not before: the next fold, unless wanted; after a failure, whoever wants it.
     due: Instant,
     failed: bool,
+    away: Duration,
+    /// What was said last, so that it is said once.
+    said: &'static str,
     idle_due: Instant,
 }
 
-impl Keeper {
-    fn new(views: Arc<Views>, history: History, advanced: Advanced, shared: Arc<Shared>) -> Self {
+impl<T: Target> Keeper<T> {
+    fn new(target: T, history: History, advanced: Advanced, shared: Arc<Shared>) -> Self {
         let now = Instant::now();
-        let (known, audit_done, failed) = (None, false, false);
-        Self { views, history, advanced, shared, known, audit_done, due: now, failed, idle_due: now }
+        let (known, audit_done, failed, said) = (None, false, false, "");
+        let (due, idle_due, away) = (now, now, AWAY);
+        Self { target, history, advanced, shared, known, audit_done, due, failed, away, said, idle_due }
     }
 
     fn run(mut self) {
         loop {
             match self.next() {
+                // What is elsewhere goes on from its own checkpoint, by whoever writes it next.
+                Task::Fold { stop: true, .. } if !self.target.is_own() => return,
                 Task::Fold { pushed, batches, stop } => {
                     self.known = Some(pushed);
                     self.attempt(&batches);
@@ -217,11 +309,11 @@ impl Keeper {
     fn attempt(&mut self, batches: &[Batch]) {
         let Some((state, checkpoint)) = self.known.clone() else { return };
         let mut result = self.bring(&state, checkpoint, batches);
-        if result.is_err() && self.views.is_damaged() {
+        if result.is_err() && self.target.is_damaged() {
             result = self.rebuild(&state, checkpoint);
         }
         self.failed = result.is_err();
-        self.due = Instant::now() + if self.failed { RETRY } else { COALESCE };
+        self.due = Instant::now() + if self.failed { self.wait(&result) } else { COALESCE };
         match result {
             Ok(()) => {
                 let mut inbox = self.shared.inbox();
@@ -230,25 +322,42 @@ impl Keeper {
                 }
                 inbox.done = checkpoint;
                 drop(inbox);
+                (self.said, self.away) = ("", AWAY);
                 self.shared.moved.notify_all();
                 (self.advanced)(checkpoint);
             }
             Err(error) => {
-                tracing::warn!(%error, code = error.code(), "the view stays behind; trying again");
+                self.target.failed(&error);
+                if self.target.is_own() || self.said != error.code() {
+                    self.said = error.code();
+                    say(&error, "the view stays behind; trying again");
+                }
                 // The events are in the log; the state is all that must be kept.
                 self.shared.inbox().newest.get_or_insert((state, checkpoint));
             }
         }
     }
 
+    /// Until the next attempt: who stands by looks often, a database that is away is given time.
+    fn wait(&mut self, result: &Result<(), Error>) -> Duration {
+        if matches!(result, Err(Error::Postgres(_))) {
+            self.away = (self.away * 2).min(AWAY_MAX);
+            return self.away;
+        }
+        RETRY
+    }
+
     /// Brings the views to `to`, whose state is given, by what was pushed and what the log has.
     fn bring(&mut self, state: &State, to: Checkpoint, batches: &[Batch]) -> Result<(), Error> {
-        if self.views.is_damaged() {
+        if self.target.is_damaged() {
             return self.rebuild(state, to);
         }
-        let mut have = self.views.checkpoint()?;
-        if have.epoch != to.epoch || have.seq > to.seq {
+        let (mut have, _) = self.target.meta()?;
+        if have.epoch != to.epoch || self.target.is_own() && have.seq > to.seq {
             return self.rebuild(state, to);
+        }
+        if have.seq > to.seq {
+            return Err(Error::Ahead { there: have.seq, here: to.seq });
         }
         let fresh = |e: &&Event| e.seq > have.seq.0 && e.seq <= to.seq.0;
         let pushed: Vec<&Event> = batches.iter().flat_map(|batch| batch.iter()).filter(fresh).collect();
@@ -267,28 +376,29 @@ impl Keeper {
             if events.is_empty() {
                 return Err(Error::Log(format!("event {from} is not there yet")));
             }
-            have = self.views.fold(state, &events.iter().collect::<Vec<_>>())?;
+            have = self.target.fold(state, &events.iter().collect::<Vec<_>>())?;
         }
         for events in pushed.chunks(FOLD_MAX) {
-            self.views.fold(state, events)?;
+            self.target.fold(state, events)?;
         }
         Ok(())
     }
 
     fn rebuild(&mut self, state: &State, to: Checkpoint) -> Result<(), Error> {
         self.audit_done = false;
-        self.views.rebuild(state, to)
+        self.target.rebuild(state, to)
     }
 
     /// Between folds: mends what a reader found damaged, and lets the audit grow backwards.
     fn idle(&mut self) {
-        let more = if self.views.is_damaged() {
+        let more = if self.target.is_astray() {
             self.attempt(&[]);
-            !self.failed
+            !self.failed && self.known.is_some()
         } else {
             !self.audit_done
                 && self.backfill().unwrap_or_else(|error| {
-                    tracing::warn!(%error, code = error.code(), "the audit is not complete; trying again");
+                    self.target.failed(&error);
+                    say(&error, "the audit is not complete; trying again");
                     false
                 })
         };
@@ -297,7 +407,7 @@ impl Keeper {
 
     /// One step of the backfill; true if there may be another one at once.
     fn backfill(&mut self) -> Result<bool, Error> {
-        let end = self.views.audit_from()?.0;
+        let end = self.target.meta()?.1.0;
         let mut from = end.saturating_sub(BACKFILL as u64).max(1);
         let mut events: Vec<Event> = Vec::new();
         while from < end {
@@ -318,8 +428,16 @@ impl Keeper {
         if events.is_empty() {
             return Ok(false);
         }
-        self.views.audit_backfill(&events)?;
+        self.target.backfill(&events)?;
         Ok(true)
+    }
+}
+
+/// One that stands by is as it should be.
+fn say(error: &Error, what: &str) {
+    match error {
+        Error::Standby => tracing::info!(%error, code = error.code(), "standing by"),
+        error => tracing::warn!(%error, code = error.code(), "{what}"),
     }
 }
 

@@ -38,8 +38,26 @@ pub async fn run(global: &Global) -> Result<(), Failure> {
                 ("machines", text(&cluster, "nodeUrls").replace(',', ", ")),
                 ("ca", text(&cluster, "caFingerprint")),
             ]);
+            if let Some(view) = cluster.get("postgres").filter(|view| !view.is_null()) {
+                facts.push(("postgres", postgres(view, seq(&text(&cluster, "checkpoint")))));
+            }
             sheet(&facts)
         }
+    }
+}
+
+/// postgres://ann@db:5432/net, 3 events behind, written by this member.
+fn postgres(view: &Value, head: u64) -> String {
+    let is = |name: &str| view.get(name).and_then(Value::as_bool).unwrap_or_default();
+    let (url, error) = (text(view, "url"), text(view, "error"));
+    let behind = match head.saturating_sub(seq(&text(view, "checkpoint"))) {
+        0 => "up to date".to_owned(),
+        n => format!("{n} events behind"),
+    };
+    match (is("up"), is("writer")) {
+        (true, true) => format!("{behind}, written by this member: {url}"),
+        (true, false) => format!("{behind}, not written by this member ({error}): {url}"),
+        (false, _) => format!("AWAY: {error}: {url}"),
     }
 }
 

@@ -4,6 +4,7 @@ use crate::app::backup::Schedule;
 use crate::app::sink::{SINKS_MAX, SinkError, Target};
 use crate::cluster::force::Force;
 use crate::server::Options;
+use cvlan_projections::PostgresUrl;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
@@ -94,6 +95,10 @@ pub struct Settings {
     #[arg(long, env = "CVLAN_SINK_CA", value_name = "FILE", global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sink_ca: Option<PathBuf>,
+    /// Keep the SQL views in PostgreSQL 16 too: postgres://USER:PASSWORD@HOST:PORT/DATABASE[?sslmode=…] [default: sqlite]
+    #[arg(long, env = "CVLAN_VIEWS", value_name = "sqlite|URL", hide_env_values = true, global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub views: Option<String>,
     /// Machines of a member that is silent for so many seconds count as offline [default: 60]
     #[arg(long, env = "CVLAN_PRESENCE_EXPIRY", value_name = "SECONDS", global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -163,6 +168,9 @@ pub enum ConfigError {
     /// More sinks than are fed.
     #[error("{0} sinks, of at most {SINKS_MAX}")]
     TooManySinks(usize),
+    /// No view.
+    #[error("--views: {0}")]
+    Views(cvlan_projections::Error),
     /// More URLs than can be advertised.
     #[error("{flag} has {count} URLs, of at most {URLS_MAX}")]
     TooManyUrls {
@@ -207,6 +215,7 @@ impl Settings {
             play_level: self.play_level.or(weaker.play_level),
             sink: self.sink.or(weaker.sink),
             sink_ca: self.sink_ca.or(weaker.sink_ca),
+            views: self.views.or(weaker.views),
             presence_expiry: self.presence_expiry.or(weaker.presence_expiry),
         }
     }
@@ -250,6 +259,11 @@ impl Settings {
         if sinks.len() > SINKS_MAX {
             return Err(ConfigError::TooManySinks(sinks.len()));
         }
+        // Every member has the one in SQLite, and lists are answered from it.
+        let views = match self.views.as_deref() {
+            None | Some("" | "sqlite") => None,
+            Some(url) => Some(url.parse::<PostgresUrl>().map_err(ConfigError::Views)?),
+        };
         let force = match self.force_new_cluster.as_deref() {
             None => None,
             Some("") => Some(Force::Look),
@@ -276,6 +290,7 @@ impl Settings {
             },
             sinks,
             sink_ca: self.sink_ca,
+            views,
             presence_expiry: self.presence_expiry.map_or(d.presence_expiry, |s| Duration::from_secs(s.get())),
             ..d
         })
@@ -362,13 +377,14 @@ mod tests {
                 "http://x.example/in come to the same place",
             ),
             (Settings { join: Some(vec!["a:1".into()]), ..Settings::default() }.options().err(), "--join-token"),
+            (Settings { views: Some("mysql://a:s3cret@b/c".into()), ..Settings::default() }.options().err(), "--views"),
             (
                 Settings { advertise_cluster: Some("0.0.0.0:8445".into()), ..Settings::default() }.options().err(),
                 "--advertise-cluster",
             ),
         ] {
             let text = error.map(|e| e.to_string()).unwrap_or_default();
-            assert!(text.contains(what) && !text.contains('\n'), "{what}: {text}");
+            assert!(text.contains(what) && !text.contains('\n') && !text.contains("s3cret"), "{what}: {text}");
         }
     }
 }

@@ -210,6 +210,8 @@ fn config_check(options: &Options) -> anyhow::Result<ExitCode> {
         // Without their secrets.
         sink: (!options.sinks.is_empty()).then(|| options.sinks.iter().map(Target::shown).collect()),
         sink_ca: options.sink_ca.clone(),
+        // Without its password.
+        views: Some(options.views.as_ref().map_or_else(|| "sqlite".to_owned(), ToString::to_string)),
         presence_expiry: std::num::NonZeroU64::new(options.presence_expiry.as_secs()),
     };
     print!("{}", serde_saphyr::to_string(&settings)?);

@@ -3,6 +3,7 @@
 use crate::app::App;
 use crate::app::sink::Sink;
 use crate::doors::rest::routes::ROUTES;
+use cvlan_core::id::Checkpoint;
 use cvlan_core::{Rejection, Rules};
 use cvlan_raft::status::Histogram;
 use cvlan_raft::{Answer, Counts, PeerStatus, WriteError};
@@ -149,8 +150,7 @@ impl Metrics {
     pub fn render(&self, app: &App) -> String {
         let mut out = String::with_capacity(16 << 10);
         let (head, raft) = (app.log.head(), app.log.status());
-        let view = app.views.checkpoint();
-        let lag = if view.epoch == head.epoch { head.seq.0.saturating_sub(view.seq.0) } else { head.seq.0 };
+        let lag = lag(app.views.checkpoint(), head.checkpoint());
         gauge(&mut out, "cvlan_applied_seq", "Last applied event.", head.seq.0);
         gauge(&mut out, "cvlan_view_lag_events", "Events that the SQL view is behind.", lag);
         gauge(&mut out, "cvlan_nodes", "Nodes in the log.", head.machine.node_count() as u64);
@@ -191,6 +191,7 @@ impl Metrics {
             gauge(&mut out, "cvlan_snapshot_age_seconds", "Since the newest snapshot of this run.", age_ms / 1000);
         }
         sinks(&mut out, &app.sinks);
+        postgres(&mut out, app, head.checkpoint());
         gauge(&mut out, "cvlan_disk_full", "1 where the log has no room to grow.", u64::from(raft.disk_full));
         gauge(&mut out, "cvlan_uptime_seconds", "Since the start.", app.started.elapsed().as_secs());
 
@@ -282,6 +283,24 @@ fn sinks(out: &mut String, sinks: &[Arc<Sink>]) {
         let skipped = "Events that the sink never gets: they were gone before it had them.";
         each("cvlan_sink_skipped_events_total", skipped, "counter", Sink::skipped);
     }
+}
+
+/// The view in PostgreSQL, where this member was asked for one.
+fn postgres(out: &mut String, app: &App, head: Checkpoint) {
+    let Some((_, status)) = app.views.postgres() else { return };
+    gauge(out, "cvlan_postgres_up", "1 where the PostgreSQL view answers this member.", u64::from(status.is_up()));
+    let writer = "1 where this member writes the PostgreSQL view.";
+    gauge(out, "cvlan_postgres_writer", writer, u64::from(status.is_writer()));
+    let lag = lag(status.checkpoint(), head);
+    gauge(out, "cvlan_postgres_lag_events", "Events that the PostgreSQL view is behind, as last seen.", lag);
+    let one = |n: u64| std::iter::once((String::new(), n));
+    counters(out, "cvlan_postgres_rebuilds_total", "Times that it was written anew.", one(status.rebuilds()));
+    counters(out, "cvlan_postgres_failures_total", "Attempts to write it that failed.", one(status.failures()));
+}
+
+/// Events that a view is behind.
+fn lag(view: Checkpoint, head: Checkpoint) -> u64 {
+    if view.epoch == head.epoch { head.seq.0.saturating_sub(view.seq.0) } else { head.seq.0 }
 }
 
 /// The other members, as this one sees them; what it does not know of one is left out.

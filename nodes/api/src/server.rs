@@ -38,6 +38,7 @@ use cvlan_core::id::MemberId;
 use cvlan_core::member::MemberCommand;
 use cvlan_core::system::SystemCommand;
 use cvlan_core::{Meta, Wish};
+use cvlan_projections::PostgresUrl;
 use cvlan_raft::{FileDisk, Role};
 use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
@@ -97,6 +98,8 @@ pub struct Options {
     pub sinks: Vec<Target>,
     /// Who vouches for those with TLS, PEM.
     pub sink_ca: Option<PathBuf>,
+    /// The second view, in PostgreSQL.
+    pub views: Option<PostgresUrl>,
     /// Backups that it makes by itself.
     pub backup: Option<Schedule>,
     /// Where history is written to before it goes.
@@ -125,6 +128,7 @@ impl Default for Options {
             rate_limits: true,
             sinks: Vec::new(),
             sink_ca: None,
+            views: None,
             backup: None,
             history_export: None,
             log_limits: cvlan_raft::Limits::default(),
@@ -270,6 +274,9 @@ async fn serve_all(
     }
     if let Some(schedule) = options.backup.clone() {
         chores.push(tokio::spawn(backup::keep(app.clone(), schedule)));
+    }
+    if let Some(url) = &options.views {
+        app.views.start_postgres(url, &app.log)?;
     }
     chores.push(tokio::spawn(notary::keep(app.notary.clone(), app.voters.clone())));
     chores.push(tokio::spawn(presence::report(app.clone())));

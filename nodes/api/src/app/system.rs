@@ -38,6 +38,14 @@ pub fn status(app: &App, head: &Head<State>) -> Output<v1::ClusterStatus> {
         digest: last.map(|c| c.digest.clone()).unwrap_or_default(),
         members: super::member::all(app, head),
         diverged_seq: raft.diverged,
+        postgres: app.views.postgres().map(|(url, status)| v1::PostgresView {
+            url,
+            up: status.is_up(),
+            writer: status.is_writer(),
+            checkpoint: status.checkpoint().to_string(),
+            rebuilds: status.rebuilds(),
+            error: status.error(),
+        }),
     };
     Output::read(head, body)
 }

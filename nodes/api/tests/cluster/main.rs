@@ -8,6 +8,7 @@ mod life;
 #[allow(dead_code)] // Other tests read what comes, too.
 #[path = "../machine/mod.rs"]
 mod machine;
+mod postgres;
 mod presence;
 mod proof;
 mod rebuild;

@@ -139,6 +139,16 @@ function Cluster({ cluster }: { cluster: ClusterStatus }) {
         {cluster.viewCheckpoint && (
           <Fact term="SQL view">{lag > 0 ? `${plural(lag, "event")} behind` : "up to date"}</Fact>
         )}
+        {cluster.postgres && (
+          <Fact term="PostgreSQL view">
+            {!cluster.postgres.up
+              ? "away"
+              : cluster.postgres.writer
+                ? "written by this member"
+                : "another member writes it, or none"}{" "}
+            <span className="text-muted">{cluster.postgres.url}</span>
+          </Fact>
+        )}
         <Fact term="CA">
           <Hash text={cluster.caFingerprint} what="the CA's fingerprint" />
         </Fact>

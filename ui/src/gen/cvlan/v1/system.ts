@@ -126,7 +126,27 @@ export interface ClusterStatus {
   /** All of them, by id. */
   members: Member[];
   /** The checkpoint at which this member's state was found to differ from the leader's: it serves no writes. */
-  divergedSeq?: string | undefined;
+  divergedSeq?:
+    | string
+    | undefined;
+  /** Where this member was started with --views postgres://… */
+  postgres?: PostgresView | undefined;
+}
+
+/** PostgresView is the view in PostgreSQL, as one member knows it. */
+export interface PostgresView {
+  /** Without a password. */
+  url: string;
+  /** It answers. */
+  up: boolean;
+  /** This member writes it; the others stand by. */
+  writer: boolean;
+  /** EPOCH.SEQ up to where everything is in, as last seen. */
+  checkpoint: string;
+  /** Times that this process wrote it anew. */
+  rebuilds: string;
+  /** Why this member does not write it. */
+  error: string;
 }
 
 /** LogVerification answers POST /api/v1/log/verify. */
