@@ -20,10 +20,11 @@ const MAY_IMPORT: [(&str, &[&str]); 10] = [
 ];
 
 /// Libraries that only these members may use (dev-dependencies apart).
-const KEPT_TO: [(&str, &[&str]); 6] = [
+const KEPT_TO: [(&str, &[&str]); 7] = [
     ("axum", &["cvlan-api", "cvlan-sim"]),
     ("openraft", &["cvlan-raft", "cvlan-api", "cvlan-sim"]),
     ("rusqlite", &["cvlan-projections", "cvlan-link"]),
+    ("sled", &["cvlan-raft"]),
     ("bincode", &["cvlan-raft", "cvlan-link"]),
     ("gotatun", &["cvlan-tunnel"]),
     ("tokio", &["cvlan-api", "cvlan-link", "cvlan-tunnel", "cvlan-client", "cvlan-cli", "cvlan-sim"]),
