@@ -10,17 +10,17 @@ use cvlan_core::id::TenantId;
 use cvlan_core::log::note::Verifier;
 use cvlan_core::user::UserCommand;
 use cvlan_core::{Command, Meta, Rules, Wish};
-use cvlan_raft::{FileDisk, VerifyError, VerifyReport, verify_dir};
+use cvlan_raft::{Disk, LogStore, VerifyError, VerifyReport, verify_dir};
 use openraft_rt_tokio::TokioRuntime;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-fn lock(options: &Options) -> anyhow::Result<Arc<FileDisk>> {
+fn lock(options: &Options) -> anyhow::Result<Arc<dyn Disk>> {
     if !options.data_dir.join("log").is_dir() {
         bail!("{} holds no log (hint: name the controller's --data-dir)", options.data_dir.display());
     }
-    FileDisk::open(&options.data_dir).map_err(|e| super::with_hint(e.into()))
+    LogStore::open(options.log_store, &options.data_dir).map_err(|e| super::with_hint(e.into()))
 }
 
 /// No other member connects to a tool.
@@ -63,7 +63,8 @@ pub async fn log_stats(options: &Options) -> anyhow::Result<ExitCode> {
     println!("epoch       {}", report.epoch);
     println!("events      {}", report.events);
     println!("entries     {} ({} skipped)", report.entries, report.skipped);
-    println!("log         {log} bytes in {segments} files");
+    let store = LogStore::found(data)?.unwrap_or_default();
+    println!("log         {log} bytes in {segments} files, kept by {store}");
     println!("snapshots   {snapshots} bytes in {kept} files");
     Ok(ExitCode::SUCCESS)
 }
@@ -74,8 +75,11 @@ fn size(folder: &Path) -> anyhow::Result<(u64, usize)> {
     }
     let (mut bytes, mut files) = (0, 0);
     for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        bytes += entry?.metadata()?.len();
-        files += 1;
+        let entry = entry?;
+        let found = entry.metadata()?;
+        let (more, count) = if found.is_dir() { size(&entry.path())? } else { (found.len(), 1) };
+        bytes += more;
+        files += count;
     }
     Ok((bytes, files))
 }
@@ -95,7 +99,7 @@ pub async fn restore(options: &Options, from: &Path, keys: &Path, voters: Option
         }
     };
     let data = &options.data_dir;
-    let restored = restore::restored(from, keys, data, known).await?;
+    let restored = restore::restored(from, keys, data, options.log_store, known).await?;
     let (backup, member) = (&restored.backup, restored.member);
     let signed = match &backup.signers {
         Some(names) => names.join(", "),
