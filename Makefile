@@ -6,6 +6,7 @@ SEED ?= 1
 TIME ?= 1200
 POSTGRES := projections/tests/postgres
 TORTURE = $${CARGO_TARGET_DIR:-target}/debug/cvlan-sim torture --seed $(SEED)
+CUT = $${CARGO_TARGET_DIR:-target}/debug/cvlan-sim cut --seed $(SEED)
 UI_SOURCES := $(shell find ui/src ui/index.html ui/public ui/package.json ui/package-lock.json ui/vite.config.ts ui/tsconfig.json -type f 2>/dev/null)
 BINS := -p cvlan-api -p cvlan-client -p cvlan-cli
 
@@ -42,11 +43,13 @@ test-rust: ui $(POSTGRES)/node_modules/.stamp
 # The programs are those that test-rust has built.
 torture-short:
 	@$(CARGO) build --workspace --bins
+	@$(CUT) --times 5 || { code=$$?; [ $$code = 77 ] && echo "SKIPPED: the power cuts need the right to mount file systems" || exit $$code; }
 	@$(TORTURE) --seconds 75 || { code=$$?; [ $$code = 77 ] && echo "SKIPPED: the torture needs the right to make network namespaces" || exit $$code; }
 
-torture: ui ## three real controllers under faults for 20 minutes, and a proof; TIME=seconds, SEED=42, FAILOVER=20
+torture: ui ## 100 power cuts of each log store; three real controllers under faults for 20 minutes, and a proof; TIME=seconds, SEED=42, FAILOVER=20
 	@deploy/tools.sh cc ip nft mkfs.ext4
 	@$(CARGO) build --workspace --bins
+	@$(if $(FAILOVER),,$(CUT))
 	@$(TORTURE) --seconds $(TIME) $(if $(FAILOVER),--failover $(FAILOVER))
 	@$(if $(FAILOVER)$(filter-out 1200,$(TIME)),,$(MAKE) --no-print-directory same)
 

@@ -24,6 +24,7 @@ const KEPT_TO: [(&str, &[&str]); 7] = [
     ("axum", &["cvlan-api", "cvlan-sim"]),
     ("openraft", &["cvlan-raft", "cvlan-api", "cvlan-sim"]),
     ("rusqlite", &["cvlan-projections", "cvlan-link"]),
+    ("sled", &["cvlan-raft"]),
     ("bincode", &["cvlan-raft", "cvlan-link"]),
     ("gotatun", &["cvlan-tunnel"]),
     ("sqlx", &["cvlan-projections"]),

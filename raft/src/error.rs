@@ -1,5 +1,6 @@
 //! Errors of the public handle, each with a stable `code()`.
 
+use crate::disk::LogStore;
 use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::machine::Unreadable;
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,14 @@ pub enum OpenError {
         found: u64,
         /// Who opens it.
         expected: u64,
+    },
+    /// Another store keeps its log.
+    #[error("the log in this data folder is kept by {found}, not by {asked}")]
+    OtherStore {
+        /// What keeps it.
+        found: LogStore,
+        /// What opens it.
+        asked: LogStore,
     },
     /// A snapshot is of another incarnation of the log than the log itself.
     #[error("snapshot {snapshot} is of epoch {found}, the log of epoch {expected}: they do not belong together")]
@@ -81,6 +90,7 @@ impl OpenError {
             Self::Locked { .. } => "data_folder_locked",
             Self::Newer { .. } => "data_folder_newer",
             Self::WrongMember { .. } => "data_folder_other_member",
+            Self::OtherStore { .. } => "data_folder_other_store",
             Self::WrongEpoch { .. } => "data_folder_other_epoch",
             Self::Damaged { .. } => "data_folder_damaged",
             Self::Incomplete(_) => "data_folder_incomplete",

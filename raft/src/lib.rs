@@ -58,7 +58,7 @@ mod upgrade;
 pub mod verify;
 
 pub use clock::{Clock, SystemClock};
-pub use disk::{Disk, File, FileDisk, Files, Job, Lane};
+pub use disk::{Disk, File, FileDisk, Files, Job, Lane, LogStore, SledDisk};
 pub use error::{HistoryError, MemberError, OpenError, SnapshotError, VerifyError, WriteError};
 pub use force::{Forced, force_new_cluster};
 pub use head::{Head, Members};

@@ -49,6 +49,11 @@ enum Verb {
     Bench(bench::Options),
     /// Break three real controllers and the network between them while others write, and prove that nothing was lost.
     Torture(torture::Options),
+    /// Cut the power of a log's disk while it is written to, and look what is there.
+    Cut(torture::cut::Options),
+    /// The process that writes, for `cut`.
+    #[command(hide = true)]
+    CutWriter(torture::cut::Writer),
     /// The door with an empty handler, for `bench`.
     #[command(hide = true)]
     Floor {
@@ -158,6 +163,8 @@ fn main() -> anyhow::Result<ExitCode> {
         Verb::Same(args) => same(&args).map(|()| ExitCode::SUCCESS),
         Verb::Bench(options) => bench::main(&options).map(|()| ExitCode::SUCCESS),
         Verb::Torture(options) => torture::main(&options),
+        Verb::Cut(options) => torture::cut::main(&options),
+        Verb::CutWriter(writer) => torture::cut::write(&writer),
         Verb::Floor { folder } => bench::floor_serve(&folder).map(|()| ExitCode::SUCCESS),
     }
 }

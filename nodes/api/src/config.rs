@@ -5,6 +5,7 @@ use crate::app::sink::{SINKS_MAX, SinkError, Target};
 use crate::cluster::force::Force;
 use crate::server::Options;
 use cvlan_projections::PostgresUrl;
+use cvlan_raft::LogStore;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
@@ -22,6 +23,10 @@ pub struct Settings {
     #[arg(long, env = "CVLAN_DATA_DIR", value_name = "DIR", global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<PathBuf>,
+    /// What keeps the log: wal or sled; for good, once it is begun [default: what it was begun with; at first, wal]
+    #[arg(long, env = "CVLAN_LOG_STORE", value_name = "wal|sled", global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_store: Option<LogStore>,
     /// REST API and web UI, TLS [default: 127.0.0.1:8443]
     #[arg(long, env = "CVLAN_LISTEN", value_name = "ADDRESS:PORT", global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -197,6 +202,7 @@ impl Settings {
     pub fn or(self, weaker: Self) -> Self {
         Self {
             data_dir: self.data_dir.or(weaker.data_dir),
+            log_store: self.log_store.or(weaker.log_store),
             listen: self.listen.or(weaker.listen),
             node_listen: self.node_listen.or(weaker.node_listen),
             metrics_listen: self.metrics_listen.or(weaker.metrics_listen),
@@ -271,6 +277,7 @@ impl Settings {
         };
         Ok(Options {
             data_dir: self.data_dir.unwrap_or(d.data_dir),
+            log_store: self.log_store,
             listen: self.listen.unwrap_or(d.listen),
             node_listen: self.node_listen.unwrap_or(d.node_listen),
             metrics_listen: self.metrics_listen.unwrap_or(d.metrics_listen),

@@ -25,7 +25,7 @@ use crate::server::{Options, StartError};
 use crate::streams::Streams;
 use cvlan_core::Rules;
 use cvlan_core::id::MemberId;
-use cvlan_raft::{Applied, FileDisk, Member};
+use cvlan_raft::{Applied, Disk, Member};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use std::sync::{Arc, OnceLock};
@@ -80,7 +80,7 @@ pub struct Place {
 
 impl Core {
     /// Opens the log of a folder that this process has locked.
-    pub async fn open(options: &Options, disk: Arc<FileDisk>, place: Place) -> Result<Self, StartError> {
+    pub async fn open(options: &Options, disk: Arc<dyn Disk>, place: Place) -> Result<Self, StartError> {
         let Place { address, listener } = place;
         if restore::half_done(&options.data_dir)? {
             return Err(StartError::Restoring);

@@ -189,6 +189,7 @@ fn with_hint(error: StartError) -> anyhow::Error {
 fn config_check(options: &Options) -> anyhow::Result<ExitCode> {
     let settings = Settings {
         data_dir: Some(options.data_dir.clone()),
+        log_store: options.log_store,
         listen: Some(options.listen),
         node_listen: Some(options.node_listen),
         metrics_listen: Some(options.metrics_listen),

@@ -20,18 +20,18 @@ use cvlan_core::rules::timestamp;
 use cvlan_core::user::UserCommand;
 use cvlan_core::{Command, Meta, Rules, Wish};
 use cvlan_proto::v1::{LogSink, LogStats};
-use cvlan_raft::{FileDisk, OpenError, VerifyError, VerifyReport, read_dir};
+use cvlan_raft::{Disk, LogStore, OpenError, VerifyError, VerifyReport, read_dir};
 use openraft_rt_tokio::TokioRuntime;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-fn lock(options: &Options) -> anyhow::Result<Arc<FileDisk>> {
+fn lock(options: &Options) -> anyhow::Result<Arc<dyn Disk>> {
     if !options.data_dir.join("log").is_dir() {
         bail!("{} holds no log (hint: name the controller's --data-dir)", options.data_dir.display());
     }
-    let disk = FileDisk::open(&options.data_dir).map_err(|e| super::with_hint(e.into()))?;
+    let disk = LogStore::open(options.log_store, &options.data_dir).map_err(|e| super::with_hint(e.into()))?;
     match restore::half_done(&options.data_dir).map_err(|e| super::with_hint(e.into()))? {
         true => Err(super::with_hint(StartError::Restoring)),
         false => Ok(disk),
@@ -205,7 +205,7 @@ pub async fn rebuild(options: &Options, from: &[String], yes: bool) -> anyhow::R
 pub async fn restore(options: &Options, from: &Path, keys: &Path, voters: Option<&Path>) -> anyhow::Result<ExitCode> {
     let known = verifiers(voters)?;
     let data = &options.data_dir;
-    let restored = restore::restored(from, keys, data, known).await.map_err(|e| match e {
+    let restored = restore::restored(from, keys, data, options.log_store, known).await.map_err(|e| match e {
         RestoreError::Log(e @ OpenError::Locked { .. }) => super::with_hint(e.into()),
         e => e.into(),
     })?;

@@ -39,7 +39,7 @@ use cvlan_core::member::MemberCommand;
 use cvlan_core::system::SystemCommand;
 use cvlan_core::{Meta, Wish};
 use cvlan_projections::PostgresUrl;
-use cvlan_raft::{FileDisk, Role};
+use cvlan_raft::{LogStore, Role};
 use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -72,6 +72,8 @@ const LOOK: Duration = Duration::from_millis(200);
 pub struct Options {
     /// Folder of the log, snapshots, views and keys.
     pub data_dir: PathBuf,
+    /// What keeps the log; `None` = what it was begun with.
+    pub log_store: Option<LogStore>,
     /// REST API and UI; port 0 = any.
     pub listen: SocketAddr,
     /// Machines' door; port 0 = any.
@@ -115,6 +117,7 @@ impl Default for Options {
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         Self {
             data_dir: PathBuf::from("./cvlan-data"),
+            log_store: None,
             listen: local(8443),
             node_listen: local(8444),
             metrics_listen: local(9443),
@@ -164,7 +167,7 @@ pub enum Ended {
 pub async fn start(options: Options) -> Result<Running, StartError> {
     // A second call in one process finds it installed: fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let disk = FileDisk::open(&options.data_dir)?;
+    let disk = LogStore::open(options.log_store, &options.data_dir)?;
     let rest = bind("--listen", options.listen).await?;
     let node = bind("--node-listen", options.node_listen).await?;
     let metrics = bind("--metrics-listen", options.metrics_listen).await?;

@@ -110,6 +110,10 @@ impl StartError {
                 OpenError::Locked { .. } => "is another cvlan-api running on it? stop it, or use another --data-dir",
                 OpenError::Newer { .. } => "start the version that wrote it",
                 OpenError::WrongMember { .. } => "use this member's own --data-dir",
+                OpenError::OtherStore { .. } => {
+                    "leave --log-store out, or name the one that keeps it; only a new log can have another: `cvlan-api \
+                     rebuild`, or a backup restored into an empty folder"
+                }
                 OpenError::WrongEpoch { .. } => {
                     "log/ and snapshots/ were taken from different controllers; put back what belongs together"
                 }

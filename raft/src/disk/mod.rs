@@ -7,22 +7,30 @@
 //!      └──────────────── oneshot, IOFlushed, … sent by the job ◄────────┘
 //! ```
 //! [`FileDisk`] has one thread a lane. A simulated disk runs a job in its own task after a seeded delay, keeps what
-//! was not synced apart, and fails or crashes at any call. Framing, checksums, batching, the scan of a torn tail and the
+//! was not synced apart, and fails or crashes at any call. [`SledDisk`] has the log in a database, and the rest in files. Framing, checksums, batching, the scan of a torn tail and the
 //! choice of segments lie above, in [`crate::store`], and know no implementation.
 //!
 //! What an implementation promises: `sync` makes all earlier writes of that file durable; `sync_folder` makes earlier
 //! creations, renames and removals in that folder durable. What it need not promise: anything about bytes that were not
 //! synced (any subset of their sectors may be there after a crash).
 
+mod choice;
 mod file;
+mod lanes;
+mod sled;
 
+pub use choice::LogStore;
 pub use file::FileDisk;
+pub use sled::SledDisk;
 
 use openraft::AsyncRuntime;
 use openraft::async_runtime::OneshotSender;
 use openraft::type_config::TypeConfigExt;
 use std::io;
 use std::sync::Arc;
+
+/// Where a database has the log, in the data folder.
+pub(crate) const SLED: &str = "log/sled";
 
 /// Which queue a job waits in. Jobs of one lane run in order, one at a time; lanes run beside each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
     use crate::clock::SystemClock;
     use crate::counter::Counter;
-    use crate::disk::{Disk, FileDisk};
+    use crate::disk::LogStore;
     use crate::options::{Limits, Plant};
     use crate::recovery::{From, recover};
     use crate::replica::{Parts, Replica, Shared};
@@ -144,12 +144,12 @@ mod tests {
 
     type Rt = TokioRuntime;
 
-    struct Folders;
+    struct Folders(LogStore);
 
     impl StoreBuilder<Cfg<Rt>, Log<Rt>, Replica<Counter, Rt>, TempDir> for Folders {
         async fn build(&self) -> Result<(TempDir, Log<Rt>, Replica<Counter, Rt>), StorageError<Cfg<Rt>>> {
             let folder = tempfile::tempdir().unwrap();
-            let disk: Arc<dyn Disk> = FileDisk::open(folder.path()).unwrap();
+            let disk = LogStore::open(Some(self.0), folder.path()).unwrap();
             // Nothing is kept in memory that could be read from disk.
             let limits = Limits { segment_bytes: 4096, tail_bytes: 0, ..Limits::default() };
             let stats = Arc::new(Stats::default());
@@ -187,6 +187,9 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn openrafts_storage_suite_passes() {
-        Suite::<Cfg<Rt>, Log<Rt>, Replica<Counter, Rt>, Folders, TempDir>::test_all(Folders).await.unwrap();
+        for store in [LogStore::Wal, LogStore::Sled] {
+            let folders = Folders(store);
+            Suite::<Cfg<Rt>, Log<Rt>, Replica<Counter, Rt>, Folders, TempDir>::test_all(folders).await.unwrap();
+        }
     }
 }

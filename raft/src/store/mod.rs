@@ -6,12 +6,14 @@
 //!                                                                             is the next block: group commit
 //! ```
 //! `codec` says what a record is, `segment` how records become bytes, `wal` moves blocks, `open` reads a folder back,
-//! `history` reads what left the cache, `past` holds what came before it from elsewhere, `trim` lets old files go, `log` shows it all to openraft, `snapshot` keeps heads.
+//! `history` reads what left the cache, `past` holds what came before it from elsewhere, `trim` lets old files go, `log` shows it
+//! all to openraft, `snapshot` keeps heads, `bare` is all of it but Raft.
 //!
 //! Invariants: all writes, votes too, go through one queue in order; a caller hears of a record only after it and
 //! everything before it is synced; the log has no hole; entries are never removed by a purge, their visibility to
 //! openraft is.
 
+pub mod bare;
 pub mod codec;
 pub(crate) mod history;
 pub(crate) mod log;

@@ -1,6 +1,6 @@
 //! Reads a log's folder back: every record of every segment is checked, a torn tail is cut, other damage is an error.
 
-use crate::disk::{File, Files};
+use crate::disk::{File, Files, LogStore, SLED};
 use crate::error::OpenError;
 use crate::store::codec::{self, CodecError, RECORD_FORMAT, Record};
 use crate::store::past;
@@ -49,7 +49,12 @@ pub(crate) fn open(files: &dyn Files, setup: &Setup) -> Result<State, OpenError>
 /// Numbers of the segments; files that were not completed are removed where `tidy`.
 fn numbers(files: &dyn Files, tidy: bool) -> Result<Vec<u64>, OpenError> {
     let mut numbers = Vec::new();
-    for name in files.list("log").map_err(OpenError::io("reading log/"))? {
+    let names = files.list("log").map_err(OpenError::io("reading log/"))?;
+    // Files beside a database are no log.
+    if names.iter().any(|name| Some(name.as_str()) == SLED.strip_prefix("log/")) {
+        return Err(OpenError::OtherStore { found: LogStore::Sled, asked: LogStore::Wal });
+    }
+    for name in names {
         if tidy && name.ends_with(".tmp") {
             files.remove(&format!("log/{name}")).map_err(OpenError::io(format!("removing log/{name}")))?;
         } else if let Some(number) = name.strip_suffix(".seg").and_then(|number| number.parse().ok()) {

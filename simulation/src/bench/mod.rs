@@ -15,6 +15,7 @@ mod process;
 mod ready;
 mod record;
 mod replay;
+mod store;
 mod wire;
 mod write;
 
@@ -106,6 +107,12 @@ pub const FIGURES: &[Figure] = &[
     here("floor_log_m3", "writes/s", None, Some("floor_disk"), write::floor_log::<3>),
     here("seq_write_m1", "writes/s", None, Some("floor_log"), write::seq_write::<1>),
     here("seq_write_m3", "writes/s", None, Some("floor_log_m3"), write::seq_write::<3>),
+    here("store_wal_b1", "writes/s", None, None, store::wal::<1>),
+    here("store_sled_b1", "writes/s", Some("store_wal_b1"), None, store::sled::<1>),
+    here("store_wal_b16", "writes/s", None, None, store::wal::<16>),
+    here("store_sled_b16", "writes/s", Some("store_wal_b16"), None, store::sled::<16>),
+    here("store_wal_b256", "writes/s", None, None, store::wal::<256>),
+    here("store_sled_b256", "writes/s", Some("store_wal_b256"), None, store::sled::<256>),
     here("bulk_m1", "events/s", None, None, write::bulk::<1>),
     here("bulk_m3", "events/s", None, None, write::bulk::<3>),
     beside("floor_http", "requests/s", None, None, https::floor),
@@ -131,6 +138,7 @@ pub const FIGURES: &[Figure] = &[
     here("export_verify", "events/s", None, None, record::verify),
     here("export_tampers_noticed", "tampers", None, None, record::tampers),
     here("disk_per_event", "bytes/byte", None, None, replay::disk_per_event),
+    here("disk_per_event_single", "bytes/byte", None, None, replay::disk_per_event_single),
     beside("rss_controller", "MiB", None, None, https::rss_controller),
     beside("rss_agent", "MiB", None, None, agents::rss_agent),
 ];

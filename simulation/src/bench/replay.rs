@@ -1,17 +1,21 @@
 //! Reading a long log again: recovery from its first event, the scan that checks it, and what it takes on disk.
 
-use super::write::{Fleet, Real, lot, open};
+use super::write::{Fleet, Real, lot, once, open};
 use super::{Bench, Sample, folder_bytes, on_tokio};
 use anyhow::{anyhow, ensure};
 use cvlan_core::Rules;
 use cvlan_core::id::Seq;
 use cvlan_core::log::{CompactRange, entry_decode};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Callers that fill the log.
 const CALLERS: usize = 32;
+
+/// Events that one caller writes, one by one.
+const SINGLE: u64 = 5_000;
 
 /// Entries of one page of a scan.
 const PAGE: usize = 256;
@@ -128,21 +132,40 @@ async fn scan_all(member: &Real<Rules>, events: u64) -> anyhow::Result<(CompactR
 /// its own.
 pub(super) fn disk_per_event(bench: &Bench) -> anyhow::Result<Sample> {
     let log = bench.long_log()?;
+    on_tokio(on_disk(log.folder.path(), log.events, log.keys()))
+}
+
+/// The same where one caller waits for each write: every event is an entry of its own, and a block.
+pub(super) fn disk_per_event_single(bench: &Bench) -> anyhow::Result<Sample> {
     on_tokio(async {
-        let member = open::<Rules>(log.folder.path(), false).await?;
-        let (_, encoded) = scan_all(&member, log.events).await?;
-        member.shutdown().await;
-        let mut written = 0;
-        for entry in std::fs::read_dir(log.folder.path().join("log"))? {
-            let bytes = std::fs::read(entry?.path())?;
-            written += bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
+        let folder = bench.folder()?;
+        let member = open::<Rules>(folder.path(), false).await?;
+        member.writable(Duration::from_secs(10)).await;
+        let fleet = Fleet::found(&member).await?;
+        for n in 1..=SINGLE.min(bench.events()) {
+            member.write(fleet.command(once(0, n))).await.map_err(|error| anyhow!("{error}"))?;
         }
-        let allocated = folder_bytes(log.folder.path())?;
-        let mut keys = log.keys();
-        keys.extend([
-            ("bytes_per_event", format!("{:.0}", encoded as f64 / log.events as f64)),
-            ("allocated", format!("{:.3}", allocated as f64 / encoded as f64)),
-        ]);
-        Ok(Sample::new(written as f64 / encoded as f64, keys))
+        let (events, entries) = (member.head().seq.0, member.status().entries);
+        member.shutdown().await;
+        drop(member);
+        ensure!(events < entries + entries / 50, "{events} events in {entries} entries: not one by one");
+        on_disk(folder.path(), events, vec![("events", events.to_string()), ("entries", entries.to_string())]).await
     })
+}
+
+async fn on_disk(folder: &Path, events: u64, mut keys: Vec<(&'static str, String)>) -> anyhow::Result<Sample> {
+    let member = open::<Rules>(folder, false).await?;
+    let (_, encoded) = scan_all(&member, events).await?;
+    member.shutdown().await;
+    let mut written = 0;
+    for entry in std::fs::read_dir(folder.join("log"))? {
+        let bytes = std::fs::read(entry?.path())?;
+        written += bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
+    }
+    let allocated = folder_bytes(folder)?;
+    keys.extend([
+        ("bytes_per_event", format!("{:.0}", encoded as f64 / events as f64)),
+        ("allocated", format!("{:.3}", allocated as f64 / encoded as f64)),
+    ]);
+    Ok(Sample::new(written as f64 / encoded as f64, keys))
 }

@@ -15,7 +15,7 @@ use cvlan_core::tenant::{SigningKey, TenantCommand};
 use cvlan_core::{Actor, Command, Meta, Rules, Wish};
 use cvlan_proto::v1::Sealed;
 use cvlan_raft::counter::{self, Counter};
-use cvlan_raft::{FileDisk, Member, NoTransport, Options};
+use cvlan_raft::{FileDisk, Member, NoTransport, OpenError, Options};
 use futures_util::future::join_all;
 use openraft_rt_tokio::TokioRuntime;
 use std::fs::File;
@@ -43,7 +43,15 @@ pub(super) type Real<M> = Member<M, TokioRuntime>;
 
 /// Opens a member in `path`, without snapshots where `events` says so.
 pub(super) async fn open<M: Machine>(path: &Path, snapshots: bool) -> anyhow::Result<Real<M>> {
-    let mut options = Options::<M>::single(FileDisk::open(path)?);
+    let end = Instant::now() + START;
+    let disk = loop {
+        match FileDisk::open(path) {
+            // The one that had it before ends its threads.
+            Err(OpenError::Locked { .. }) if Instant::now() < end => tokio::time::sleep(Duration::from_millis(1)).await,
+            disk => break disk?,
+        }
+    };
+    let mut options = Options::<M>::single(disk);
     if !snapshots {
         (options.limits.snapshot_bytes, options.limits.snapshot_events) = (u64::MAX, u64::MAX);
     }
@@ -166,7 +174,7 @@ where
 }
 
 /// Sessions are numbered from 1.
-fn once(caller: usize, n: u64) -> Once {
+pub(super) fn once(caller: usize, n: u64) -> Once {
     Once { session: caller as u64 + 1, n }
 }
 

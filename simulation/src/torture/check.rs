@@ -5,7 +5,7 @@ use crate::lock;
 use anyhow::Context;
 use cvlan_core::Rules;
 use cvlan_core::machine::Machine;
-use cvlan_raft::{FileDisk, VerifyReport, read_dir};
+use cvlan_raft::{LogStore, VerifyReport, read_dir};
 use openraft_rt_tokio::TokioRuntime;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
@@ -33,7 +33,7 @@ fn request(id: &str) -> Option<(u32, u32)> {
 /// Reads a folder that no member has open; replays it as well, so that roots and digests are those that it says.
 pub async fn read(data: &Path) -> anyhow::Result<(Log, VerifyReport)> {
     let log = Arc::new(Mutex::new(Log::default()));
-    let (to, disk) = (log.clone(), FileDisk::open(data)?);
+    let (to, disk) = (log.clone(), LogStore::open(None, data)?);
     let each = move |seq: cvlan_core::id::Seq, bytes: &bytes::Bytes| {
         let mut log = lock(&to);
         log.leaves.push(Sha256::digest(bytes).into());

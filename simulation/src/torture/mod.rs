@@ -6,9 +6,11 @@
 //!  main, in the machine's own namespace: makes the network, removes it whatever happens
 //!    └─ itself again, in the hub's namespace: members (processes) · load · faults ─► check
 //! ```
-//! Where to start reading: [`faults`] (what goes wrong, with [`slow`]), [`load`] (what is asked), [`check`] (what is proven).
+//! Where to start reading: [`faults`] (what goes wrong, with [`slow`]), [`load`] (what is asked), [`check`] (what is proven);
+//! [`cut`] cuts the power of the log alone.
 
 pub mod check;
+pub mod cut;
 pub mod failover;
 pub mod faults;
 pub mod load;
@@ -66,16 +68,25 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Becomes root, by running itself again; what to exit with where that is not allowed.
+fn as_root(why: &str) -> anyhow::Result<Option<ExitCode>> {
+    if rustix::process::getuid().is_root() {
+        return Ok(None);
+    }
+    if run("sudo", &["-n", "true"]).is_err() {
+        eprintln!("SKIPPED: the torture {why}, which takes root: sudo -v && make torture");
+        return Ok(Some(ExitCode::from(SKIPPED)));
+    }
+    let program = std::env::current_exe()?;
+    let error = Command::new("sudo").arg("-n").arg(program).args(std::env::args_os().skip(1)).exec();
+    Err(error).context("sudo")
+}
+
 /// Makes the network, runs itself in it, removes it.
 async fn outside(options: &Options) -> anyhow::Result<ExitCode> {
     let program = std::env::current_exe()?;
-    if !rustix::process::getuid().is_root() {
-        if run("sudo", &["-n", "true"]).is_err() {
-            eprintln!("SKIPPED: the torture makes network namespaces, which takes root: sudo -v && make torture");
-            return Ok(ExitCode::from(SKIPPED));
-        }
-        let error = Command::new("sudo").arg("-n").arg(program).args(std::env::args_os().skip(1)).exec();
-        return Err(error).context("sudo");
+    if let Some(skipped) = as_root("makes network namespaces")? {
+        return Ok(skipped);
     }
     for tool in ["ip", "nft", "mkfs.ext4", "mount"] {
         if Command::new(tool).arg("-V").output().is_err() {

@@ -65,10 +65,15 @@ pub fn snapshots(data: &Path) -> io::Result<Vec<LogSnapshot>> {
     Ok(all)
 }
 
-/// Bytes and number of the segments of a data folder.
+/// Bytes and number of the files that hold the log of a data folder: segments, those that came from other members, or a
+/// database's.
 pub fn segments(data: &Path) -> io::Result<(u64, u64)> {
-    let all = files(&data.join("log"))?.into_iter().filter(|(name, _)| name.ends_with(".seg"));
-    Ok(all.fold((0, 0), |(bytes, count), (_, meta)| (bytes + meta.len(), count + 1)))
+    let mut all = files(&data.join("log"))?;
+    all.append(&mut files(&data.join("past"))?);
+    all.retain(|(name, _)| name.ends_with(".seg"));
+    all.append(&mut files(&data.join("log/sled"))?);
+    all.retain(|(_, meta)| meta.is_file());
+    Ok(all.iter().fold((0, 0), |(bytes, count), (_, meta)| (bytes + meta.len(), count + 1)))
 }
 
 /// Files of a folder; none where it is not there.

@@ -274,14 +274,13 @@ fn set_aside(data: &Path, aside: &Path) -> Result<u64, RebuildError> {
     Ok(ASIDE.iter().map(|name| size(&aside.join(name))).sum())
 }
 
-/// Bytes of a file, or of a folder's files; 0 of what is not there.
+/// Bytes of a file, or of all files in a folder; 0 of what is not there.
 fn size(path: &Path) -> u64 {
     let Ok(found) = fs::metadata(path) else { return 0 };
     if !found.is_dir() {
         return found.len();
     }
-    let files = fs::read_dir(path).into_iter().flatten().flatten();
-    files.filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum()
+    fs::read_dir(path).into_iter().flatten().flatten().map(|file| size(&file.path())).sum()
 }
 
 /// Serves one member that lost its log.

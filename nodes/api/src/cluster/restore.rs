@@ -15,7 +15,7 @@ use cvlan_core::id::{Epoch, MemberId};
 use cvlan_core::log::backup::BackupReport;
 use cvlan_core::log::note::Verifier;
 use cvlan_core::{Rules, State};
-use cvlan_raft::{FileDisk, OpenError, Options, restore};
+use cvlan_raft::{LogStore, OpenError, Options, restore};
 use openraft_rt_tokio::TokioRuntime;
 use std::ffi::OsString;
 use std::path::Path;
@@ -78,8 +78,14 @@ fn io(path: &Path) -> impl Fn(std::io::Error) -> RestoreError {
     move |source| RestoreError::Io { file: file.clone(), source }
 }
 
-/// Does it. `known`: the voters' keys that must have signed the backup; none = that is not looked at.
-pub async fn restored(from: &Path, kept: &Path, data: &Path, known: Vec<Verifier>) -> Result<Restored, RestoreError> {
+/// Does it, into a log that `store` keeps. `known`: the voters' keys that must have signed the backup; none = that is not looked at.
+pub async fn restored(
+    from: &Path,
+    kept: &Path,
+    data: &Path,
+    store: Option<LogStore>,
+    known: Vec<Verifier>,
+) -> Result<Restored, RestoreError> {
     let identity = identity(kept)?;
     begun(data)?;
     // Before anything is written: a damaged backup changes nothing.
@@ -93,7 +99,7 @@ pub async fn restored(from: &Path, kept: &Path, data: &Path, known: Vec<Verifier
         removed(&data.join(name))?;
     }
     removed(&beside)?;
-    let made = make(from, kept, &beside, identity.member, &backup).await;
+    let made = make((from, kept), &beside, store, identity.member, &backup).await;
     let moved = made.and_then(|epoch| settle(&beside, data).map(|()| epoch));
     if moved.is_err()
         && let Ok(names) = begun(data)
@@ -146,9 +152,9 @@ fn removed(folder: &Path) -> Result<(), RestoreError> {
 
 /// A member's folder, whole.
 async fn make(
-    from: &Path,
-    kept: &Path,
+    (from, kept): (&Path, &Path),
     folder: &Path,
+    store: Option<LogStore>,
     member: u64,
     backup: &BackupReport,
 ) -> Result<Epoch, RestoreError> {
@@ -158,7 +164,7 @@ async fn make(
     let ca = ca_kept(&keys).map_err(|e| other(&e))?.ok_or_else(|| lacks(kept, "ca.pem"))?;
     let secrets = Secrets::kept(&keys, &ca).map_err(|e| other(&e))?.ok_or_else(|| lacks(kept, "cluster"))?;
     let epoch = Epoch(uuid().into_bytes());
-    let mut options = Options::<Rules>::single(FileDisk::open(folder)?);
+    let mut options = Options::<Rules>::single(LogStore::open(store, folder)?);
     options.member = member;
     let mut reader = Reader::open(from, Vec::new())?;
     let next = || Ok(reader.entry().map_err(std::io::Error::other)?.map(entry_restored));
