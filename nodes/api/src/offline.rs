@@ -193,6 +193,7 @@ pub async fn log_stats(options: &Options) -> anyhow::Result<ExitCode> {
     for (name, value) in facts(&found, now_ms()) {
         println!("{name:<11} {value}");
     }
+    println!("{:<11} {}", "kept by", LogStore::found(data)?.unwrap_or_default());
     Ok(ExitCode::SUCCESS)
 }
 

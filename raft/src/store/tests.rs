@@ -228,6 +228,7 @@ struct Life<'a> {
     models: Vec<Model>,
     term: u64,
     durable: Arc<AtomicUsize>,
+    sizes: Sizes,
 }
 
 impl Life<'_> {
@@ -247,7 +248,8 @@ impl Life<'_> {
         let next = last.map_or(0, |last| last.index + 1);
         match self.rng.below(20) {
             0..=11 => {
-                let new: Vec<Entry> = (0..1 + self.rng.below(3)).map(|nth| self.entry(next + nth)).collect();
+                let most = if self.sizes == Sizes::Batches { 1 } else { 3 };
+                let new: Vec<Entry> = (0..1 + self.rng.below(most)).map(|nth| self.entry(next + nth)).collect();
                 model.entries.extend(new.iter().cloned());
                 self.models.push(model);
                 let _ = self.wal.append(new, self.done());
@@ -286,7 +288,13 @@ impl Life<'_> {
     }
 
     fn entry(&mut self, index: u64) -> Entry {
-        let length = self.rng.below(700);
+        let length = match self.sizes {
+            Sizes::Small => self.rng.below(700),
+            Sizes::Batches => {
+                let bits = self.rng.below(17);
+                1 + self.rng.below(1 << bits)
+            }
+        };
         let bytes: Vec<u8> = (0..length).map(|_| self.rng.next() as u8).collect();
         let payload = match self.rng.below(8) {
             0 => EntryPayload::Blank,
@@ -296,8 +304,17 @@ impl Life<'_> {
     }
 }
 
+/// Of entries.
+#[derive(Clone, Copy, PartialEq)]
+enum Sizes {
+    /// Up to 700 bytes, up to three at once.
+    Small,
+    /// 1 byte to 64 KiB, small ones as often as large ones, each a batch; longer than a segment is, too.
+    Batches,
+}
+
 /// Several lives on one disk, each ended by a crash; an error says what was lost.
-fn run(seed: u64, plant: Plant) -> Result<(), String> {
+fn run(seed: u64, plant: Plant, sizes: Sizes) -> Result<(), String> {
     let mut rng = Rng(seed);
     let mut names = BTreeMap::new();
     let mut before = Model::default();
@@ -315,7 +332,8 @@ fn run(seed: u64, plant: Plant) -> Result<(), String> {
                     return Err(format!("life {life}: opened as {found:?}, not {before:?}"));
                 }
                 let term = life * 1000;
-                let mut life = Life { wal, disk: disk.clone(), rng: &mut rng, models, term, durable: durable.clone() };
+                let mut life =
+                    Life { wal, disk: disk.clone(), rng: &mut rng, models, term, durable: durable.clone(), sizes };
                 while life.disk.room.lock().unwrap().left > 0 && life.wal.closed().is_none() {
                     life.step();
                 }
@@ -351,8 +369,18 @@ fn holds_unless_crashed(wal: &Wal, disk: &Memory) -> Option<Model> {
 #[test]
 fn whatever_was_reported_durable_is_there_after_a_crash_at_any_call() {
     for seed in 0..400 {
-        if let Err(lost) = run(seed, Plant::default()) {
+        if let Err(lost) = run(seed, Plant::default(), Sizes::Small) {
             panic!("seed {seed}: {lost}");
+        }
+    }
+}
+
+/// Four cuts a seed.
+#[test]
+fn the_power_goes_100_times_under_batches_from_1_byte_to_64_kib_and_nothing_acknowledged_is_lost() {
+    for seed in 1000..1025 {
+        if let Err(lost) = run(seed, Plant::default(), Sizes::Batches) {
+            panic!("seed {seed}: {}", lost.chars().take(400).collect::<String>());
         }
     }
 }
@@ -362,7 +390,7 @@ fn planted_bugs_are_found() {
     let skip_fsync = Plant { skip_fsync: true, ..Plant::default() };
     let early_ack = Plant { early_ack: true, ..Plant::default() };
     for plant in [skip_fsync, early_ack] {
-        let found = (0..100).filter(|seed| run(*seed, plant).is_err()).count();
+        let found = (0..100).filter(|seed| run(*seed, plant, Sizes::Small).is_err()).count();
         assert!(found > 50, "{plant:?} was found in {found} seeds of 100");
     }
 }
@@ -381,6 +409,7 @@ fn a_full_disk_holds_writes_up_and_nothing_is_hurt() {
         models: vec![Model::default()],
         term: 1,
         durable: done.clone(),
+        sizes: Sizes::Small,
     };
     let entries: Vec<Entry> = (0..100).map(|index| life.entry(index)).collect();
     for entry in &entries {
