@@ -354,7 +354,7 @@ mod tests {
             writer.push(|out| out.extend_from_slice(event));
         }
         let leader_id = LeaderId { term: 1, node_id: 1 };
-        let log_id = LogId { leader_id: leader_id.into(), index };
+        let log_id = LogId { leader_id, index };
         Entry { log_id, payload: EntryPayload::Normal(Frame(writer.finish().0)) }
     }
 

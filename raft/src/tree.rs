@@ -158,7 +158,7 @@ impl Tree {
         let file = files.open(PARTIAL)?;
         let len = file.len()? as usize;
         let mut header = [0; HEADER];
-        if len < HEADER + HASH || (len - HEADER) % HASH > 0 || len > HEADER + 9 * BLOCK * HASH {
+        if len < HEADER + HASH || !(len - HEADER).is_multiple_of(HASH) || len > HEADER + 9 * BLOCK * HASH {
             return Ok(());
         }
         file.read_at(0, &mut header)?;
@@ -496,7 +496,7 @@ fn base_read(files: &dyn Files) -> io::Result<Option<CompactRange>> {
     let file = files.open(BASE)?;
     let len = file.len()? as usize;
     let mut header = [0; HEADER];
-    if len < HEADER || len > HEADER + 64 * HASH {
+    if !(HEADER..=HEADER + 64 * HASH).contains(&len) {
         return Ok(None);
     }
     file.read_at(0, &mut header)?;

@@ -15,7 +15,7 @@ use cvlan_core::id::{Epoch, MemberId};
 use cvlan_core::log::backup::BackupReport;
 use cvlan_core::log::note::Verifier;
 use cvlan_core::{Rules, State};
-use cvlan_raft::{LogStore, OpenError, Options, restore};
+use cvlan_raft::{FileDisk, LogStore, OpenError, Options, restore};
 use openraft_rt_tokio::TokioRuntime;
 use std::ffi::OsString;
 use std::path::Path;
