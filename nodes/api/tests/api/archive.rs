@@ -11,7 +11,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-fn trimming(data: &Path, export: Option<&Path>) -> Options {
+pub fn trimming(data: &Path, export: Option<&Path>) -> Options {
     let mut options = Options { history_export: export.map(Path::to_path_buf), ..options(data) };
     let limits = &mut options.log_limits;
     (limits.segment_bytes, limits.tail_bytes) = (16 << 10, 4 << 10);
@@ -47,7 +47,7 @@ fn first(controller: &Controller) -> u64 {
 }
 
 /// Writes until history begins later.
-async fn trimmed(admin: &Session<'_>, above: u64) -> u64 {
+pub async fn trimmed(admin: &Session<'_>, above: u64) -> u64 {
     let end = Instant::now() + Duration::from_secs(60);
     while first(admin.controller) <= above {
         assert!(Instant::now() < end, "history is not trimmed");
@@ -57,7 +57,7 @@ async fn trimmed(admin: &Session<'_>, above: u64) -> u64 {
     first(admin.controller)
 }
 
-async fn filled(controller: &Controller) -> Session<'_> {
+pub async fn filled(controller: &Controller) -> Session<'_> {
     let admin = controller.admin().await;
     for n in 0..120 {
         admin.post("/tenants", json!({"slug": format!("t{n}"), "name": "long ".repeat(20)})).await.expect(201);

@@ -387,12 +387,12 @@ fn a_log_on_sled_is_found_by_everything_that_opens_it() {
     assert!(refused(other).contains("kept by wal, not by sled"));
     assert!(!wal.path().join("cvlan-data/log/sled").exists());
 
-    // A database that is gone is a log that is gone; a damaged one is not taken for less than it is.
+    // A database that is gone is a log that is gone.
     let hurt = tempfile::tempdir().unwrap();
     copy(&data, &hurt.path().join("cvlan-data"));
-    std::fs::write(hurt.path().join("cvlan-data/log/sled/conf"), "segment_size: 1\n").unwrap();
-    check_refused(hurt.path(), "log/sled is damaged");
-    std::fs::remove_dir_all(hurt.path().join("cvlan-data/log")).unwrap();
+    for folder in ["log", "snapshots"] {
+        std::fs::remove_dir_all(hurt.path().join("cvlan-data").join(folder)).unwrap();
+    }
     check_refused(hurt.path(), "this member's log is gone");
     let mut bad = binary(dir.path());
     bad.args(["config", "check", "--log-store", "redb"]);

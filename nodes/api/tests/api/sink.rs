@@ -1,5 +1,6 @@
 //! The record streamed out: whole, in order, at least once, whatever the other end does.
 
+use crate::archive::{filled, trimmed, trimming};
 use crate::common::{Controller, Session, eventually, options};
 use cvlan_api::app::sink::Target;
 use cvlan_api::server::Options;
@@ -283,24 +284,10 @@ async fn syslog_over_tls_needs_who_vouches_for_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_gone_before_a_sink_had_it_is_counted() {
     let (data, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let opened = async |segment_bytes| {
-        let mut raft = cvlan_raft::Options::single(cvlan_raft::FileDisk::open(data.path()).unwrap());
-        raft.limits.segment_bytes = segment_bytes;
-        cvlan_api::Log::open(raft, cvlan_raft::NoTransport).await.unwrap()
-    };
-    // A first segment that is soon full.
-    opened(16 << 10).await.shutdown().await;
-    let controller = Controller::with(|_| options(data.path())).await;
-    let admin = controller.admin().await;
-    admin.acme().await;
-    tokens(&admin, 60).await;
+    let controller = Controller::with(|_| trimming(data.path(), None)).await;
+    let admin = filled(&controller).await;
+    trimmed(&admin, 50).await;
     controller.running.stop().await;
-    let log = opened(16 << 10).await;
-    assert!(log.writable(Duration::from_secs(10)).await);
-    log.snapshot().await.unwrap();
-    log.shutdown().await;
-    drop(log);
-    std::fs::remove_file(data.path().join("log/0000000001.seg")).unwrap();
 
     let path = dir.path().join("events.ndjson");
     let sinks = vec![target(&format!("file:{}", path.display()))];
