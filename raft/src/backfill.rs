@@ -92,11 +92,12 @@ async fn fill<M: Machine, RT: AsyncRuntime>(shares: &Shares<M, RT>) -> Result<()
     let (members, clock) = (shared.head().members.clone(), &shared.clock);
     let (mut wrong, mut older) = (None, false);
     for id in members.addresses.keys().filter(|id| **id != shared.member) {
-        let Some(link) = peers.known(*id) else { continue };
-        if link.heard.answered_ms(&**clock).is_none_or(|ms| ms > LOST_MS) {
+        let answers = |link: &Arc<Link<RT>>| link.heard.answered_ms(&**clock).is_some_and(|ms| ms <= LOST_MS);
+        let Some(link) = peers.known(*id).filter(answers) else {
+            // Who knows what it has.
             older = true;
             continue;
-        }
+        };
         loop {
             let began = clock.monotonic_us();
             match piece(shared, &link, edge).await {
