@@ -1,4 +1,4 @@
-//! What it costs, on a real server: `cargo test -p cvlan-projections figures -- --ignored --nocapture` prints a line each.
+//! What it costs, on a real server: `CVLAN_FIGURES=1 cargo test -p cvlan-projections figures -- --nocapture` prints a line each.
 
 use super::testing::{Database, LONG};
 use crate::testing::World;
@@ -31,6 +31,11 @@ fn world(nodes: usize) -> World {
     world
 }
 
+/// Figures are wanted; else it is only seen that what measures works.
+fn whole() -> bool {
+    std::env::var_os("CVLAN_FIGURES").is_some()
+}
+
 fn log(world: &World) -> History {
     let events = world.events.clone();
     Box::new(move |from, limit| match from.0 {
@@ -40,11 +45,10 @@ fn log(world: &World) -> History {
 }
 
 #[test]
-#[ignore = "a measurement"]
 fn lag() {
     const RATE: usize = 5_000;
     let Some(database) = Database::new() else { return };
-    let world = world(RATE * 10);
+    let world = world(RATE * if whole() { 10 } else { 1 });
     let (writer, status) = Writer::postgres(database.url(), log(&world), Box::new(|| true)).unwrap();
     let (mut state, epoch) = (State::default(), world.epoch);
     writer.push(state.clone(), Checkpoint { epoch, seq: Seq(0) }, Vec::new());
@@ -85,10 +89,9 @@ fn lag() {
 }
 
 #[test]
-#[ignore = "a measurement"]
 fn rebuild() {
     let Some(database) = Database::new() else { return };
-    let world = world(100_000);
+    let world = world(if whole() { 100_000 } else { 3_000 });
     let rows = world.state.tenants.values().map(|t| 1 + t.nodes.len() + t.cvlans.len()).sum::<usize>();
     for what in ["empty", "unchanged"] {
         let (writer, status) = Writer::postgres(database.url(), log(&world), Box::new(|| true)).unwrap();
