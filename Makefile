@@ -81,9 +81,12 @@ fix: ui/node_modules/.stamp ## format and apply what the linters can mend
 	@$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 	@cd ui && $(NPM) run --silent fix
 
-bench: ## figures, one CVLAN_BENCH line each; ONLY=name for one
-	@$(CARGO) build --release -p cvlan-api -p cvlan-client -p cvlan-sim --bins
-	@$${CARGO_TARGET_DIR:-target}/release/cvlan-sim bench $(if $(ONLY),--only $(ONLY))
+# PostgreSQL's figures are measured by the tests of its view, which have a server.
+bench: $(POSTGRES)/node_modules/.stamp ## figures, one CVLAN_BENCH line each; ONLY=name for one, postgres_view for those of PostgreSQL
+	@$(if $(filter-out postgres_view,$(ONLY)),,set -o pipefail; CVLAN_FIGURES=1 $(CARGO) test -q --release -p cvlan-projections --lib \
+		figures -- --nocapture --test-threads=1 | grep -E 'CVLAN_BENCH|SKIPPED')
+	@$(if $(filter postgres_view,$(ONLY)),,$(CARGO) build --release -p cvlan-api -p cvlan-client -p cvlan-sim --bins)
+	@$(if $(filter postgres_view,$(ONLY)),,$${CARGO_TARGET_DIR:-target}/release/cvlan-sim bench $(if $(ONLY),--only $(ONLY)))
 
 sim: ## one simulated history: make sim SEED=42
 	@$(CARGO) run -q -p cvlan-sim --bin cvlan-sim -- run --seed $(SEED)

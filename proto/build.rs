@@ -34,7 +34,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     config
         .btree_map(["."])
-        .bytes([".cvlan.v1.Entry.events", ".cvlan.v1.ExportEvent", ".cvlan.v1.ExportHidden", ".cvlan.v1.BackupEntry"])
+        .bytes([
+            ".cvlan.v1.Entry.events",
+            ".cvlan.v1.ExportEvent",
+            ".cvlan.v1.ExportHidden",
+            ".cvlan.v1.BackupEntry",
+            ".cvlan.v1.BackupBase",
+            ".cvlan.v1.BackupState",
+        ])
         .compile_well_known_types()
         .extern_path(".google.protobuf.Timestamp", "crate::Timestamp")
         .compile_fds(set)?;

@@ -10,6 +10,7 @@
 //! nor the roots of those still older. What no root covers, which member led when and who the members were, is taken from a
 //! member as Raft takes it. A piece costs a member that gives it some reading, and rests follow.
 
+use crate::base;
 use crate::disk::{Files, Lane, on_disk};
 use crate::error::HistoryError;
 use crate::member::Shares;
@@ -67,7 +68,8 @@ pub(crate) async fn run<M: Machine, RT: AsyncRuntime>(shares: Shares<M, RT>) {
     while !every.is_zero() && !*halt.borrow_watched() {
         let round = async {
             Cfg::<RT>::sleep(every).await;
-            fill(&shares).await
+            fill(&shares).await?;
+            base::fetch(&shares).await
         };
         match Cfg::<RT>::select2(halt.changed(), round).await {
             Select2::First(_) => return,

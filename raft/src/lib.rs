@@ -25,6 +25,7 @@
 
 mod attest;
 mod backfill;
+mod base;
 pub mod clock;
 mod confirm;
 pub mod counter;
@@ -57,6 +58,7 @@ pub mod types;
 mod upgrade;
 pub mod verify;
 
+pub use base::Base;
 pub use clock::{Clock, SystemClock};
 pub use disk::{Disk, File, FileDisk, Files, Job, Lane, LogStore, SledDisk};
 pub use error::{HistoryError, MemberError, OpenError, SnapshotError, VerifyError, WriteError};

@@ -1,5 +1,6 @@
 //! The handle of a member: opens a folder, takes commands, reads history, stops in order.
 
+use crate::base::{self, Base};
 use crate::desk::Done;
 use crate::disk::{Lane, on_disk};
 use crate::error::{HistoryError, MemberError, OpenError, SnapshotError, VerifyError, WriteError};
@@ -320,6 +321,11 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         Ok(items)
     }
 
+    /// The state that a backup begins with, where history does not begin with the first event.
+    pub async fn backup_base(&self) -> Result<Option<Base>, HistoryError> {
+        Ok(base::find(&self.0.shared).await?.map(Base::from))
+    }
+
     /// Holds history from event `from` on, whatever need not be kept any longer; [`u64::MAX`]: holds nothing.
     pub fn history_hold(&self, from: Seq) {
         self.0.shared.held.store(from.0, Relaxed);
@@ -346,7 +352,7 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         tree::hide(&self.0.shared, to, since).await
     }
 
-    /// Replays the whole log from its first event into a fresh head, up to event `to`, or to what is applied now.
+    /// Replays the log from its first event, or from the state that history begins with, up to event `to`, or to what is applied now.
     pub async fn log_verify(&self, to: Option<Seq>) -> Result<VerifyReport, VerifyError> {
         verify::live(&self.0.shared, to).await
     }

@@ -128,7 +128,7 @@ pub(crate) async fn items<M: Machine, RT: AsyncRuntime>(
     if from > shared.head().seq {
         return Ok(Vec::new());
     }
-    begins(shared, Seq(1))?;
+    begins(shared, from)?;
     // Who the members are is said between two entries with events: from the one before on.
     let mut at = match from.0 {
         0 | 1 => shared.wal.oldest(),

@@ -59,7 +59,7 @@ pub(crate) fn recover<M: Machine>(files: &dyn Files, from: From) -> Result<Recov
     let wal = Wal::new(from.disk, from.clock, from.stats, setup, state);
     let oldest = wal.oldest();
     let usable = |next: u64| next >= oldest;
-    let found = snapshot::newest::<M>(files, |snapshot| usable(next(&snapshot.meta.last_log_id)))?;
+    let found = snapshot::newest::<M>(files, oldest)?;
     if let Some(snapshot) = &found
         && let Some(expected) = epoch::<M>(&wal, snapshot.meta.last_log_id.map_or(0, |last| last.index))?
         && snapshot.head.epoch != expected

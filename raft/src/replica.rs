@@ -12,7 +12,7 @@ use crate::clock::Clock;
 use crate::confirm::Confirm;
 use crate::desk::{Desk, Flight};
 use crate::digests::{Digests, Found};
-use crate::disk::{Disk, Lane, on_disk};
+use crate::disk::{Disk, Files, Lane, on_disk};
 use crate::head::{Head, Members, Noted};
 use crate::options::{Applied, Events, Limits, Observer, Plant};
 use crate::replay::{self, Place};
@@ -392,8 +392,12 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
         skipped: Vec<u64>,
     ) -> io::Result<()> {
         let snapshot = Snapshot { meta: meta.clone(), skipped, head: Head::clone(head) };
-        let kept = self.limits.snapshots_kept;
-        on_disk::<RT, _>(&self.disk, Lane::Work, move |files| snapshot::write::<M>(files, &snapshot, kept)).await?
+        let (kept, oldest) = (self.limits.snapshots_kept, self.wal.oldest());
+        let job = move |files: &dyn Files| {
+            snapshot::write::<M>(files, &snapshot)?;
+            snapshot::thin(files, kept, oldest)
+        };
+        on_disk::<RT, _>(&self.disk, Lane::Work, job).await?
     }
 
     /// Writes a snapshot that this member goes on from: without it there is no going on, so that a full disk is waited for.

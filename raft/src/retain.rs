@@ -2,14 +2,16 @@
 //!
 //! ```text
 //! leader: older than `history_ms`, and a file of it could go? ─► HistoryTrimmed{first} in the log
-//! every member: what it says, and no more than ─► the purge marker, the oldest snapshot, what is held ─► tree made safe ─► files go
+//! every member: what it says, and no more than ─► the purge marker, the newest snapshots, what is held ─► tree made safe
+//!               ─► the state that is left begins with, written ─► files go
 //! ```
 //! Its own time decides, which no clock that jumps can move far. The tree of the events is kept: proofs about the events that
 //! remain go on, also about those that are gone.
 
 use crate::attest;
 use crate::backfill::first_event;
-use crate::disk::{Lane, on_disk};
+use crate::base;
+use crate::disk::{Files, Lane, on_disk};
 use crate::error::HistoryError;
 use crate::member::Inner;
 use crate::reading;
@@ -24,6 +26,7 @@ use cvlan_core::machine::{Machine, SystemFact};
 use openraft::AsyncRuntime;
 use openraft::async_runtime::{Select2, WatchReceiver};
 use openraft::type_config::TypeConfigExt;
+use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -83,7 +86,8 @@ async fn decide<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>) -> Result<(
 async fn bound<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>, first: Seq) -> Result<u64, HistoryError> {
     let listed = on_disk::<RT, _>(&shared.disk, Lane::Work, snapshot::list).await.map_err(|_| HistoryError::Stopped)?;
     let listed = listed.map_err(|error| HistoryError::Damaged(format!("snapshots/: {error}")))?;
-    let Some(snapshot) = listed.first() else { return Ok(0) };
+    // An older one is what history begins with.
+    let Some(snapshot) = listed.iter().rev().take(shared.limits.snapshots_kept).next_back() else { return Ok(0) };
     let wal = &shared.wal;
     let purged = index(&wal.purged()).map_or(0, |purged| purged + 1);
     Ok(wal.locate(Sought::Seq(first)).min(wal.locate(Sought::Seq(Seq(*snapshot)))).min(purged))
@@ -104,10 +108,18 @@ async fn trim<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>) -> Resu
     }
     let Some(oldest) = shared.wal.oldest_after(bound) else { return Ok(()) };
     let Some((begins, _)) = first_event(shared, oldest).await? else { return Ok(()) };
+    let base = base::moved(shared, oldest).await?;
     tree::secure(shared, Seq(begins.0 - 1)).await?;
     shared.history_begins(from, begins);
-    let wal = shared.wal.clone();
-    let gone = on_disk::<RT, _>(&shared.disk, Lane::Work, move |files| wal.trim(files, bound)).await;
+    let (wal, kept) = (shared.wal.clone(), shared.limits.snapshots_kept);
+    // In one job: what else is done for snapshots takes the old base for the base until then.
+    let job = move |files: &dyn Files| {
+        base.map_or(Ok(()), |base| snapshot::write::<M>(files, &base))?;
+        let gone = wal.trim(files, bound)?;
+        snapshot::thin(files, kept, wal.oldest())?;
+        Ok::<_, io::Error>(gone)
+    };
+    let gone = on_disk::<RT, _>(&shared.disk, Lane::Work, job).await;
     let gone = gone.map_err(|_| HistoryError::Stopped)?;
     let gone = gone.map_err(|error| HistoryError::Damaged(format!("removing old files: {error}")))?;
     tracing::info!(files = gone, begins = begins.0, "history was trimmed");

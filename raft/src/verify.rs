@@ -1,6 +1,7 @@
-//! Replay of the log from its first event, to see that it is what it says: every checksum, every number, every root, and
-//! the digest at every attested checkpoint.
+//! Replay of the log from its first event, or from the state that history begins with, to see that it is what it says: every
+//! checksum, every number, every root, and the digest at every attested checkpoint.
 
+use crate::base;
 use crate::disk::{Disk, Lane, on_disk};
 use crate::error::{HistoryError, OpenError, VerifyError};
 use crate::head::{Head, Noted};
@@ -9,12 +10,13 @@ use crate::replay::{Done, Replay, probe};
 use crate::replica::Shared;
 use crate::status::Stats;
 use crate::store::open;
+use crate::store::snapshot::{self, Snapshot};
 use crate::store::wal::{Setup, Wal, index};
 use crate::sync::lock;
 use crate::types::Entry;
 use bytes::Bytes;
 use cvlan_core::id::{Epoch, Seq};
-use cvlan_core::log::entry_decode;
+use cvlan_core::log::{CompactRange, entry_decode};
 use cvlan_core::machine::Machine;
 use openraft::{AsyncRuntime, EntryPayload};
 use std::sync::Arc;
@@ -35,13 +37,15 @@ pub struct CheckpointChecked {
 pub struct VerifyReport {
     /// The log's incarnation.
     pub epoch: Epoch,
+    /// The first event that was replayed: 1, or the one after the state that history begins with.
+    pub from: Seq,
     /// Entries with events that were applied.
     pub entries: u64,
     /// Entries of Raft's log up to there: also changes of members and empty ones.
     pub all_entries: u64,
     /// Entries that were skipped, as apply does: they continue another history.
     pub skipped: u64,
-    /// Events applied.
+    /// Events up to the last one.
     pub events: u64,
     /// The last event.
     pub seq: Seq,
@@ -59,10 +63,13 @@ pub(crate) async fn live<M: Machine, RT: AsyncRuntime>(
     to: Option<Seq>,
 ) -> Result<VerifyReport, VerifyError> {
     let end = index(&lock(&shared.place).last).map_or(0, |last| last + 1);
-    crate::reading::begins(shared, Seq(1))?;
-    let mut check = Check::<M>::default();
+    let (oldest, base) = (shared.wal.oldest(), base::find(shared).await?);
+    let mut check = Check::<M>::begin(base.map(|base| base.snapshot));
+    if to.is_some_and(|to| to < check.base) {
+        return Err(HistoryError::Gone { first: Seq(check.base.0 + 1) }.into());
+    }
     check.replay.to = to;
-    let mut from = shared.wal.oldest();
+    let mut from = check.next(oldest);
     while from < end && !check.reached() {
         let entries = crate::reading::page(shared, from, end).await?;
         let Some(last) = entries.last() else { break };
@@ -77,12 +84,13 @@ pub(crate) async fn live<M: Machine, RT: AsyncRuntime>(
 
 /// Replays the log of a folder that no member has open; changes nothing in it.
 pub async fn verify_dir<M: Machine, RT: AsyncRuntime>(disk: Arc<dyn Disk>) -> Result<VerifyReport, VerifyError> {
-    read_dir::<M, RT>(disk, |_, _| {}).await
+    read_dir::<M, RT>(disk, |_| {}, |_, _| {}).await
 }
 
-/// The same, and tells every event of it with its bytes, in order.
+/// The same, and tells the tree of the events that it begins with, and then every one that follows with its bytes, in order.
 pub async fn read_dir<M: Machine, RT: AsyncRuntime>(
     disk: Arc<dyn Disk>,
+    begins: impl FnOnce(&CompactRange) + Send + 'static,
     mut each: impl FnMut(Seq, &Bytes) + Send + 'static,
 ) -> Result<VerifyReport, VerifyError> {
     let jobs = disk.clone();
@@ -97,9 +105,12 @@ pub async fn read_dir<M: Machine, RT: AsyncRuntime>(
         let state = open::open(files, &setup)?;
         let wal =
             Wal::new(jobs, Arc::new(crate::clock::SystemClock::default()), Arc::new(Stats::default()), setup, state);
-        let mut check = Check::<M>::default();
+        let oldest = wal.oldest();
+        let base = if oldest == 0 { None } else { snapshot::base::<M>(files, oldest)? };
+        let mut check = Check::<M>::begin(base.map(|base| base.snapshot));
+        begins(&check.replay.head.tree);
         let mut failed = None;
-        wal.visit(wal.oldest()..u64::MAX, &mut |entry| {
+        wal.visit(check.next(oldest)..u64::MAX, &mut |entry| {
             let before = check.replay.head.seq;
             failed = check.entry(&entry).err();
             if let EntryPayload::Normal(frame) = &entry.payload
@@ -118,18 +129,29 @@ pub async fn read_dir<M: Machine, RT: AsyncRuntime>(
 
 struct Check<M: Machine> {
     replay: Replay<M>,
+    /// The last event of the state that it begins with.
+    base: Seq,
     entries: u64,
     opened: Vec<CheckpointChecked>,
     checkpoints: Vec<CheckpointChecked>,
 }
 
-impl<M: Machine> Default for Check<M> {
-    fn default() -> Self {
-        Self { replay: Replay::default(), entries: 0, opened: Vec::new(), checkpoints: Vec::new() }
-    }
-}
-
 impl<M: Machine> Check<M> {
+    /// Begins with the first event, or with a state.
+    fn begin(base: Option<Snapshot<M::State>>) -> Self {
+        let mut replay = Replay::default();
+        if let Some(Snapshot { meta, skipped: _, head }) = base {
+            (replay.place.last, replay.place.membership) = (meta.last_log_id, meta.last_membership);
+            replay.head = head;
+        }
+        Self { base: replay.head.seq, replay, entries: 0, opened: Vec::new(), checkpoints: Vec::new() }
+    }
+
+    /// The first entry to replay, of those from `oldest` on.
+    fn next(&self, oldest: u64) -> u64 {
+        index(&self.replay.place.last).map_or(oldest, |last| last + 1)
+    }
+
     fn reached(&self) -> bool {
         self.replay.to.is_some_and(|to| self.replay.head.seq >= to)
     }
@@ -178,6 +200,10 @@ impl<M: Machine> Check<M> {
             }
             Noted::Checkpointed { seq, root, digest } => {
                 let attested = CheckpointChecked { seq, root, digest };
+                // Opened before what is replayed.
+                if seq <= self.base && self.base.0 > 0 {
+                    return Ok(());
+                }
                 let Some(at) = self.opened.iter().position(|opened| opened.seq == seq) else {
                     return Err((seq, "a checkpoint is attested that was not opened".into()));
                 };
@@ -198,6 +224,7 @@ impl<M: Machine> Check<M> {
         let Head { epoch, seq, root, .. } = self.replay.head;
         VerifyReport {
             epoch,
+            from: Seq(self.base.0 + 1),
             entries: self.entries,
             all_entries: index(&self.replay.place.last).map_or(0, |last| last + 1),
             skipped: self.replay.place.skipped.len() as u64,

@@ -6,6 +6,7 @@ use crate::failure::Failure;
 use crate::print::{Format, document, sheet, talk, text};
 use crate::proof::{bar, io, keys_read as keys, unknown_keys};
 use clap::Args;
+use cvlan_core::id::Seq;
 use cvlan_core::log::backup::{BackupFault, BackupReport, Checker, FORMAT, MAGIC, end};
 use cvlan_core::log::records::{Splitter, record_write};
 use cvlan_proto::v1::BackupRecord;
@@ -68,12 +69,12 @@ impl Backup {
             talk(&format!("{} is too old to go on with: beginning anew", beside.display()));
             whole = 0;
         }
-        match checker.header() {
-            Some(_) if whole > 0 => {
-                let (done, all) = checker.progress();
-                talk(&format!("going on with {}: {done} of {all} events are there", beside.display()));
-            }
-            Some(_) | None => checker = Checker::new(known),
+        // Without all of the state that it begins with it is hardly begun.
+        if whole > 0 && checker.has_state() {
+            let (done, all) = checker.progress();
+            talk(&format!("going on with {}: {done} of {all} events are there", beside.display()));
+        } else {
+            (checker, whole) = (Checker::new(known), 0);
         }
         file.set_len(whole).and_then(|()| file.seek(SeekFrom::End(0))).map_err(io(&beside))?;
         let (done, all) = checker.progress();
@@ -154,7 +155,7 @@ async fn fetch(client: &mut Client, checker: &mut Checker, file: &mut File, besi
                     }
                 }
                 (Some(Kind::End(_)), _) => ended = true,
-                (Some(Kind::Header(_) | Kind::Entry(_)) | None, _) => {
+                (Some(Kind::Header(_) | Kind::State(_) | Kind::Entry(_)) | None, _) => {
                     checker.record(record).map_err(fault)?;
                     file.write_all(&bytes).map_err(io(beside))?;
                 }
@@ -201,6 +202,7 @@ fn print(global: &Global, report: &BackupReport) -> Result<(), Failure> {
     if matches!(global.output, Format::Json | Format::Yaml) {
         let report = json!({
             "epoch": report.epoch.to_string(),
+            "fromSeq": report.from.to_string(),
             "events": report.events.to_string(),
             "entries": report.entries.to_string(),
             "root": hex::encode(report.root),
@@ -213,9 +215,21 @@ fn print(global: &Global, report: &BackupReport) -> Result<(), Failure> {
     sheet(&[
         ("result", "ok: every event is the one that the root stands for".to_owned()),
         ("log", format!("{}.{}", report.epoch, report.events)),
+        ("history", history(report)),
         ("entries", report.entries.to_string()),
         ("root", hex::encode(report.root)),
         ("signed by", report.signers.as_ref().map_or_else(unknown_keys, |names| names.join(", "))),
         ("keys", "none are in it: keep a copy of keys/ of a member that votes in a safe place".to_owned()),
     ])
+}
+
+/// From where on the events are in it.
+fn history(report: &BackupReport) -> String {
+    match report.from {
+        Seq(1) => "whole: from the first event".to_owned(),
+        from => format!(
+            "from event {from}, behind the state after event {}; the member that sent it has none older",
+            from.0 - 1
+        ),
+    }
 }

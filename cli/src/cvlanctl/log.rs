@@ -92,7 +92,7 @@ async fn stats(global: &Global) -> Result<(), Failure> {
 
 async fn verify(mut client: Client, global: &Global, trust: &proof::Trust) -> Result<(), Failure> {
     // Draws on a terminal's stderr, and nothing elsewhere.
-    let spinner = ProgressBar::new_spinner().with_message("replaying the log from its first event");
+    let spinner = ProgressBar::new_spinner().with_message("replaying the log");
     spinner.enable_steady_tick(Duration::from_millis(100));
     let answer = client.post("/log/verify", None).await;
     spinner.finish_and_clear();
@@ -107,6 +107,7 @@ async fn verify(mut client: Client, global: &Global, trust: &proof::Trust) -> Re
     let mut facts = vec![
         ("result", result.to_owned()),
         ("events", format!("{} in {} entries", number(&report, "events"), number(&report, "entries"))),
+        ("replayed", replayed(&report)),
         ("digest", text(&report, "digest")),
         ("root", text(&report, "root")),
         ("checkpoint", checkpoint(&report)),
@@ -121,6 +122,13 @@ async fn verify(mut client: Client, global: &Global, trust: &proof::Trust) -> Re
         true => Ok(()),
         false => Err(Failure::new("log_differs", problem)
             .hint("keep this member's data folder as it is; another member or a backup has the truth")),
+    }
+}
+
+fn replayed(report: &Value) -> String {
+    match number(report, "fromSeq") {
+        0 | 1 => "from the first event".to_owned(),
+        from => format!("from event {from} on; of what was before, the state is kept"),
     }
 }
 

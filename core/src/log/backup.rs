@@ -1,8 +1,9 @@
 //! A backup of the log: every entry from the first, verbatim, so that a member can be made of it, and whoever reads it
-//! computes the tree's root and compares it with a signed note.
+//! computes the tree's root and compares it with a signed note. Where history does not begin with the first event any more, it
+//! begins with the state after what is gone.
 //!
 //! ```text
-//! header {epoch, to, note} ─► entry │ members │ entry … each entry with the root of all before it ─► end {entries, events}
+//! header {epoch, to, note, base?} ─► state … ─► entry │ members │ entry … each with the root of all before it ─► end {entries, events}
 //! ```
 //! File: `CVLANBAK` │ u8 format │ records ([`super::records`]).
 
@@ -11,8 +12,9 @@ use super::export::{majority, origin};
 use super::merkle::{CompactRange, Hash};
 use super::note::{Note, TreeHead, Verifier};
 use crate::id::{Epoch, Seq};
+use bytes::Bytes;
 use cvlan_proto::v1::backup_record::Kind;
-use cvlan_proto::v1::{BackupEnd, BackupEntry, BackupHeader, BackupRecord};
+use cvlan_proto::v1::{BackupBase, BackupEnd, BackupEntry, BackupHeader, BackupRecord, BackupState};
 
 /// What a backup begins with.
 pub const MAGIC: &[u8; 8] = b"CVLANBAK";
@@ -44,14 +46,25 @@ pub struct BackupReport {
     pub header: BackupHeader,
     /// Its log.
     pub epoch: Epoch,
+    /// The first event in it: 1, or the one after the state that it begins with.
+    pub from: Seq,
     /// Entries.
     pub entries: u64,
-    /// Events.
+    /// The last event.
     pub events: u64,
     /// Root of their tree.
     pub root: Hash,
     /// Voters whose keys are known and who signed that root; `None` where no keys were given.
     pub signers: Option<Vec<String>>,
+}
+
+/// What a member is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Part {
+    /// A piece of the state that it begins with, in order.
+    State(Bytes),
+    /// An entry of its log.
+    Entry(BackupEntry),
 }
 
 /// Checks a backup, record by record.
@@ -60,6 +73,8 @@ pub struct Checker {
     known: Vec<Verifier>,
     header: Option<BackupHeader>,
     tree: CompactRange,
+    /// Bytes of the state that are still to come.
+    state: u64,
     records: u64,
     entries: u64,
     ended: bool,
@@ -91,13 +106,18 @@ impl Checker {
         self.header.as_ref()
     }
 
+    /// The state that it begins with is here, if it has one: entries can follow.
+    pub fn has_state(&self) -> bool {
+        self.header.is_some() && self.state == 0
+    }
+
     /// Something is wrong where it is now.
     pub fn fault(&self, what: impl Into<String>) -> BackupFault {
         BackupFault { record: self.records, after: Seq(self.tree.size()), what: what.into() }
     }
 
-    /// Takes the next record; an entry is what a log is made of.
-    pub fn record(&mut self, record: BackupRecord) -> Result<Option<BackupEntry>, BackupFault> {
+    /// Takes the next record.
+    pub fn record(&mut self, record: BackupRecord) -> Result<Option<Part>, BackupFault> {
         self.records += 1;
         if self.ended {
             return Err(self.fault("there is something behind the end"));
@@ -108,15 +128,30 @@ impl Checker {
                 if header.epoch.parse::<Epoch>().is_err() || !(1..=last).contains(&header.to_seq) {
                     return Err(self.fault("the header is none"));
                 }
+                if let Some(base) = &header.base {
+                    self.tree = begins(base)
+                        .filter(|tree| tree.size() <= header.to_seq)
+                        .ok_or_else(|| self.fault("the header says of the state that it begins with what cannot be"))?;
+                    self.state = base.packed_length;
+                }
                 self.header = Some(header);
                 Ok(None)
             }
             (Some(Kind::Header(_)), Some(_)) => Err(self.fault("a second header")),
             (None, _) => Err(self.fault("a record of a kind that this version does not know")),
             (Some(_), None) => Err(self.fault("a backup begins with a header")),
+            (Some(Kind::State(BackupState { piece })), Some(_)) => {
+                let more = piece.len() as u64;
+                if more == 0 || more > self.state {
+                    return Err(self.fault("more of a state than is due"));
+                }
+                self.state -= more;
+                Ok(Some(Part::State(piece)))
+            }
+            (Some(_), Some(_)) if self.state > 0 => Err(self.fault("the state that it begins with is not whole")),
             (Some(Kind::Entry(entry)), Some(header)) => {
                 let to = header.to_seq;
-                self.entry(entry, to).map(Some)
+                self.entry(entry, to).map(|entry| Some(Part::Entry(entry)))
             }
             (Some(Kind::End(end)), Some(header)) => {
                 let (events, entries) = (self.tree.size(), self.entries);
@@ -171,8 +206,16 @@ impl Checker {
             known => Some(majority(&note, known).map_err(|what| self.fault(what))?),
         };
         let (entries, events) = (self.entries, self.tree.size());
-        Ok(BackupReport { header, epoch, entries, events, root, signers })
+        let from = Seq(header.base.as_ref().map_or(0, |base| base.seq) + 1);
+        Ok(BackupReport { header, epoch, from, entries, events, root, signers })
     }
+}
+
+/// The tree of the events before the first one of a backup.
+pub fn begins(base: &BackupBase) -> Option<CompactRange> {
+    let roots = base.roots.iter().map(|root| root.as_ref().try_into().ok()).collect::<Option<Vec<Hash>>>()?;
+    let good = base.seq > 0 && base.packed_length > 0 && base.digest.len() == size_of::<Hash>();
+    CompactRange::new(base.seq, roots).filter(|_| good)
 }
 
 /// The end of a backup of so much.
@@ -186,7 +229,6 @@ mod tests {
     use crate::log::entry::EntryWriter;
     use crate::log::export::signer;
     use crate::log::records::{Splitter, record_write};
-    use bytes::Bytes;
     use cvlan_proto::v1::{BackupMembers, BackupVoters};
     use ed25519_dalek::SigningKey;
 
@@ -229,7 +271,9 @@ mod tests {
         let mut checker = Checker::new(vec![Verifier::new(&signer(EPOCH, 1), key.as_bytes()).unwrap()]);
         let mut frames = Vec::new();
         for record in records {
-            frames.extend(checker.record(record.clone())?.map(|entry| entry.frame).filter(|frame| !frame.is_empty()));
+            if let Some(Part::Entry(entry)) = checker.record(record.clone())? {
+                frames.extend(Some(entry.frame).filter(|frame| !frame.is_empty()));
+            }
         }
         Ok((checker.finish()?, frames))
     }
@@ -259,6 +303,65 @@ mod tests {
             hex::encode(crate::log::leaf_hash(&bytes)),
             "0c5636c98e2f960fd6442c71920363fe44533d45e2c55b3eba55144631f723e4"
         );
+    }
+
+    /// The same backup, whose first `gone` entries are a state of 700 bytes.
+    fn late(sizes: &[u64], gone: usize) -> Vec<BackupRecord> {
+        let (mut records, _) = backup(sizes);
+        let is_frame = |record: &BackupRecord| matches!(&record.kind, Some(Kind::Entry(e)) if e.members.is_none());
+        let mut tree = CompactRange::default();
+        for _ in 0..gone {
+            let at = records.iter().position(is_frame).unwrap();
+            let Some(Kind::Entry(entry)) = records.remove(at).kind else { panic!() };
+            entry_decode(&entry.frame).unwrap().events.iter().for_each(|event| tree.push(event));
+        }
+        let base = BackupBase {
+            seq: tree.size(),
+            roots: tree.roots().iter().map(|root| Bytes::copy_from_slice(root)).collect(),
+            digest: vec![5; 32].into(),
+            length: 9_000,
+            packed_length: 700,
+        };
+        let Some(Kind::Header(header)) = &mut records[0].kind else { panic!() };
+        header.base = Some(base);
+        let piece = |n: usize| record(Kind::State(BackupState { piece: vec![n as u8; n].into() }));
+        records.splice(1..1, [piece(600), piece(100)]);
+        let last = records.len() - 1;
+        records[last] = end((sizes.len() - gone) as u64, sizes.iter().sum());
+        records
+    }
+
+    #[test]
+    fn it_begins_with_a_state_where_history_does() {
+        let records = late(&[1, 5, 300, 2], 2);
+        let (report, frames) = check(&records).unwrap();
+        assert_eq!((report.from, report.entries, report.events), (Seq(7), 2, 308));
+        assert_eq!(frames.len(), 2);
+        // Nothing but the state.
+        assert_eq!(check(&late(&[1, 5], 2)).unwrap().0.from, Seq(7));
+        type Change<'a> = &'a dyn Fn(&mut Vec<BackupRecord>);
+        fn base(records: &mut [BackupRecord]) -> &mut BackupBase {
+            let Some(Kind::Header(BackupHeader { base: Some(base), .. })) = &mut records[0].kind else { panic!() };
+            base
+        }
+        let cases: &[(&str, Change)] = &[
+            ("is not whole", &|r| drop(r.remove(2))),
+            ("is not whole", &|r| drop(r.drain(1..3))),
+            ("more of a state than is due", &|r| r.insert(3, r[2].clone())),
+            ("more of a state than is due", &|r| r.insert(1, record(Kind::State(BackupState::default())))),
+            ("what cannot be", &|r| base(r).seq = 309),
+            ("event 7 follows: 6 is due", &|r| base(r).seq = 5),
+            ("what cannot be", &|r| base(r).roots[0] = vec![1; 31].into()),
+            ("what cannot be", &|r| base(r).digest = Bytes::new()),
+            ("what cannot be", &|r| *base(r) = BackupBase::default()),
+            ("continues another history", &|r| base(r).roots[1] = vec![1; 32].into()),
+        ];
+        for (what, change) in cases {
+            let mut records = records.clone();
+            change(&mut records);
+            let fault = check(&records).expect_err(what);
+            assert!(fault.what.contains(what), "{what}: {fault}");
+        }
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub struct Settings {
     #[arg(long, env = "CVLAN_BACKUP_KEEP", value_name = "N", global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup_keep: Option<NonZeroU64>,
-    /// Let go of history that is older than so many days; no backup can be made of a log without its beginning [default: 0, keep all]
+    /// Let go of history that is older than so many days; what it led to stays, as a state; 0: keep all [default: 90]
     #[arg(long, env = "CVLAN_HISTORY_DAYS", value_name = "DAYS", global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub history_days: Option<u32>,
@@ -112,6 +112,8 @@ pub struct Settings {
 
 /// A day.
 pub const DAY_MS: u64 = 24 * 3600 * 1000;
+/// How long history is kept where nothing says otherwise.
+const HISTORY_DAYS: u32 = 90;
 /// Between two backups, where nothing else is said.
 const BACKUP_EVERY_S: u64 = 24 * 3600;
 /// Backups that stay, likewise.
@@ -291,7 +293,7 @@ impl Settings {
             backup,
             history_export: self.history_export,
             log_limits: cvlan_raft::Limits {
-                history_ms: u64::from(self.history_days.unwrap_or_default()) * DAY_MS,
+                history_ms: u64::from(self.history_days.unwrap_or(HISTORY_DAYS)) * DAY_MS,
                 level: self.play_level,
                 ..d.log_limits
             },

@@ -205,7 +205,7 @@ fn config_check(options: &Options) -> anyhow::Result<ExitCode> {
         backup_dir: options.backup.as_ref().map(|b| b.folder.clone()),
         backup_every: options.backup.as_ref().and_then(|b| std::num::NonZeroU64::new(b.every.as_secs())),
         backup_keep: options.backup.as_ref().and_then(|b| std::num::NonZeroU64::new(b.keep as u64)),
-        history_days: Some((options.log_limits.history_ms / DAY_MS) as u32).filter(|days| *days > 0),
+        history_days: Some((options.log_limits.history_ms / DAY_MS) as u32),
         history_export: options.history_export.clone(),
         play_level: options.log_limits.level,
         // Without their secrets.

@@ -47,9 +47,13 @@ async fn open(options: &Options) -> anyhow::Result<Core> {
     Core::open(options, lock(options)?, nowhere()).await.map_err(super::with_hint)
 }
 
-/// Replays the log; `each` is told of every event.
-async fn replay(options: &Options, each: impl FnMut(Seq, &Bytes) + Send + 'static) -> anyhow::Result<VerifyReport> {
-    read_dir::<Rules, TokioRuntime>(lock(options)?, each).await.map_err(|e| match e {
+/// Replays the log; `begins` is told the tree that it begins with, `each` of every event that follows.
+async fn replay(
+    options: &Options,
+    begins: impl FnOnce(&CompactRange) + Send + 'static,
+    each: impl FnMut(Seq, &Bytes) + Send + 'static,
+) -> anyhow::Result<VerifyReport> {
+    read_dir::<Rules, TokioRuntime>(lock(options)?, begins, each).await.map_err(|e| match e {
         VerifyError::Open(e) => super::with_hint(StartError::Open(e)),
         VerifyError::History(_) => anyhow::anyhow!("{e} (hint: restore a backup)"),
         VerifyError::Entry { .. } => anyhow::anyhow!(
@@ -66,6 +70,15 @@ struct Roots {
     found: BTreeMap<u64, Hash>,
 }
 
+impl Roots {
+    fn grown(&mut self, by: impl FnOnce(&mut CompactRange)) {
+        by(&mut self.tree);
+        if self.wanted.contains(&self.tree.size()) {
+            self.found.insert(self.tree.size(), self.tree.root());
+        }
+    }
+}
+
 pub async fn log_verify(options: &Options, keys: Option<&Path>, held: &[PathBuf]) -> anyhow::Result<ExitCode> {
     let known = verifiers(keys)?;
     let read = |path: &PathBuf| {
@@ -77,24 +90,40 @@ pub async fn log_verify(options: &Options, keys: Option<&Path>, held: &[PathBuf]
     compared.extend(signed.iter().map(|(path, head, _)| (path.clone(), head.clone())));
     let wanted = compared.iter().map(|(_, head)| head.size).collect();
     let roots = Arc::new(Mutex::new(Roots { wanted, ..Roots::default() }));
-    let grows = roots.clone();
-    let report = replay(options, move |_, event| {
-        let Roots { tree, wanted, found } = &mut *grows.lock().unwrap_or_else(PoisonError::into_inner);
-        tree.push(event);
-        if wanted.contains(&tree.size()) {
-            found.insert(tree.size(), tree.root());
-        }
-    });
-    let report = report.await?;
+    let (begins, grows) = (roots.clone(), roots.clone());
+    let begin = move |base: &CompactRange| {
+        begins.lock().unwrap_or_else(PoisonError::into_inner).grown(|tree| {
+            tree.clone_from(base);
+        })
+    };
+    let each =
+        move |_, event: &Bytes| grows.lock().unwrap_or_else(PoisonError::into_inner).grown(|tree| tree.push(event));
+    let report = replay(options, begin, each).await?;
     let roots = roots.lock().unwrap_or_else(PoisonError::into_inner);
     for (path, head) in &compared {
+        if head.size + 1 < report.from.0 {
+            bail!(
+                "{}: of event {}, and the history of this folder begins with event {} (history_gone) (hint: a running member proves \
+                 what is gone too: `cvlanctl log verify --held`)",
+                path.display(),
+                head.size,
+                report.from
+            );
+        }
         let root = roots.found.get(&head.size).unwrap_or(&report.root);
         reaches(head, report.events).and_then(|()| same(head, root)).map_err(|e| {
             let hint = "keep this folder as it is; another member, or a backup, has what is missing";
             anyhow::anyhow!("{}: {e} ({}) (hint: {hint})", path.display(), e.code())
         })?;
     }
-    println!("ok          {} events in {} entries, {} skipped", report.events, report.entries, report.skipped);
+    let events = report.events + 1 - report.from.0;
+    println!("ok          {events} events in {} entries, {} skipped", report.entries, report.skipped);
+    if report.from > Seq(1) {
+        println!(
+            "replayed    from event {} on: history is not kept from before, but as the state after it",
+            report.from
+        );
+    }
     println!("checkpoint  {}.{}", report.epoch, report.seq);
     println!("root        {}", hex::encode(report.root));
     println!("digest      {}", hex::encode(report.digest));
@@ -158,9 +187,13 @@ fn verifiers(path: Option<&Path>) -> anyhow::Result<Vec<Verifier>> {
 pub async fn log_stats(options: &Options) -> anyhow::Result<ExitCode> {
     let first = Arc::new(Mutex::new(None));
     let sees = first.clone();
-    let report = replay(options, move |seq, event| {
-        sees.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| (seq, event.clone()));
-    });
+    let report = replay(
+        options,
+        |_| {},
+        move |seq, event| {
+            sees.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| (seq, event.clone()));
+        },
+    );
     let report = report.await?;
     let first = first.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let first_time = match &first {
@@ -215,7 +248,11 @@ pub async fn restore(options: &Options, from: &Path, keys: &Path, voters: Option
         Some(names) => names.join(", "),
         None => "not looked at: --voters FILE".to_owned(),
     };
-    println!("backup      {} events in {} entries, of epoch {}", backup.events, backup.entries, backup.epoch);
+    let events = backup.events + 1 - backup.from.0;
+    println!("backup      {events} events in {} entries, of epoch {}", backup.entries, backup.epoch);
+    if backup.from > Seq(1) {
+        println!("history     begins with event {}; what was before is in the state", backup.from);
+    }
     println!("signed by   {signed}");
     println!("restored    member {member}, alone, in epoch {}", restored.epoch);
     println!(

@@ -3,7 +3,7 @@
 //! ```text
 //! frame = u8 protocol │ bincode(Message) │ body
 //! body of Append, Past = for each entry: u32 LE length │ the log's own record of it (store/codec), frame verbatim
-//!         Chunk   = bytes of the packed snapshot
+//!         Chunk   = bytes of the packed snapshot        State = of the packed state
 //!         Write   = bincode(command)
 //!         Written = for each event: u32 LE length │ its bytes        Refused = bincode(WriteError)
 //! ```
@@ -11,7 +11,7 @@
 //! the first byte. A list's length is checked against what is there before anything is set aside for it.
 
 use crate::error::MemberError;
-use crate::store::codec::{self as records, Id, Record, Roster, Voted};
+use crate::store::codec::{self as records, Id, Record, Roster, SnapshotHead, Voted};
 use crate::types::Entry;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::de::DeserializeOwned;
@@ -111,6 +111,10 @@ pub(crate) enum Request {
     Before { end: u64, bytes: u64 },
     /// Entries from `from` on, before `end`.
     Past { from: u64, end: u64 },
+    /// The state that history begins with, where entries from `oldest` on continue it, and it lacks what is before entry `end`.
+    Base { oldest: u64, end: u64 },
+    /// A piece of the state after event `seq`, from `offset` on.
+    State { seq: u64, offset: u64 },
 }
 
 /// What may be asked of a leader besides commands.
@@ -192,6 +196,13 @@ pub(crate) enum Answer {
     Nothing,
     /// Entries follow, of which those that are no part of history have become blank.
     Past,
+    /// What it is, and its bytes once it is packed.
+    Base {
+        about: Box<SnapshotHead>,
+        packed: u64,
+    },
+    /// Bytes of the packed state follow.
+    State,
 }
 
 /// Why a frame is none.
@@ -327,6 +338,11 @@ mod tests {
         (&crate::types::Vote { leader_id: LeaderId { term: 3, node_id: 2 }, committed: true }).into()
     }
 
+    fn about() -> SnapshotHead {
+        let Parcel { last, members_at, members, .. } = parcel();
+        SnapshotHead { last, members_at, members, seq: 4, skipped: vec![3, 4], length: 9, digest: [5; 32] }
+    }
+
     fn parcel() -> Parcel {
         let members = (&openraft::Membership::new_with_defaults(vec![[1u64].into()], [])).into();
         Parcel { last: Some(id(9)), members_at: None, members, saved: 300, length: 4, digest: [5; 32] }
@@ -375,6 +391,8 @@ mod tests {
             (request(Request::Checkpoint), "0102fb2c010a".into()),
             (request(Request::Before { end: 9, bytes: 300 }), "0102fb2c010b09fb2c01".into()),
             (request(Request::Past { from: 4, end: 9 }), "0102fb2c010c0409".into()),
+            (request(Request::Base { oldest: 4, end: 9 }), "0102fb2c010d0409".into()),
+            (request(Request::State { seq: 4, offset: 300 }), "0102fb2c010e04fb2c01".into()),
             (answer(Answer::Appended), "01030100".into()),
             (answer(Answer::Conflict), "01030101".into()),
             (answer(Answer::HigherVote(voted())), "01030102030201".into()),
@@ -400,6 +418,11 @@ mod tests {
             (answer(Answer::Before { from: 4, size: 8, roots: vec![[5; 32]] }), format!("01030110040801{d32}")),
             (answer(Answer::Nothing), "01030111".into()),
             (answer(Answer::Past), "01030112".into()),
+            (
+                answer(Answer::Base { about: Box::new(about()), packed: 300 }),
+                format!("01030113 01030109000101010101096c6f63616c686f737404 020304 09{d32}fb2c01"),
+            ),
+            (answer(Answer::State), "01030114".into()),
         ]
     }
 

@@ -9,7 +9,6 @@
 //! machine says what it takes from whom ([`Machine::from_member`]).
 
 use crate::attest;
-use crate::backfill;
 use crate::disk::{Lane, on_disk};
 use crate::error::WriteError;
 use crate::forward::{owns, tell};
@@ -22,6 +21,7 @@ use crate::peer::{CLUSTER, DIAL_LIMIT, IDLE_LIMIT, OPEN_BYTES, OPEN_REQUESTS, pa
 use crate::store::codec::{Id, Voted};
 use crate::transport::Pipe;
 use crate::types::{Cfg, Entry, LogId, Tx, Vote};
+use crate::{backfill, base};
 use bytes::Bytes;
 use cvlan_core::id::{Checkpoint, Epoch};
 use cvlan_core::machine::Machine;
@@ -215,6 +215,8 @@ fn start<M: Machine, RT: AsyncRuntime>(
         Request::Ping { .. } => now(pong(member, peer)),
         Request::Before { end, bytes } => later(backfill::before(&member.shared, end, bytes)),
         Request::Past { from, end } => Box::pin(backfill::past(&member.shared, from, end)),
+        Request::Base { oldest, end } => later(base::asked(&member.shared, oldest, end)),
+        Request::State { seq, offset } => Box::pin(base::piece(&member.shared, seq, offset)),
     })
 }
 
@@ -234,7 +236,9 @@ fn is_rafts(request: &Request) -> bool {
         | Request::Ping { .. }
         | Request::Checkpoint
         | Request::Before { .. }
-        | Request::Past { .. } => false,
+        | Request::Past { .. }
+        | Request::Base { .. }
+        | Request::State { .. } => false,
     }
 }
 

@@ -3,9 +3,10 @@
 use crate::common::{Cluster, Counting, eventually};
 use cvlan_core::id::Seq;
 use cvlan_core::log::proof::{continued, included};
+use cvlan_raft::VerifyReport;
 use cvlan_raft::counter::{Command, Counter};
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn files(cluster: &Cluster, id: u64, folder: &str) -> BTreeSet<String> {
     let Ok(all) = std::fs::read_dir(cluster.path(id).join(folder)) else { return BTreeSet::new() };
@@ -29,6 +30,19 @@ async fn snapshots(cluster: &Cluster) {
     }
 }
 
+/// A replay, once it begins with this event: files go right after history is said to begin later, and another state comes in time.
+async fn replayed_from(member: &Counting, from: u64) -> VerifyReport {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let report = member.log_verify(None).await.unwrap();
+        if report.from.0 == from {
+            return report;
+        }
+        assert!(Instant::now() < end, "a replay begins with event {}, history with {from}", report.from);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// What is left can be read to the end, is proven, and nothing before it can be read.
 async fn holds(member: &Counting) {
     let (from, head) = (member.status().history_from, member.head());
@@ -40,6 +54,9 @@ async fn holds(member: &Counting) {
         assert_eq!(page[0].0, Seq(next));
         next = page.last().unwrap().0.0 + 1;
     }
+    // A replay begins with the state that is kept, right before.
+    let report = replayed_from(member, from).await;
+    assert!(report.seq >= head.seq);
     // Also what is gone.
     for event in [1, from - 1, from, head.seq.0] {
         let old = Seq(1 + event / 2);
@@ -114,6 +131,11 @@ async fn history_goes_where_the_log_says_so_and_stays_where_it_is_held() {
     fill(&cluster, 20).await;
     cluster.same().await;
     let fourth = late(4).await;
+    // It fetches the state before that, and can be backed up like the others.
+    cluster.member(1).checkpoint().await.unwrap();
+    cluster.same().await;
+    let report = replayed_from(&cluster.member(4), cluster.member(4).status().history_from).await;
+    assert!(!report.checkpoints.is_empty());
     cluster.stop(4).await;
     cluster.start(4).await;
     eventually("it is back", || cluster.member(4).status().leader.is_some()).await;

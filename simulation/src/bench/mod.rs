@@ -133,6 +133,7 @@ pub const FIGURES: &[Figure] = &[
     here("snapshot_p99", "us", None, None, ready::snapshot_p99),
     here("backup_p99", "us", None, None, ready::backup_p99),
     beside("start_ready", "s", None, None, ready::start_ready),
+    beside("restore", "s", None, None, ready::restore),
     here("replay_apply", "events/s", None, None, replay::apply),
     here("replay_scan", "events/s", None, None, replay::scan),
     here("export_verify", "events/s", None, None, record::verify),

@@ -4,6 +4,7 @@ use super::wire::{Protocol, Target};
 use super::{Bench, on_tokio};
 use anyhow::{Context, bail};
 use cvlan_proto::v1;
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -96,10 +97,11 @@ impl Controller {
     /// A new cluster's first member in an empty folder, or the one whose folder it is. `node_listen` is the machines'
     /// door's address.
     pub(super) fn start(folder: &Path, node_listen: &str) -> anyhow::Result<Self> {
-        Self::member(folder, node_listen, None)
+        Self::with(folder, node_listen, &[])
     }
 
-    fn member(folder: &Path, node_listen: &str, token: Option<&str>) -> anyhow::Result<Self> {
+    /// The same, with flags as the environment has them.
+    pub(super) fn with(folder: &Path, node_listen: &str, flags: &[(&str, &OsStr)]) -> anyhow::Result<Self> {
         let ports = free_ports()?;
         let [rest, node, metrics, cluster] = ports;
         let out = folder.join("out");
@@ -110,7 +112,7 @@ impl Controller {
         for (flag, port) in [("--listen", rest), ("--metrics-listen", metrics), ("--cluster-listen", cluster)] {
             command.args([flag, &format!("127.0.0.1:{port}")]);
         }
-        command.envs(token.map(|token| ("CVLAN_JOIN_TOKEN", token)));
+        command.envs(flags.iter().copied());
         let process = Process::start(command.stdout(std::fs::File::create(&out)?))?;
         let mut text = String::new();
         until("a controller is up", START, || {
@@ -212,7 +214,8 @@ impl Cluster {
             let made = post(&target, "/cluster/members", &bearer, &format!(r#"{{"name":"m{n}"}}"#)).await?;
             let made: v1::MemberAddResponse = serde_json::from_slice(&made)?;
             let folder = self._folder.path().join(n.to_string());
-            self.members.push(Controller::member(&folder, "127.0.0.1", Some(&made.join_token))?);
+            let token = [("CVLAN_JOIN_TOKEN", OsStr::new(&made.join_token))];
+            self.members.push(Controller::with(&folder, "127.0.0.1", &token)?);
         }
         let end = Instant::now() + START;
         loop {

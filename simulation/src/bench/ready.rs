@@ -1,7 +1,7 @@
 //! What the size of the state costs: a controller's start, and writes while a snapshot is made.
 
 use super::load::Took;
-use super::process::{Controller, until};
+use super::process::{Controller, program, until};
 use super::replay::fill;
 use super::write::{Fleet, Real, START, open};
 use super::{Bench, Sample, on_tokio};
@@ -15,6 +15,7 @@ use cvlan_proto::v1::BackupEntry;
 use cvlan_proto::v1::backup_record::Kind;
 use cvlan_raft::Item;
 use std::io::Write;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -63,6 +64,39 @@ pub(super) fn start_ready(bench: &Bench) -> anyhow::Result<Sample> {
     let snapshots = std::fs::read_dir(Controller::data(folder).join("snapshots"))?.count();
     ensure!(snapshots > 0, "no snapshot");
     Ok(Sample::new(seconds, vec![("events", EVENTS.to_string()), ("nodes", NODES.to_string())]))
+}
+
+/// `restore`: `cvlan-api restore` of a controller's own backup of [`EVENTS`] events, keys and all, seconds; and from the start of
+/// what was restored until /readyz says 200.
+pub(super) fn restore(bench: &Bench) -> anyhow::Result<Sample> {
+    let grown = bench.grown()?.0.path();
+    let folder = bench.folder()?;
+    let made = folder.path().join("made");
+    let controller = Controller::with(grown, "127.0.0.1", &[("CVLAN_BACKUP_DIR", made.as_os_str())])?;
+    let whole = || {
+        let paths = std::fs::read_dir(&made).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+        paths.into_iter().find(|path| path.extension().is_some_and(|ending| ending == "cvbackup"))
+    };
+    let file = until("a backup is made, and read back", VIEW, whole)?;
+    controller.stop()?;
+    let started = Instant::now();
+    let mut command = Command::new(program("cvlan-api")?);
+    command.arg("restore").arg("--from").arg(&file).arg("--keys").arg(Controller::data(grown).join("keys"));
+    let done = command.arg("--data-dir").arg(Controller::data(folder.path())).output()?;
+    let seconds = started.elapsed().as_secs_f64();
+    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let started = Instant::now();
+    let controller = Controller::start(folder.path(), "127.0.0.1")?;
+    until("it is ready", VIEW, || controller.ready().then_some(()))?;
+    let ready = started.elapsed().as_secs_f64();
+    controller.stop()?;
+    let keys = vec![
+        ("events", EVENTS.to_string()),
+        ("nodes", NODES.to_string()),
+        ("mib", format!("{:.0}", std::fs::metadata(&file)?.len() as f64 / f64::from(1 << 20))),
+        ("ready_s", format!("{ready:.2}")),
+    ];
+    Ok(Sample::new(seconds, keys))
 }
 
 /// Between two writes of one caller.

@@ -41,7 +41,8 @@ pub async fn read(data: &Path) -> anyhow::Result<(Log, VerifyReport)> {
             log.found.entry(ours).or_default().push(seq.0);
         }
     };
-    let report = read_dir::<Rules, TokioRuntime>(disk, each).await.with_context(|| data.display().to_string())?;
+    let report =
+        read_dir::<Rules, TokioRuntime>(disk, |_| {}, each).await.with_context(|| data.display().to_string())?;
     let log = std::mem::take(&mut *lock(&log));
     Ok((log, report))
 }

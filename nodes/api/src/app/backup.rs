@@ -1,7 +1,7 @@
 //! Backups: the log as it is here, as a stream, or by itself into a folder.
 //!
 //! ```text
-//!  signed tree head ─► header ─► entries, page by page ─► end                 (cvlan_core::log::backup)
+//!  signed tree head ─► header ─► state, if history begins with one ─► entries, page by page ─► end    (cvlan_core::log::backup)
 //!  --backup-dir: every so often ─► .NAME.part ─► read back and checked ─► NAME ─► those beyond --backup-keep are removed
 //! ```
 
@@ -10,14 +10,16 @@ use super::{App, now_ms};
 use crate::problem::Problem;
 use bytes::Bytes;
 use cvlan_core::id::Seq;
-use cvlan_core::log::backup::{BackupFault, BackupReport, Checker, FORMAT, MAGIC, end, record};
+use cvlan_core::log::backup::{BackupFault, BackupReport, Checker, FORMAT, MAGIC, Part, begins, end, record};
 use cvlan_core::log::entry_decode;
 use cvlan_core::log::note::Verifier;
 use cvlan_core::log::records::{Splitter, record_write};
 use cvlan_core::rules::timestamp;
 use cvlan_proto::v1::backup_record::Kind;
-use cvlan_proto::v1::{BackupEntry, BackupHeader, BackupMembers, BackupRecord, BackupVoters, LogBackup};
-use cvlan_raft::{Item, Members, Restored};
+use cvlan_proto::v1::{
+    BackupBase, BackupEntry, BackupHeader, BackupMembers, BackupRecord, BackupState, BackupVoters, LogBackup,
+};
+use cvlan_raft::{Base, HistoryError, Item, Members, Restored};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -29,6 +31,8 @@ use tokio::time::sleep;
 const PAGE: usize = 1024;
 /// Read from a file at once, bytes.
 const PIECE: usize = 1 << 20;
+/// Bytes of a state in one record.
+const STATE: usize = 256 << 10;
 /// What a backup's name ends with.
 const ENDING: &str = "cvbackup";
 /// What one that is not whole ends with.
@@ -72,6 +76,8 @@ pub struct Backup {
     app: Arc<App>,
     /// What is to be sent first.
     begin: Option<Vec<u8>>,
+    /// What is left of the state that it begins with.
+    state: Bytes,
     next: u64,
     to: u64,
     entries: u64,
@@ -83,6 +89,12 @@ impl Backup {
     /// Of the log up to `to`, an entry's last event; to go on with one that was cut off: from the entry that begins with
     /// event `from`.
     pub async fn begin(app: Arc<App>, from: u64, to: Option<u64>) -> Result<Self, Problem> {
+        let base = if from == 1 { app.log.backup_base().await? } else { None };
+        if base.is_some() {
+            // One at least is to follow that says what the state is.
+            app.log.checkpoint().await?;
+            app.log.linearize().await?;
+        }
         let head = app.log.head();
         let to = to.unwrap_or(head.seq.0);
         if to == 0 || to > head.seq.0 {
@@ -91,8 +103,12 @@ impl Backup {
         if from == 0 || from > to {
             return Err(beyond("from", from, Seq(to)));
         }
+        let next = base.as_ref().map_or(from, |base| base.seq.0 + 1);
+        if next > to + 1 {
+            return Err(HistoryError::Gone { first: Seq(next) }.into());
+        }
         // Before the first byte, so that what is not here any more is an answer of its own.
-        app.log.entries_from(Seq(1), 1).await?;
+        app.log.entries_from(Seq(next), 1).await?;
         let signed = app.notary.collect(&app.voters, Seq(to)).await?;
         let valid = signed.valid;
         let header = BackupHeader {
@@ -102,10 +118,12 @@ impl Backup {
             member_id: app.member.0,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             time_ms: head.time_ms,
+            base: base.as_ref().map(base_said),
         };
+        let state = base.map(|base| base.packed).unwrap_or_default();
         let mut begin = [MAGIC.as_slice(), &[FORMAT]].concat();
         record_write(&record(Kind::Header(header)), &mut begin);
-        Ok(Self { app, begin: Some(begin), next: from, to, entries: 0, signed: valid })
+        Ok(Self { app, begin: Some(begin), state, next, to, entries: 0, signed: valid })
     }
 
     /// Its last event.
@@ -118,10 +136,15 @@ impl Backup {
         if let Some(begin) = self.begin.take() {
             return Ok(Some(begin.into()));
         }
+        let mut out = Vec::new();
+        if !self.state.is_empty() {
+            let piece = self.state.split_to(STATE.min(self.state.len()));
+            record_write(&record(Kind::State(BackupState { piece })), &mut out);
+            return Ok(Some(out.into()));
+        }
         if self.next > self.to + 1 {
             return Ok(None);
         }
-        let mut out = Vec::new();
         if self.next == self.to + 1 {
             // Whoever goes on with one that was cut off counts the entries itself.
             record_write(&end(self.entries, self.to), &mut out);
@@ -154,6 +177,16 @@ impl Backup {
             true => Err(Problem::internal(format!("event {} is not here", self.next))),
             false => Ok(Some(out.into())),
         }
+    }
+}
+
+fn base_said(base: &Base) -> BackupBase {
+    BackupBase {
+        seq: base.seq.0,
+        roots: base.tree.roots().iter().map(|root| Bytes::copy_from_slice(root)).collect(),
+        digest: Bytes::copy_from_slice(&base.digest),
+        length: base.length,
+        packed_length: base.packed.len() as u64,
     }
 }
 
@@ -204,6 +237,8 @@ pub struct Reader {
     checker: Option<Checker>,
     /// After it.
     report: Option<BackupReport>,
+    /// Was read, and not taken.
+    ahead: Option<Part>,
     piece: Vec<u8>,
 }
 
@@ -212,18 +247,52 @@ impl Reader {
     pub fn open(path: &Path, known: Vec<Verifier>) -> Result<Self, BackupError> {
         let file = File::open(path).map_err(|source| BackupError::Io { file: path.display().to_string(), source })?;
         let (checker, records) = (Some(Checker::new(known)), Splitter::new(MAGIC, FORMAT));
-        Ok(Self { path: path.to_owned(), file, records, checker, report: None, piece: vec![0; PIECE] })
+        Ok(Self { path: path.to_owned(), file, records, checker, report: None, ahead: None, piece: vec![0; PIECE] })
+    }
+
+    /// The state that it begins with, if it has one; before the first entry.
+    pub fn base(&mut self) -> Result<Option<Base>, BackupError> {
+        let mut packed = Vec::new();
+        loop {
+            match self.part()? {
+                Some(Part::State(piece)) => packed.extend_from_slice(&piece),
+                other => {
+                    self.ahead = other;
+                    break;
+                }
+            }
+        }
+        let report = self.report.as_ref().map(|report| &report.header);
+        let header = report.or_else(|| self.checker.as_ref().and_then(Checker::header));
+        let said = header.and_then(|header| header.base.as_ref());
+        Ok(said.and_then(|base| {
+            let (tree, digest) = (begins(base)?, base.digest.as_ref().try_into().ok()?);
+            Some(Base { seq: Seq(base.seq), tree, digest, length: base.length, packed: packed.into() })
+        }))
     }
 
     /// The next entry; `None` after the end, where all is in order.
     pub fn entry(&mut self) -> Result<Option<BackupEntry>, BackupError> {
+        loop {
+            match self.part()? {
+                Some(Part::Entry(entry)) => return Ok(Some(entry)),
+                Some(Part::State(_)) => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    fn part(&mut self) -> Result<Option<Part>, BackupError> {
+        if let Some(part) = self.ahead.take() {
+            return Ok(Some(part));
+        }
         let file = self.path.display().to_string();
         let fault = |fault| BackupError::Fault { file: file.clone(), fault };
         while let Some(checker) = &mut self.checker {
             match self.records.take::<BackupRecord>().map_err(|what| fault(checker.fault(what)))? {
                 Some((record, _)) => {
-                    if let Some(entry) = checker.record(record).map_err(fault)? {
-                        return Ok(Some(entry));
+                    if let Some(part) = checker.record(record).map_err(fault)? {
+                        return Ok(Some(part));
                     }
                 }
                 None => {

@@ -74,7 +74,7 @@ pub async fn checkpoint(app: &App) -> Result<Output<v1::CheckpointRecord>, Probl
     Ok(Output::read(&app.log.head(), record))
 }
 
-/// Replays the log from its first event and compares it with every checkpoint in it.
+/// Replays the log from where history begins and compares it with every checkpoint in it.
 pub async fn verify(app: &App) -> Result<Output<v1::LogVerification>, Problem> {
     let (started, head) = (Instant::now(), app.log.head());
     let report = match app.log.log_verify(Some(head.seq)).await {
@@ -115,5 +115,6 @@ fn verification(report: &cvlan_raft::VerifyReport, head: &Head<State>, millis: u
         replayed_digest: digest,
         problem,
         millis,
+        from_seq: report.from.0,
     }
 }

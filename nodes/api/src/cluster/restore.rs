@@ -167,6 +167,7 @@ async fn make(
     let mut options = Options::<Rules>::single(LogStore::open(store, folder)?);
     options.member = member;
     let mut reader = Reader::open(from, Vec::new())?;
+    let base = reader.base()?;
     let next = || Ok(reader.entry().map_err(std::io::Error::other)?.map(entry_restored));
     let fits = |state: &State| {
         if state.system.ca_certificate != ca.der().to_vec() || !secrets.open(state) {
@@ -177,7 +178,7 @@ async fn make(
             false => Err(format!("these keys are of member {member}, which was none when the backup was made")),
         }
     };
-    let forced = match restore::<Rules, TokioRuntime>(&options, next, fits, epoch).await {
+    let forced = match restore::<Rules, TokioRuntime>(&options, base, next, fits, epoch).await {
         Err(OpenError::Incomplete(why)) => return Err(RestoreError::OtherKeys(why)),
         done => done?,
     };

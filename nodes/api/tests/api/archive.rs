@@ -1,14 +1,18 @@
 //! History that is not kept any longer: it is written before it goes, and nobody is told what is not true afterwards.
 
 use crate::common::{Controller, Session, options, send};
-use cvlan_api::server::{Options, start};
+use cvlan_api::cluster::restore::restored;
+use cvlan_api::server::{Options, Running, start};
 use cvlan_core::id::Seq;
 use cvlan_core::log::export::{Checker, FORMAT, MAGIC};
-use cvlan_core::log::records::Splitter;
-use cvlan_proto::v1::ExportRecord;
+use cvlan_core::log::records::{Splitter, record_write};
+use cvlan_core::log::{backup, entry_decode};
+use cvlan_proto::v1::backup_record::Kind;
+use cvlan_proto::v1::{BackupRecord, ExportRecord};
 use reqwest::Method;
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 pub fn trimming(data: &Path, export: Option<&Path>) -> Options {
@@ -125,4 +129,95 @@ async fn what_cannot_be_written_does_not_go() {
     std::fs::remove_file(&blocked).unwrap();
     trimmed(&admin, 1).await;
     assert!(!files(&blocked).is_empty());
+}
+
+fn records(bytes: &[u8]) -> Vec<BackupRecord> {
+    let (mut splitter, mut all) = (Splitter::new(backup::MAGIC, backup::FORMAT), Vec::new());
+    splitter.push(bytes);
+    while let Some((record, _)) = splitter.take().unwrap() {
+        all.push(record);
+    }
+    assert!(splitter.is_empty());
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_of_trimmed_history_begins_with_the_state_before_it_and_comes_back() {
+    let controller = Controller::with(|data| trimming(data, None)).await;
+    let admin = filled(&controller).await;
+    trimmed(&admin, 50).await;
+    let log = &controller.running.app().log;
+    log.history_hold(Seq(log.status().history_from));
+    let verified = admin.post("/log/verify", json!({})).await.expect(200).json();
+    let from = first(&controller);
+    assert_eq!((&verified["ok"], &verified["fromSeq"]), (&json!(true), &json!(from.to_string())), "{verified}");
+
+    let fetch = async |query: &str| {
+        let answer = admin.request(Method::GET, &format!("/cluster/backup{query}")).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{query}");
+        answer.bytes().await.unwrap()
+    };
+    let whole = fetch("").await;
+    let all = records(&whole);
+    let Some(Kind::Header(header)) = &all[0].kind else { panic!() };
+    assert_eq!(header.base.as_ref().unwrap().seq + 1, from);
+    let is_state = |record: &&BackupRecord| matches!(record.kind, Some(Kind::State(_)));
+    assert!(all.iter().any(|record| is_state(&record)));
+    // Whoever goes on with one that was cut off has the state.
+    let frame = |record: &BackupRecord| match &record.kind {
+        Some(Kind::Entry(entry)) if entry.members.is_none() => Some(entry_decode(&entry.frame).unwrap().first_seq),
+        _ => None,
+    };
+    let half = all.len() / 2;
+    let (at, seq) = all.iter().enumerate().skip(half).find_map(|(at, record)| Some((at, frame(record)?))).unwrap();
+    let rest = records(&fetch(&format!("?from={seq}&to={}", header.to_seq)).await);
+    let due = &all[at..all.len() - 1];
+    assert_eq!((&rest[1..=due.len()], rest.len()), (due, due.len() + 2));
+    let gone = admin.request(Method::GET, &format!("/cluster/backup?from=2&to={}", header.to_seq));
+    send(gone).await.problem(410, "history_gone");
+
+    let folder = tempfile::tempdir().unwrap();
+    let [file, keys, data] = ["it.cvbackup", "keys", "data"].map(|name| folder.path().join(name));
+    std::fs::write(&file, &whole).unwrap();
+    let kept = controller.dir.path().join("keys");
+    assert!(Command::new("cp").arg("-r").args([&kept, &keys]).status().unwrap().success());
+    let slugs = |running: &Running| {
+        let head = running.app().log.head();
+        head.machine.tenants.values().map(|tenant| tenant.record.slug.clone()).collect::<Vec<_>>()
+    };
+    let before = slugs(&controller.running);
+    assert_eq!(before.len(), 120);
+    controller.running.stop().await;
+    let back = restored(&file, &keys, &data, None, Vec::new()).await.unwrap();
+    assert_eq!((back.backup.from, back.backup.events), (Seq(from), header.to_seq));
+    let tool = |verb: &str| {
+        let said = Command::new(env!("CARGO_BIN_EXE_cvlan-api")).args(["log", verb, "--data-dir"]).arg(&data).output();
+        let said = said.unwrap();
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+        String::from_utf8(said.stdout).unwrap()
+    };
+    assert!(tool("verify").contains(&format!("replayed    from event {from} on")));
+    assert!(tool("stats").contains("kept by"));
+    let running = start(options(&data)).await.unwrap();
+    assert_eq!(slugs(&running), before);
+    let report = running.app().log.log_verify(None).await.unwrap();
+    assert_eq!((report.from, report.checkpoints.is_empty()), (Seq(from), false));
+    assert_eq!(running.app().log.status().history_from, from);
+    running.stop().await;
+
+    // A state that is not the log's: the restore says so, and leaves nothing.
+    let mut forged = all.clone();
+    let kinds = forged.iter_mut().filter_map(|record| record.kind.as_mut());
+    let state = kinds.filter_map(|kind| if let Kind::State(state) = kind { Some(state) } else { None }).next().unwrap();
+    let mut bytes = state.piece.to_vec();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    state.piece = bytes.into();
+    let mut bytes = [backup::MAGIC.as_slice(), &[backup::FORMAT]].concat();
+    forged.iter().for_each(|record| record_write(record, &mut bytes));
+    std::fs::write(&file, bytes).unwrap();
+    let none = folder.path().join("none");
+    let refused = restored(&file, &keys, &none, None, Vec::new()).await.err().unwrap();
+    assert!(refused.to_string().contains("the state after event"), "{refused}");
+    assert!(std::fs::read_dir(&none).unwrap().all(|entry| entry.unwrap().file_name() == "lock"));
 }

@@ -10,13 +10,15 @@ export const protobufFileName = "cvlan/v1/backup.proto";
 /** A backup: the log, entry by entry, as a member has it. Keys are not in it. */
 
 /**
- * BackupRecord is one record of a backup: a header, then every entry from the first, then an end.
+ * BackupRecord is one record of a backup: a header, then the state that it begins with, if it has one, then every entry after
+ * that (otherwise from the first), then an end.
  * File: "CVLANBAK", u8 format (1), then each as u32 LE length, u32 LE CRC32C, bytes.
  */
 export interface BackupRecord {
   header?: BackupHeader | undefined;
   entry?: BackupEntry | undefined;
   end?: BackupEnd | undefined;
+  state?: BackupState | undefined;
 }
 
 /** BackupHeader says what the file is of. */
@@ -32,6 +34,29 @@ export interface BackupHeader {
   version: string;
   /** Time of the last event, milliseconds since 1970 (UTC). */
   timeMs: string;
+  /** Where the events before are not kept any more: the state after them. */
+  base?: BackupBase | undefined;
+}
+
+/**
+ * BackupBase is the state that a backup begins with. The tree of what follows it comes to the root that was signed, so that the
+ * events are those of the log; the state is, where it leads to the digests that checkpoints in those events attest.
+ */
+export interface BackupBase {
+  /** The last event in it. */
+  seq: string;
+  /** The tree of the events up to there: roots of its full subtrees, biggest first (RFC 9162). */
+  roots: Uint8Array[];
+  /** SHA-256 of the state. */
+  digest: Uint8Array;
+  /** Bytes of the state; and compressed (zstd), as the pieces have it. */
+  length: string;
+  packedLength: string;
+}
+
+/** BackupState is a piece of the state, in order. */
+export interface BackupState {
+  piece: Uint8Array;
 }
 
 /**

@@ -166,6 +166,8 @@ export interface LogVerification {
   /** What is wrong, and where, if anything is. */
   problem: string;
   millis: string;
+  /** The first event that was replayed: 1, or, where history is not kept from there on, the one after the state it begins with. */
+  fromSeq: string;
 }
 
 /** LogStats answers GET /api/v1/log/stats: the log as the member that answers has it. */
