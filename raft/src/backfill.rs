@@ -43,6 +43,9 @@ const ASK_LIMIT: Duration = Duration::from_secs(60);
 const REST: u32 = 4;
 const REST_MAX: Duration = Duration::from_secs(2);
 
+/// Rounds in which no state is asked for, after one that was no good.
+const BASE_REST: u32 = 60;
+
 /// A piece is at most so many times as long as was asked for.
 const PIECE_MAX: u64 = 4;
 
@@ -64,12 +67,17 @@ type Why = String;
 pub(crate) async fn run<M: Machine, RT: AsyncRuntime>(shares: Shares<M, RT>) {
     let every = Duration::from_millis(shares.shared.limits.backfill_ms);
     let mut halt = shares.shared.halt();
-    let mut said = String::new();
+    let (mut said, mut rest) = (String::new(), 0);
     while !every.is_zero() && !*halt.borrow_watched() {
         let round = async {
             Cfg::<RT>::sleep(every).await;
             fill(&shares).await?;
-            base::fetch(&shares).await
+            // A state is long: what was no good is not fetched again at once.
+            if rest > 0 {
+                rest -= 1;
+                return Ok(());
+            }
+            base::fetch(&shares).await.inspect_err(|_| rest = BASE_REST)
         };
         match Cfg::<RT>::select2(halt.changed(), round).await {
             Select2::First(_) => return,
@@ -175,7 +183,7 @@ pub(crate) async fn first_event<M: Machine, RT: AsyncRuntime>(
 }
 
 /// A page of applied entries, those that are no part of history made blank; and up to where entries are applied.
-async fn history<M: Machine, RT: AsyncRuntime>(
+pub(crate) async fn history<M: Machine, RT: AsyncRuntime>(
     shared: &Arc<Shared<M, RT>>,
     from: u64,
     end: u64,

@@ -8,7 +8,7 @@
 //! fetches the state before that too. A replay, a backup and a check of the log begin with it. Its root is the one that the next entry continues, and the next
 //! checkpoint that the log attests says whether its state is what the log came to.
 
-use crate::backfill::first_event;
+use crate::backfill::history;
 use crate::disk::{Files, Lane, on_disk};
 use crate::error::{HistoryError, OpenError};
 use crate::head::Head;
@@ -17,7 +17,7 @@ use crate::peer::codec::{Answer, Request};
 use crate::peer::link::Link;
 use crate::peer::{CHUNK_BYTES, CHUNK_LIMIT, LOST_MS, PARCEL_MAX, SAVED_MAX};
 use crate::reading::page;
-use crate::replay::Replay;
+use crate::replay::{self, Replay};
 use crate::replica::Shared;
 use crate::store::codec::SnapshotHead;
 use crate::store::snapshot::{self, Read, Snapshot};
@@ -27,9 +27,10 @@ use bytes::Bytes;
 use cvlan_core::id::Seq;
 use cvlan_core::log::{CompactRange, Hash};
 use cvlan_core::machine::Machine;
-use openraft::AsyncRuntime;
 use openraft::async_runtime::Mutex as _;
+use openraft::async_runtime::WatchReceiver;
 use openraft::type_config::TypeConfigExt;
+use openraft::{AsyncRuntime, EntryPayload};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -72,15 +73,15 @@ impl<S> From<Read<S>> for Base {
     }
 }
 
-/// What history begins with; `None` where it begins with the first event.
+/// What history begins with, where it begins with entry `oldest`; `None` where that is the first one.
 pub(crate) async fn find<M: Machine, RT: AsyncRuntime>(
     shared: &Arc<Shared<M, RT>>,
+    oldest: u64,
 ) -> Result<Option<Read<M::State>>, HistoryError> {
-    let oldest = shared.wal.oldest();
     if oldest == 0 {
         return Ok(None);
     }
-    let found = on_disk::<RT, _>(&shared.disk, Lane::Work, move |files| snapshot::base::<M>(files, oldest)).await;
+    let found = on_disk::<RT, _>(&shared.disk, Lane::Work, move |files| snapshot::base::<M>(files, oldest, true)).await;
     let found = found.map_err(|_| HistoryError::Stopped)?;
     let found = found.map_err(|error| HistoryError::Damaged(format!("snapshots/: {error}")))?;
     // There is always a snapshot of what was purged, but a disk may have damaged it.
@@ -93,8 +94,8 @@ pub(crate) async fn moved<M: Machine, RT: AsyncRuntime>(
     oldest: u64,
 ) -> Result<Option<Snapshot<M::State>>, HistoryError> {
     let mut replay = Replay::<M>::default();
-    let mut from = shared.wal.oldest();
-    if let Some(Read { snapshot: Snapshot { meta, skipped, head }, .. }) = find(shared).await? {
+    let (mut from, halt) = (shared.wal.oldest(), shared.halt());
+    if let Some(Read { snapshot: Snapshot { meta, skipped, head }, .. }) = find(shared, from).await? {
         from = index(&meta.last_log_id).map_or(0, |last| last + 1);
         (replay.place.last, replay.place.membership, replay.place.skipped) =
             (meta.last_log_id, meta.last_membership, skipped);
@@ -104,6 +105,9 @@ pub(crate) async fn moved<M: Machine, RT: AsyncRuntime>(
         return Ok(None);
     }
     while from < oldest {
+        if *halt.borrow_watched() {
+            return Err(HistoryError::Stopped);
+        }
         let began = shared.clock.monotonic_us();
         let entries = page(shared, from, oldest).await?;
         let Some(last) = entries.last() else { return Err(HistoryError::Damaged(format!("entry {from} is not here"))) };
@@ -134,15 +138,17 @@ pub(crate) async fn fetch<M: Machine, RT: AsyncRuntime>(shares: &Shares<M, RT>) 
     if end <= oldest {
         return Ok(());
     }
-    let members = shared.head().members.clone();
+    let (members, mut wrong) = (shared.head().members.clone(), None);
     for id in members.addresses.keys().filter(|id| **id != shared.member) {
         let answers = |link: &Arc<Link<RT>>| link.heard.answered_ms(&*shared.clock).is_some_and(|ms| ms <= LOST_MS);
         let Some(link) = peers.known(*id).filter(answers).filter(|link| link.heard.level() >= LEVEL) else { continue };
-        if from_one(shared, &link, oldest..end).await.map_err(|why| format!("the state that member {id} has: {why}"))? {
-            return Ok(());
+        match from_one(shared, &link, oldest..end).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(why) => wrong = Some(format!("the state that member {id} has: {why}")),
         }
     }
-    Ok(())
+    wrong.map_or(Ok(()), Err)
 }
 
 /// Versions that know this level know these requests.
@@ -188,8 +194,7 @@ async fn from_one<M: Machine, RT: AsyncRuntime>(
     }
     let _alone = shared.past.lock().await;
     // What follows it here is what followed it there.
-    let follows = first_event(shared, after).await.map_err(|error| error.to_string())?;
-    if follows != Some((Seq(seq + 1), base.head.root)) {
+    if !continued(shared, after, &base.head).await? {
         return Err("what follows here continues another one".into());
     }
     let wal = shared.wal.clone();
@@ -203,6 +208,25 @@ async fn from_one<M: Machine, RT: AsyncRuntime>(
         tracing::info!(seq, "the state that history begins with is here");
     }
     Ok(written)
+}
+
+/// The first event at or after an entry continues this head.
+async fn continued<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    mut from: u64,
+    head: &Head<M::State>,
+) -> Result<bool, String> {
+    loop {
+        let (entries, _) = history(shared, from, u64::MAX).await.map_err(|error| error.to_string())?;
+        let Some(last) = entries.last() else { return Ok(false) };
+        from = last.log_id.index + 1;
+        for entry in &entries {
+            if let EntryPayload::Normal(frame) = &entry.payload {
+                let read = replay::read::<M>(frame).map_err(|fault| fault.to_string())?;
+                return Ok(head.fits(read.continues, read.first_seq, &read.prev_root));
+            }
+        }
+    }
 }
 
 /// What [`Request::Base`] comes to here.

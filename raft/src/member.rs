@@ -323,7 +323,8 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
 
     /// The state that a backup begins with, where history does not begin with the first event.
     pub async fn backup_base(&self) -> Result<Option<Base>, HistoryError> {
-        Ok(base::find(&self.0.shared).await?.map(Base::from))
+        let shared = &self.0.shared;
+        Ok(base::find(shared, shared.wal.oldest()).await?.map(Base::from))
     }
 
     /// Holds history from event `from` on, whatever need not be kept any longer; [`u64::MAX`]: holds nothing.

@@ -17,7 +17,7 @@ use crate::member::Inner;
 use crate::reading;
 use crate::replica::Shared;
 use crate::store::history::Sought;
-use crate::store::snapshot;
+use crate::store::snapshot::{self, Snapshot};
 use crate::store::wal::index;
 use crate::tree;
 use crate::types::Cfg;
@@ -99,7 +99,7 @@ async fn trim<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>) -> Resu
     let _alone = shared.past.lock().await;
     let first = M::history_from(&shared.head().machine).min(Seq(shared.held.load(Relaxed)));
     let from = shared.history_from();
-    if first <= from {
+    if first <= Seq(1) || shared.wal.full() {
         return Ok(());
     }
     let bound = bound(shared, first).await?;
@@ -107,14 +107,22 @@ async fn trim<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>) -> Resu
         return Ok(());
     }
     let Some(oldest) = shared.wal.oldest_after(bound) else { return Ok(()) };
-    let Some((begins, _)) = first_event(shared, oldest).await? else { return Ok(()) };
+    let Some((begins, root)) = first_event(shared, oldest).await? else { return Ok(()) };
     let base = base::moved(shared, oldest).await?;
+    if let Some(Snapshot { head, .. }) = &base
+        && (head.seq.0 + 1, head.root) != (begins.0, root)
+    {
+        return Err(HistoryError::Damaged(format!(
+            "what is to go comes to event {}, and not to event {begins}",
+            head.seq
+        )));
+    }
     tree::secure(shared, Seq(begins.0 - 1)).await?;
-    shared.history_begins(from, begins);
-    let (wal, kept) = (shared.wal.clone(), shared.limits.snapshots_kept);
+    let (wal, kept, told) = (shared.wal.clone(), shared.limits.snapshots_kept, shared.clone());
     // In one job: what else is done for snapshots takes the old base for the base until then.
     let job = move |files: &dyn Files| {
         base.map_or(Ok(()), |base| snapshot::write::<M>(files, &base))?;
+        told.history_begins(from, begins);
         let gone = wal.trim(files, bound)?;
         snapshot::thin(files, kept, wal.oldest())?;
         Ok::<_, io::Error>(gone)

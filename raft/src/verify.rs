@@ -63,12 +63,14 @@ pub(crate) async fn live<M: Machine, RT: AsyncRuntime>(
     to: Option<Seq>,
 ) -> Result<VerifyReport, VerifyError> {
     let end = index(&lock(&shared.place).last).map_or(0, |last| last + 1);
-    let (oldest, base) = (shared.wal.oldest(), base::find(shared).await?);
+    let oldest = shared.wal.oldest();
+    let base = base::find(shared, oldest).await?;
     let mut check = Check::<M>::begin(base.map(|base| base.snapshot));
     if to.is_some_and(|to| to < check.base) {
         return Err(HistoryError::Gone { first: Seq(check.base.0 + 1) }.into());
     }
     check.replay.to = to;
+    check.known = lock(&shared.place).skipped.clone();
     let mut from = check.next(oldest);
     while from < end && !check.reached() {
         let entries = crate::reading::page(shared, from, end).await?;
@@ -79,7 +81,7 @@ pub(crate) async fn live<M: Machine, RT: AsyncRuntime>(
             .map_err(|_| HistoryError::Stopped)??;
     }
     let report = on_disk::<RT, _>(&shared.disk, Lane::Work, move |_| check.report()).await;
-    Ok(report.map_err(|_| HistoryError::Stopped)?)
+    report.map_err(|_| HistoryError::Stopped)?
 }
 
 /// Replays the log of a folder that no member has open; changes nothing in it.
@@ -106,7 +108,7 @@ pub async fn read_dir<M: Machine, RT: AsyncRuntime>(
         let wal =
             Wal::new(jobs, Arc::new(crate::clock::SystemClock::default()), Arc::new(Stats::default()), setup, state);
         let oldest = wal.oldest();
-        let base = if oldest == 0 { None } else { snapshot::base::<M>(files, oldest)? };
+        let base = if oldest == 0 { None } else { snapshot::base::<M>(files, oldest, false)? };
         let mut check = Check::<M>::begin(base.map(|base| base.snapshot));
         begins(&check.replay.head.tree);
         let mut failed = None;
@@ -122,7 +124,7 @@ pub async fn read_dir<M: Machine, RT: AsyncRuntime>(
             failed.is_none()
         })
         .map_err(OpenError::io("reading history"))?;
-        failed.map_or_else(|| Ok(check.report()), Err)
+        failed.map_or_else(|| check.report(), Err)
     });
     report.await.map_err(|_| HistoryError::Stopped)?
 }
@@ -131,6 +133,10 @@ struct Check<M: Machine> {
     replay: Replay<M>,
     /// The last event of the state that it begins with.
     base: Seq,
+    /// Entries that the member knows to be no part of history.
+    known: Vec<u64>,
+    /// The first of those that it does not.
+    other: Option<u64>,
     entries: u64,
     opened: Vec<CheckpointChecked>,
     checkpoints: Vec<CheckpointChecked>,
@@ -144,7 +150,15 @@ impl<M: Machine> Check<M> {
             (replay.place.last, replay.place.membership) = (meta.last_log_id, meta.last_membership);
             replay.head = head;
         }
-        Self { base: replay.head.seq, replay, entries: 0, opened: Vec::new(), checkpoints: Vec::new() }
+        Self {
+            base: replay.head.seq,
+            known: Vec::new(),
+            other: None,
+            replay,
+            entries: 0,
+            opened: Vec::new(),
+            checkpoints: Vec::new(),
+        }
     }
 
     /// The first entry to replay, of those from `oldest` on.
@@ -172,8 +186,9 @@ impl<M: Machine> Check<M> {
         match self.replay.entry(entry).map_err(|fault| wrong(due, fault.to_string()))? {
             Done::Nothing => {}
             // Nothing goes before the first event.
-            Done::Skipped if due == Seq(1) => return Err(self.begins_late(entry)),
-            Done::Skipped => {}
+            Done::Skipped if due == Seq(1) => return Err(HistoryError::Gone { first: first_seq(entry) }.into()),
+            Done::Skipped if self.known.binary_search(&entry.log_id.index).is_ok() => {}
+            Done::Skipped => self.other = self.other.or(Some(entry.log_id.index)),
             Done::Folded { noted, .. } => {
                 self.entries += 1;
                 for note in noted {
@@ -182,14 +197,6 @@ impl<M: Machine> Check<M> {
             }
         }
         Ok(())
-    }
-
-    fn begins_late(&self, entry: &Entry) -> VerifyError {
-        let first = match &entry.payload {
-            EntryPayload::Normal(frame) => entry_decode(&frame.0).map_or(Seq(0), |entry| Seq(entry.first_seq)),
-            EntryPayload::Blank | EntryPayload::Membership(_) => Seq(0),
-        };
-        HistoryError::Gone { first }.into()
     }
 
     fn note(&mut self, note: Noted<M::State>) -> Result<(), (Seq, String)> {
@@ -220,9 +227,14 @@ impl<M: Machine> Check<M> {
         Ok(())
     }
 
-    fn report(self) -> VerifyReport {
+    fn report(self) -> Result<VerifyReport, VerifyError> {
+        // Nothing fits a state that is none of this log.
+        if let (Some(index), 1.., 0) = (self.other, self.base.0, self.entries) {
+            let detail = "it does not continue the state that history begins with".to_owned();
+            return Err(VerifyError::Entry { index, seq: Seq(self.base.0 + 1), detail });
+        }
         let Head { epoch, seq, root, .. } = self.replay.head;
-        VerifyReport {
+        Ok(VerifyReport {
             epoch,
             from: Seq(self.base.0 + 1),
             entries: self.entries,
@@ -233,6 +245,13 @@ impl<M: Machine> Check<M> {
             root,
             digest: self.replay.head.digest::<M>(),
             checkpoints: self.checkpoints,
-        }
+        })
+    }
+}
+
+fn first_seq(entry: &Entry) -> Seq {
+    match &entry.payload {
+        EntryPayload::Normal(frame) => entry_decode(&frame.0).map_or(Seq(0), |entry| Seq(entry.first_seq)),
+        EntryPayload::Blank | EntryPayload::Membership(_) => Seq(0),
     }
 }

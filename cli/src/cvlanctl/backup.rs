@@ -27,7 +27,7 @@ const PART_MAX: Duration = Duration::from_secs(3600);
 /// `cvlanctl cluster backup`
 #[derive(Args)]
 #[command(after_help = "\
-The file holds every event and no key: keep a copy of keys/ of a member that votes beside it, in a safe place.
+The file holds every event, or the state before the oldest that is kept and those from there on, and no key: keep a copy of keys/ of a member that votes beside it, in a safe place.
   cvlanctl cluster backup --to cvlan.cvbackup
   cvlan-api restore --from cvlan.cvbackup --keys safe/keys --data-dir /var/lib/cvlan
 It is written to FILE.part first; where that is there, and is of this log, the same command goes on with it.")]
@@ -74,12 +74,21 @@ impl Backup {
             let (done, all) = checker.progress();
             talk(&format!("going on with {}: {done} of {all} events are there", beside.display()));
         } else {
-            (checker, whole) = (Checker::new(known), 0);
+            (checker, whole) = (Checker::new(known.clone()), 0);
         }
         file.set_len(whole).and_then(|()| file.seek(SeekFrom::End(0))).map_err(io(&beside))?;
         let (done, all) = checker.progress();
         if done < all || all == 0 {
-            fetch(&mut client, &mut checker, &mut file, &beside).await?;
+            match fetch(&mut client, &mut checker, &mut file, &beside).await {
+                // What comes next is not kept any more, or not by the member that answers.
+                Err(f) if f.code == "history_gone" && done > 0 => {
+                    talk(&format!("{} cannot be gone on with ({}): beginning anew", beside.display(), f.detail));
+                    checker = Checker::new(known);
+                    file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).map_err(io(&beside))?;
+                    fetch(&mut client, &mut checker, &mut file, &beside).await?;
+                }
+                fetched => fetched?,
+            }
         }
         let mut last = Vec::new();
         let record = end(checker.entries(), checker.progress().0);

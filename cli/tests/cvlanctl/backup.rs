@@ -278,6 +278,8 @@ fn a_folder_into_which_is_restored_is_locked_and_does_not_start_before_it_is_who
     // As a crash leaves it that comes between log and keys.
     std::fs::create_dir(data.join(".restoring")).unwrap();
     std::fs::rename(data.join("keys"), data.join(".restoring/keys")).unwrap();
+    // A log that begins with a state has this too.
+    std::fs::create_dir_all(data.join("tiles")).unwrap();
     refused(start(&[]), "`cvlan-api restore` with the same backup");
     refused(start(&["log", "verify"]), "has not finished");
     assert!(restore(&at.join("whole")).output().unwrap().status.success());

@@ -17,7 +17,7 @@ pub fn facts(stats: &LogStats, now_ms: u64) -> Vec<(&'static str, String)> {
         ("events", stats.events.to_string()),
         ("entries", stats.entries.to_string()),
         ("first event", first),
-        ("log", format!("{} bytes in {} segments", stats.log_bytes, stats.segments)),
+        ("log", format!("{} bytes in {} segments, kept by {}", stats.log_bytes, stats.segments, stats.store)),
         ("tree", format!("{} leaves, root {}", stats.tree_size, stats.tree_root)),
     ];
     for snapshot in &stats.snapshots {

@@ -221,12 +221,12 @@ pub async fn log_stats(options: &Options) -> anyhow::Result<ExitCode> {
         tree_root: hex::encode(report.root),
         snapshots: stats::snapshots(data).with_context(|| data.display().to_string())?,
         sinks: sinks.collect(),
+        store: LogStore::found(data)?.unwrap_or_default().to_string(),
         ..LogStats::default()
     };
     for (name, value) in facts(&found, now_ms()) {
         println!("{name:<11} {value}");
     }
-    println!("{:<11} {}", "kept by", LogStore::found(data)?.unwrap_or_default());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -39,6 +39,8 @@ pub(crate) struct Snapshot<S> {
 enum Bad {
     Newer(u32),
     Damaged(String),
+    /// The disk did not give it: it may be one.
+    Unread(String),
 }
 
 fn name(seq: u64) -> String {
@@ -92,10 +94,11 @@ pub(crate) fn thin(files: &dyn Files, kept: usize, oldest: u64) -> io::Result<()
     let mut base = oldest == 0;
     let seqs = list(files)?;
     for seq in seqs.iter().take(seqs.len().saturating_sub(kept)) {
-        if !base && header(files, *seq).is_ok_and(|(head, _)| continued(&head.last.map(Into::into), oldest)) {
-            base = true;
-        } else {
-            files.remove(&name(*seq))?;
+        match header(files, *seq) {
+            Ok((head, _)) if !base && continued(&head.last.map(Into::into), oldest) => base = true,
+            Ok(_) | Err(Bad::Damaged(_)) => files.remove(&name(*seq))?,
+            // It may be the one.
+            Err(Bad::Newer(_) | Bad::Unread(_)) => {}
         }
     }
     Ok(())
@@ -115,19 +118,25 @@ pub(crate) fn list(files: &dyn Files) -> io::Result<Vec<u64>> {
 /// The newest good one that entries from `oldest` on continue. One of a newer version is an error: the folder is newer.
 pub(crate) fn newest<M: Machine>(files: &dyn Files, oldest: u64) -> Result<Option<Snapshot<M::State>>, OpenError> {
     let seqs = list(files).map_err(OpenError::io("reading snapshots/"))?;
-    Ok(first::<M>(files, seqs.into_iter().rev(), oldest)?.map(|read| read.snapshot))
+    Ok(first::<M>(files, seqs.into_iter().rev(), oldest, false)?.map(|read| read.snapshot))
 }
 
-/// The state that history begins with, where it begins with entry `oldest`: the oldest good one that it continues.
-pub(crate) fn base<M: Machine>(files: &dyn Files, oldest: u64) -> Result<Option<Read<M::State>>, OpenError> {
+/// The state that history begins with, where it begins with entry `oldest`: the oldest good one that it continues. `tidy`: those
+/// before it that are damaged go, so that it is fetched from another member.
+pub(crate) fn base<M: Machine>(
+    files: &dyn Files,
+    oldest: u64,
+    tidy: bool,
+) -> Result<Option<Read<M::State>>, OpenError> {
     let seqs = list(files).map_err(OpenError::io("reading snapshots/"))?;
-    first::<M>(files, seqs.into_iter(), oldest)
+    first::<M>(files, seqs.into_iter(), oldest, tidy)
 }
 
 fn first<M: Machine>(
     files: &dyn Files,
     seqs: impl Iterator<Item = u64>,
     oldest: u64,
+    tidy: bool,
 ) -> Result<Option<Read<M::State>>, OpenError> {
     for seq in seqs {
         match read::<M>(files, seq) {
@@ -136,7 +145,15 @@ fn first<M: Machine>(
             Err(Bad::Newer(found)) => {
                 return Err(OpenError::Newer { what: name(seq), found, known: SNAPSHOT_FORMAT });
             }
-            Err(Bad::Damaged(why)) => tracing::warn!(file = name(seq), why, "passed over: a damaged snapshot"),
+            Err(Bad::Damaged(why)) => {
+                tracing::warn!(file = name(seq), why, "passed over: a damaged snapshot");
+                if tidy {
+                    files.remove(&name(seq)).map_err(OpenError::io("removing a damaged snapshot"))?;
+                }
+            }
+            Err(Bad::Unread(why)) => {
+                tracing::warn!(file = name(seq), why, "passed over: a snapshot that cannot be read")
+            }
         }
     }
     Ok(None)
@@ -144,7 +161,10 @@ fn first<M: Machine>(
 
 impl From<io::Error> for Bad {
     fn from(error: io::Error) -> Self {
-        Self::Damaged(error.to_string())
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => Self::Damaged("cut off".into()),
+            _ => Self::Unread(error.to_string()),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use super::proof::beyond;
 use super::{App, now_ms};
 use crate::problem::Problem;
 use bytes::Bytes;
-use cvlan_core::id::Seq;
+use cvlan_core::id::{Checkpoint, Seq};
 use cvlan_core::log::backup::{BackupFault, BackupReport, Checker, FORMAT, MAGIC, Part, begins, end, record};
 use cvlan_core::log::entry_decode;
 use cvlan_core::log::note::Verifier;
@@ -90,12 +90,8 @@ impl Backup {
     /// event `from`.
     pub async fn begin(app: Arc<App>, from: u64, to: Option<u64>) -> Result<Self, Problem> {
         let base = if from == 1 { app.log.backup_base().await? } else { None };
-        if base.is_some() {
-            // One at least is to follow that says what the state is.
-            app.log.checkpoint().await?;
-            app.log.linearize().await?;
-        }
-        let head = app.log.head();
+        let mut head = app.log.head();
+        let upto = to;
         let to = to.unwrap_or(head.seq.0);
         if to == 0 || to > head.seq.0 {
             return Err(beyond("to", to, head.seq));
@@ -106,6 +102,21 @@ impl Backup {
         let next = base.as_ref().map_or(from, |base| base.seq.0 + 1);
         if next > to + 1 {
             return Err(HistoryError::Gone { first: Seq(next) }.into());
+        }
+        let mut to = to;
+        if let Some(base) = &base {
+            if upto.is_some_and(|upto| upto != head.seq.0) {
+                let detail =
+                    format!("history begins with event {next}: a backup with the state before it goes up to now");
+                return Err(Problem::invalid("seq_within", detail));
+            }
+            // One at least is to follow that says what the state is.
+            if head.machine.system.checkpoints.last().is_none_or(|last| last.seq <= base.seq.0) {
+                app.log.checkpoint().await?;
+                app.log.linearize().await?;
+                head = app.log.head();
+            }
+            to = head.seq.0;
         }
         // Before the first byte, so that what is not here any more is an answer of its own.
         app.log.entries_from(Seq(next), 1).await?;
@@ -334,6 +345,7 @@ pub async fn keep(app: Arc<App>, schedule: Schedule) {
         }
         match once(&app, &schedule).await {
             Ok((path, seq)) => {
+                let head = Checkpoint { seq: Seq(seq), ..head };
                 app.backups.set(LogBackup { seq, time: Some(timestamp(now_ms())), file: file_name(&path) });
                 tracing::info!(path = %path.display(), "a backup was made, and read back");
                 last = Some(head);
@@ -387,7 +399,7 @@ async fn once(app: &Arc<App>, schedule: &Schedule) -> Result<(PathBuf, u64), Str
     // A log's time never goes back: in order by name.
     let name = format!("{:015}{ours}{:012}.{ENDING}", app.log.head().time_ms, backup.to);
     let (path, beside) = (folder.join(&name), folder.join(format!(".{name}{PART}")));
-    let (part, due, mine) = (beside.clone(), app.log.status().log_bytes, ours.clone());
+    let (part, due, mine) = (beside.clone(), app.log.status().log_bytes + backup.state.len() as u64, ours.clone());
     let mut file = blocking(move || begun(&folder, &part, due, &mine)).await?;
     let written = async {
         while let Some(piece) = backup.piece().await.map_err(told)? {

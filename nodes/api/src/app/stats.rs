@@ -7,7 +7,7 @@ use cvlan_core::machine::Machine as _;
 use cvlan_core::rules::timestamp;
 use cvlan_core::{Rules, State};
 use cvlan_proto::v1::{LogSink, LogSnapshot, LogStats};
-use cvlan_raft::{Head, HistoryError};
+use cvlan_raft::{Head, HistoryError, LogStore};
 use std::io;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
@@ -25,7 +25,13 @@ pub async fn stats(app: &App, head: &Head<State>) -> Result<Output<LogStats>, Pr
         None => None,
     };
     let data = app.data.clone();
-    let snapshots = tokio::task::spawn_blocking(move || snapshots(&data)).await.map_err(Problem::internal)?;
+    let on_disk = move || Ok::<_, io::Error>((snapshots(&data)?, segments(&data)?, LogStore::found(&data)?));
+    let on_disk = tokio::task::spawn_blocking(on_disk).await.map_err(Problem::internal)?;
+    let (snapshots, of_database, store) = on_disk.map_err(Problem::internal)?;
+    let (log_bytes, segments) = match store {
+        Some(LogStore::Sled) => of_database,
+        Some(LogStore::Wal) | None => (raft.log_bytes, raft.segments),
+    };
     let sinks = app.sinks.iter().map(|sink| LogSink {
         number: sink.number() as u32,
         sink: sink.name().to_owned(),
@@ -39,15 +45,16 @@ pub async fn stats(app: &App, head: &Head<State>) -> Result<Output<LogStats>, Pr
         events: head.seq.0,
         // They are numbered from 0.
         entries: raft.applied_index + 1,
-        log_bytes: raft.log_bytes,
-        segments: raft.segments,
+        log_bytes,
+        segments,
         first_seq: first.first().map_or(raft.history_from, |(seq, _)| seq.0),
         first_time,
         tree_size: head.tree.size(),
         tree_root: hex::encode(head.root),
-        snapshots: snapshots.map_err(Problem::internal)?,
+        snapshots,
         last_backup: app.backups.last(),
         sinks: sinks.collect(),
+        store: store.unwrap_or_default().to_string(),
     };
     Ok(Output::read(head, body))
 }

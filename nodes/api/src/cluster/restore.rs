@@ -25,7 +25,7 @@ const RESTORING: &str = ".restoring";
 /// What a locked folder has.
 const LOCK: &str = "lock";
 /// What comes to its place before the keys, and is of no use without them.
-const BEFORE_KEYS: [&str; 2] = ["log", "snapshots"];
+const BEFORE_KEYS: [&str; 3] = ["log", "snapshots", "tiles"];
 
 /// Why nothing is restored.
 #[derive(Debug, thiserror::Error)]

@@ -107,7 +107,7 @@ pub async fn answer(c: Call) -> Result<Response, Problem> {
     Ok(response)
 }
 
-/// GET /cluster/backup: the log whole, with the hashes that are in it; no secret in the clear.
+/// GET /cluster/backup: the log as far back as it is here, with the hashes that are in it; no secret in the clear.
 pub async fn backup(c: Call) -> Result<Response, Problem> {
     let (app, head) = (c.app.clone(), c.head.clone());
     let from = c.query.number("from", 1)?;

@@ -178,7 +178,7 @@ export interface LogStats {
   events: string;
   /** Entries that are applied, of Raft's log: also changes of members and empty ones. */
   entries: string;
-  /** On disk, in so many segments; room that is kept for what comes included. */
+  /** On disk, in so many segments, or files of a database; room that is kept for what comes included. */
   logBytes: string;
   segments: string;
   /** The first event that can be read here; its time is absent where there is none. */
@@ -194,6 +194,8 @@ export interface LogStats {
   /** The newest that this member made by itself, or sent whole since it started; absent where there is none. */
   lastBackup?: LogBackup | undefined;
   sinks: LogSink[];
+  /** What keeps the log: wal, sled. */
+  store: string;
 }
 
 /** LogSnapshot is a state on disk. */
