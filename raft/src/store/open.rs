@@ -168,7 +168,7 @@ impl Scan<'_> {
         self.state.block = block.number;
         self.newest = block.at;
         let (mut index, mut highest, mut frame) = (None, None, None);
-        let segment = self.number;
+        let (segment, known) = (self.number, self.state.cuts.len());
         for (nth, (at, bytes)) in block.records.iter().enumerate() {
             let fault = |detail: String| {
                 let what = format!("record {nth} in block {}", block.number);
@@ -188,6 +188,7 @@ impl Scan<'_> {
                 segment.point(index, frame.as_ref().and_then(|frame| (self.setup.probe)(frame)), block.at);
             }
         }
+        self.state.forget(known);
         self.state.evict(self.setup.tail_bytes);
         Ok(())
     }
