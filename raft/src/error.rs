@@ -59,6 +59,9 @@ pub enum OpenError {
         /// What is wrong.
         detail: String,
     },
+    /// There are snapshots, and a log that never held anything: what it was is gone, and with it how this member voted.
+    #[error("this member's log is gone; one that forgot how it voted must not vote again")]
+    Lost,
     /// Files are missing or do not belong together.
     #[error("the data folder is not whole: {0}")]
     Incomplete(String),
@@ -93,6 +96,7 @@ impl OpenError {
             Self::OtherStore { .. } => "data_folder_other_store",
             Self::WrongEpoch { .. } => "data_folder_other_epoch",
             Self::Damaged { .. } => "data_folder_damaged",
+            Self::Lost => "data_folder_log_gone",
             Self::Incomplete(_) => "data_folder_incomplete",
             Self::Unreadable { .. } => "data_folder_unreadable",
             Self::Io { .. } => "data_folder_io",

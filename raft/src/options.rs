@@ -139,6 +139,12 @@ pub struct Plant {
     pub leader_restore: bool,
     /// Outcomes of numbered commands are forgotten at a new term.
     pub forgotten_once: bool,
+    /// History goes that the log does not let go of.
+    pub kept_goes: bool,
+    /// History goes that is held.
+    pub held_goes: bool,
+    /// The leader raises the level of features to what it knows itself.
+    pub level_early: bool,
 }
 
 /// An entry that was applied, as observers see it.

@@ -97,7 +97,10 @@ async fn bound<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>, first:
 async fn trim<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>) -> Result<(), HistoryError> {
     use openraft::async_runtime::Mutex as _;
     let _alone = shared.past.lock().await;
-    let first = M::history_from(&shared.head().machine).min(Seq(shared.held.load(Relaxed)));
+    let head = shared.head();
+    let let_go = if shared.plant.kept_goes { head.seq } else { M::history_from(&head.machine) };
+    let held = if shared.plant.held_goes { Seq(u64::MAX) } else { Seq(shared.held.load(Relaxed)) };
+    let first = let_go.min(held);
     let from = shared.history_from();
     if first <= Seq(1) || shared.wal.full() {
         return Ok(());

@@ -57,6 +57,9 @@ pub(crate) async fn keep<M: Machine, RT: AsyncRuntime>(member: Weak<Inner<M, RT>
 /// The highest level that every member knows.
 fn known_by_all<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, led_ms: u64) -> u32 {
     let shared = &member.shared;
+    if shared.plant.level_early {
+        return shared.limits.known_level::<M>();
+    }
     let members = shared.head().members.clone();
     let others = members.addresses.keys().filter(|id| **id != shared.member);
     let levels = others.filter_map(|id| {

@@ -76,6 +76,9 @@ struct Play {
     /// A cluster: virtual time, minutes.
     #[arg(long, default_value_t = Setup::cluster().minutes)]
     minutes: u64,
+    /// A cluster: all of history is kept, and all members have one version, in every seed.
+    #[arg(long)]
+    plain: bool,
     /// A cluster: only these faults of its schedule, by their places in it.
     #[arg(long, value_delimiter = ',')]
     faults: Option<Vec<usize>>,
@@ -91,6 +94,7 @@ impl Play {
             commands: self.commands.unwrap_or(basis.commands),
             crashes: self.crashes,
             minutes: self.minutes.max(2),
+            plain: self.plain,
             only: self.faults.as_ref().map(|faults| BTreeSet::from_iter(faults.iter().copied())),
             ..basis
         };

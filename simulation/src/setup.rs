@@ -10,7 +10,7 @@ use std::fmt::Write;
 pub type Planted = (&'static str, fn(&mut Setup) -> &mut bool);
 
 /// Bugs that can be planted, by name: the checks have to find each.
-pub const PLANTS: [Planted; 13] = [
+pub const PLANTS: [Planted; 16] = [
     ("skip_fsync", |setup| &mut setup.plant.skip_fsync),
     ("early_ack", |setup| &mut setup.plant.early_ack),
     ("wrong_quorum", |setup| &mut setup.plant.wrong_quorum),
@@ -22,6 +22,9 @@ pub const PLANTS: [Planted; 13] = [
     ("kept_tail", |setup| &mut setup.plant.kept_tail),
     ("leader_restore", |setup| &mut setup.plant.leader_restore),
     ("forgotten_once", |setup| &mut setup.plant.forgotten_once),
+    ("kept_goes", |setup| &mut setup.plant.kept_goes),
+    ("held_goes", |setup| &mut setup.plant.held_goes),
+    ("level_early", |setup| &mut setup.plant.level_early),
     ("two_sessions", |setup| &mut setup.two_sessions),
     ("lost_tombstone", |setup| &mut setup.lost_tombstone),
 ];
@@ -37,6 +40,8 @@ pub struct Setup {
     pub crashes: u64,
     /// A cluster: virtual time, minutes.
     pub minutes: u64,
+    /// A cluster: all of history is kept, and all members have one version, in every seed.
+    pub plain: bool,
     /// A cluster: only these faults of the schedule, by their place in it.
     pub only: Option<BTreeSet<usize>>,
     /// Bugs planted into raft/.
@@ -64,6 +69,7 @@ impl Setup {
             commands: 2_000,
             crashes: 10,
             minutes: 10,
+            plain: false,
             only: None,
             plant: Plant::default(),
             two_sessions: false,
@@ -94,6 +100,9 @@ impl Setup {
             true => write!(line, " --alone --commands {} --crashes {}", self.commands, self.crashes),
             false => write!(line, " --minutes {} --commands {}", self.minutes, self.commands),
         };
+        if self.plain {
+            line.push_str(" --plain");
+        }
         for name in self.planted() {
             let _ = write!(line, " --plant {name}");
         }

@@ -117,6 +117,7 @@ impl StartError {
                 OpenError::WrongEpoch { .. } => {
                     "log/ and snapshots/ were taken from different controllers; put back what belongs together"
                 }
+                OpenError::Lost => Self::Lost.hint(),
                 OpenError::Damaged { .. } | OpenError::Incomplete(_) => {
                     "nothing was changed; `cvlan-api rebuild` with this --data-dir takes this member anew from the \
                      others; where there are none, restore a backup"

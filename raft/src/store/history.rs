@@ -160,6 +160,19 @@ impl State {
         oldest.unwrap_or_else(|| index(&self.marks.last).map_or(0, |last| last + 1)).max(self.floor)
     }
 
+    /// Cuts from place `known` on are new: points to what they void say no longer which event is there. The same number is another
+    /// one now, and may be in an earlier entry.
+    pub(super) fn forget(&mut self, known: usize) {
+        for cut in self.cuts.iter().skip(known) {
+            let segments = self.segments.range_mut(..=cut.segment).rev();
+            for (number, segment) in segments.take_while(|(_, s)| s.highest.is_none() || s.highest >= cut.after) {
+                let void =
+                    |point: &&mut Point| (*number, point.at) < (cut.segment, cut.at) && Some(point.index) > cut.after;
+                segment.points.iter_mut().filter(void).for_each(|point| (point.seq, point.time_ms) = (Seq(0), 0));
+            }
+        }
+    }
+
     /// The past's files and the segments, from the last point at or below `from` on; all of them if there is none.
     fn legs(&self, from: u64) -> Vec<Leg> {
         let base = self.base();

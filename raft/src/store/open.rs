@@ -3,12 +3,12 @@
 use crate::disk::{File, Files, LogStore, SLED};
 use crate::error::OpenError;
 use crate::store::codec::{self, CodecError, RECORD_FORMAT, Record};
-use crate::store::past;
 use crate::store::segment::{
     Block, Cursor, Fault, Header, SEGMENT_FORMAT, SEGMENT_HEADER, Step, content_end, later_block, segment_check,
     segment_name,
 };
 use crate::store::wal::{Cut, Marks, Segment, Setup, State, first_segment};
+use crate::store::{past, snapshot};
 use crate::types::Frame;
 use bytes::Bytes;
 use openraft::EntryPayload;
@@ -23,6 +23,7 @@ pub(crate) fn open(files: &dyn Files, setup: &Setup) -> Result<State, OpenError>
     let numbers = numbers(files, setup.member.is_some())?;
     let (Some(first), Some(last)) = (numbers.first().copied(), numbers.last().copied()) else {
         let Some(member) = setup.member else { return Err(OpenError::Incomplete("there is no log".into())) };
+        is_new(files)?;
         files.make_folder("log").map_err(OpenError::io("making log/"))?;
         let segment = first_segment(files, setup.segment_bytes, member);
         let segment = segment.map_err(OpenError::io("making the first segment"))?;
@@ -40,10 +41,19 @@ pub(crate) fn open(files: &dyn Files, setup: &Setup) -> Result<State, OpenError>
     }
     past::open(files, setup, &mut state)?;
     if setup.member.is_some() {
+        if state.marks == Marks::default() {
+            is_new(files)?;
+        }
         files.sync_folder("log").map_err(OpenError::io("syncing log/"))?;
     }
     state.written = state.marks.clone();
     Ok(state)
+}
+
+/// A log in which nothing is has no snapshots either: before one is taken, the vote of the leader that sends it is durable.
+fn is_new(files: &dyn Files) -> Result<(), OpenError> {
+    let there = snapshot::list(files).map_err(OpenError::io("reading snapshots/"))?;
+    if there.is_empty() { Ok(()) } else { Err(OpenError::Lost) }
 }
 
 /// Numbers of the segments; files that were not completed are removed where `tidy`.
@@ -158,7 +168,7 @@ impl Scan<'_> {
         self.state.block = block.number;
         self.newest = block.at;
         let (mut index, mut highest, mut frame) = (None, None, None);
-        let segment = self.number;
+        let (segment, known) = (self.number, self.state.cuts.len());
         for (nth, (at, bytes)) in block.records.iter().enumerate() {
             let fault = |detail: String| {
                 let what = format!("record {nth} in block {}", block.number);
@@ -178,6 +188,7 @@ impl Scan<'_> {
                 segment.point(index, frame.as_ref().and_then(|frame| (self.setup.probe)(frame)), block.at);
             }
         }
+        self.state.forget(known);
         self.state.evict(self.setup.tail_bytes);
         Ok(())
     }

@@ -7,10 +7,12 @@ use crate::clock::SystemClock;
 use crate::disk::{Disk, File, Files, Job, Lane};
 use crate::options::Plant;
 use crate::status::Stats;
+use crate::store::history::Sought;
 use crate::store::open;
 use crate::store::wal::{Done, Setup, Wal};
 use crate::types::{Entry, Frame, LeaderId, LogId, Vote};
 use bytes::Bytes;
+use cvlan_core::id::Seq;
 use openraft::EntryPayload;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -440,4 +442,38 @@ fn a_full_disk_holds_writes_up_and_nothing_is_hurt() {
     let names = disk.crash(&mut rng);
     let wal = open_log(&Memory::new(names, u64::MAX), Plant::default()).unwrap();
     assert_eq!(holds(&wal).entries, entries);
+}
+
+/// What was cut off had other events under the same numbers: nothing is looked for there.
+#[test]
+fn an_event_is_not_looked_for_where_the_log_was_cut_off() {
+    let event = |seq: u64, bytes: usize| {
+        let frame = [&seq.to_le_bytes()[..], &vec![7; bytes]].concat();
+        EntryPayload::Normal(Frame(frame.into()))
+    };
+    let setup = Setup {
+        probe: Arc::new(|frame| Some((Seq(u64::from_le_bytes(*frame.0.first_chunk()?)), 0))),
+        ..setup(Plant::default())
+    };
+    let open_log = |disk: &Arc<Memory>| {
+        let state = open::open(&**disk, &setup).unwrap();
+        Wal::new(disk.clone(), Arc::new(SystemClock::default()), Arc::new(Stats::default()), setup.clone(), state)
+    };
+    let disk = Memory::new(BTreeMap::new(), u64::MAX);
+    let wal = open_log(&disk);
+    let append = |term: u64, index: u64, payload: EntryPayload<_, _, _>| {
+        wal.append([Entry { log_id: id(term, index), payload }], Box::new(|_| {})).unwrap();
+        while disk.pump() {}
+    };
+    append(1, 0, event(1, 10));
+    // An event each, two in a file.
+    (1..5).for_each(|index| append(1, index, event(1 + index, 1500)));
+    wal.truncate(Some(id(1, 0)), Box::new(|_| {})).unwrap();
+    // Events 2 to 9 in one entry.
+    append(2, 1, event(2, 10));
+    append(2, 2, event(10, 10));
+    let found =
+        |wal: &Wal| [1, 2, 3, 5, 9, 10].map(|seq| wal.locate(Sought::Seq(Seq(seq))) <= if seq < 10 { 1 } else { 2 });
+    assert_eq!(found(&wal), [true; 6]);
+    assert_eq!(found(&open_log(&disk)), [true; 6]);
 }

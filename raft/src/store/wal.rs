@@ -577,6 +577,7 @@ impl State {
         tail_bytes: usize,
     ) {
         self.block += 1;
+        let known = self.cuts.len();
         self.cuts.extend(batch.cuts.drain(..).map(|(offset, after)| Cut { segment: number, at: at + offset, after }));
         if let Some(segment) = self.segments.get_mut(&number) {
             segment.end = at + length;
@@ -585,6 +586,7 @@ impl State {
                 segment.highest = segment.highest.max(index(&batch.marks.last));
             }
         }
+        self.forget(known);
         if batch.truncations == self.truncations {
             self.durable = index(&batch.marks.last);
         }

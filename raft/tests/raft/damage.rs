@@ -179,6 +179,28 @@ async fn a_flipped_bit_before_the_end_is_an_error_that_names_the_record() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn snapshots_without_their_log_are_refused_and_no_other_is_begun() {
+    let (folder, _) = filled(5).await;
+    let member = open(folder.path()).await.unwrap();
+    member.snapshot().await.unwrap();
+    member.shutdown().await;
+    drop(member);
+    std::fs::remove_dir_all(folder.path().join("log")).unwrap();
+    for _ in 0..2 {
+        refuses(folder.path(), "data_folder_log_gone", "this member's log is gone").await;
+        assert!(!folder.path().join("log").exists(), "nothing was begun");
+    }
+    // One was begun, and nothing came into it.
+    let other = tempfile::tempdir().unwrap();
+    let options = Options { initialize: false, ..Options::single(FileDisk::open(other.path()).unwrap()) };
+    Counting::open(options, NoTransport).await.unwrap().shutdown().await;
+    std::fs::rename(other.path().join("log"), folder.path().join("log")).unwrap();
+    refuses(folder.path(), "data_folder_log_gone", "this member's log is gone").await;
+    std::fs::remove_dir_all(folder.path().join("snapshots")).unwrap();
+    assert!(open(folder.path()).await.is_ok(), "without any it is a new one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn files_that_were_not_completed_are_swept_away() {
     let (folder, digest) = filled(20).await;
     std::fs::write(folder.path().join("log/next.tmp"), [1; 100]).unwrap();

@@ -13,7 +13,7 @@ use cvlan_core::log::proof::{continued, included};
 use cvlan_core::machine::Machine as _;
 use cvlan_core::{Rules, State};
 use cvlan_projections::{Query, Views};
-use cvlan_raft::{Head, HistoryError, Proof, Role};
+use cvlan_raft::{Head, HistoryError, Proof, Role, VerifyError};
 use std::sync::Arc;
 
 /// All members are at the leader's head within this, ms.
@@ -64,7 +64,10 @@ impl Cluster {
         self.ledger.check_head(&head);
         self.ledger.check_all(&head)?;
         self.removed_stopped()?;
-        views(&self.ledger.events(), &head)?;
+        let events = self.ledger.events();
+        self.kept_long_enough(&events)?;
+        self.levels_in_order(&events, &head)?;
+        views(&events, &head)?;
         for up in &members {
             self.replays(up, &head, digest).await?;
         }
@@ -96,16 +99,18 @@ impl Cluster {
         }
     }
 
-    /// Where one member has all of history, every other one gets it from it.
+    /// Where one member has all that is kept, every other one gets it from it.
     async fn histories_whole(&self) -> Result<(), String> {
         let until = now_us() + BACKFILL_MS * 1000;
         let mut late = 0;
         loop {
             let up = self.converged().await?;
             let from: Vec<(usize, u64)> = up.iter().map(|up| (up.at, up.member.status().history_from)).collect();
-            let missing = from.iter().filter(|(_, from)| *from > 1).count() as u64;
+            let least = from.iter().map(|(_, from)| *from).min().unwrap_or_default();
+            let lacks = |(up, (_, from)): &(&Up, &(usize, u64))| (least..*from).contains(&self.history_due(up));
+            let missing = up.iter().zip(&from).filter(lacks).count() as u64;
             late = late.max(missing);
-            if missing == 0 || missing == up.len() as u64 {
+            if missing == 0 {
                 self.count(|c| c.add("histories_mended", late - missing));
                 return Ok(());
             }
@@ -146,6 +151,9 @@ impl Cluster {
                         from += events.len() as u64;
                     }
                     Called::Done(Ok(_)) => return Err(format!("s{} has no event {from} of {upto}", up.at)),
+                    Called::Done(Err(HistoryError::Gone { .. })) if up.member.status().history_from > from => {
+                        from = up.member.status().history_from;
+                    }
                     Called::Done(Err(error)) => return Err(format!("s{} at event {from}: {error}", up.at)),
                     Called::Gone | Called::Late => return Err(format!("s{} does not read event {from}", up.at)),
                 }
@@ -154,28 +162,33 @@ impl Cluster {
         Ok(())
     }
 
-    /// A fresh replay of a member's whole log leads to the same head.
+    /// A fresh replay of a member's log leads to the same head, where it goes back far enough.
     async fn replays(&self, up: &Up, head: &Head<State>, digest: [u8; 32]) -> Result<(), String> {
-        if up.member.status().history_from > 1 {
-            return Ok(());
-        }
         let seq = head.seq;
         let verified = up.call(CALL_LIMIT, move |member| async move { member.log_verify(Some(seq)).await });
         match verified.await {
-            Called::Done(Ok(report)) if (report.seq, report.root, report.digest) == (seq, head.root, digest) => Ok(()),
+            Called::Done(Ok(report)) if (report.seq, report.root, report.digest) == (seq, head.root, digest) => {
+                self.count(|c| c.one("replays"));
+                Ok(())
+            }
             Called::Done(Ok(report)) => Err(format!(
                 "a replay on s{} ends at event {} with digest {}",
                 up.at,
                 report.seq,
                 short(&report.digest)
             )),
+            Called::Done(Err(VerifyError::History(HistoryError::Gone { .. })))
+                if up.member.status().history_from > 1 =>
+            {
+                Ok(())
+            }
             Called::Done(Err(error)) => Err(format!("log verify on s{}: {error}", up.at)),
             Called::Gone | Called::Late => Err(format!("log verify on s{} does not end", up.at)),
         }
     }
 
-    /// Each member proves the same: the root, that an event is in it, that it continues an older one. Where history begins
-    /// late it may prove the head alone.
+    /// Each member proves the same: the root, that an event is in it, that it continues an older one; of what is gone, too. One
+    /// that never had all of history proves what it has.
     async fn proves(&self, members: &[Up], head: &Head<State>) -> Result<(), String> {
         let seq = head.seq;
         let (event, old) = (Seq(1 + self.draw(seq.0)), Seq(1 + self.draw(seq.0)));
@@ -185,27 +198,44 @@ impl Cluster {
                 up.call(CALL_LIMIT, move |member| async move { member.prove(seq, Some(event), Some(old)).await });
             let proof = match asked.await {
                 Called::Done(Ok(proof)) => proof,
-                Called::Done(Err(HistoryError::Gone { .. })) if up.member.status().history_from > 1 => {
-                    let alone = up.call(CALL_LIMIT, move |member| async move { member.prove(seq, None, None).await });
-                    match alone.await {
-                        Called::Done(Ok(proof)) if proof.root == head.root => continue,
-                        _ => return Err(format!("s{} does not prove its head", up.at)),
-                    }
+                Called::Done(Err(HistoryError::Gone { .. })) if self.tree_is_late(up) => {
+                    self.proves_late(up, head).await?;
+                    continue;
                 }
                 Called::Done(Err(error)) => return Err(format!("s{} proves nothing: {error}", up.at)),
                 Called::Gone | Called::Late => return Err(format!("s{} does not answer with a proof", up.at)),
             };
-            let Proof { root, inclusion: Some(is), consistency: Some(was) } = &proof else {
-                return Err(format!("s{} proves less than was asked", up.at));
-            };
-            let sound = included(is.leaf, event.0 - 1, seq.0, root, &is.path);
-            let sound = sound && continued(old.0, &was.root, seq.0, root, &was.path) && *root == head.root;
-            if !sound || first.get_or_insert_with(|| proof.clone()) != &proof {
+            if !sound(&proof, head, (event, old)) || first.get_or_insert_with(|| proof.clone()) != &proof {
                 return Err(format!("s{} proves event {event} and size {old} otherwise than they are", up.at));
             }
-            self.count(|c| c.one("proofs"));
+            let gone = event.0 < up.member.status().history_from;
+            self.count(|c| c.one(if gone { "proofs_of_gone" } else { "proofs" }));
         }
         Ok(())
+    }
+
+    /// A tree that begins late proves from there on; where the one that history begins with could not be kept, its head alone.
+    async fn proves_late(&self, up: &Up, head: &Head<State>) -> Result<(), String> {
+        let (seq, from) = (head.seq, up.member.status().history_from.min(head.seq.0));
+        let (event, old) = (Seq(from + self.draw(seq.0 - from + 1)), Seq(from + self.draw(seq.0 - from + 1)));
+        let asked = up.call(CALL_LIMIT, move |member| async move { member.prove(seq, Some(event), Some(old)).await });
+        let alone = match asked.await {
+            Called::Done(Ok(proof)) if sound(&proof, head, (event, old)) => {
+                self.count(|c| c.one("proofs_late"));
+                return Ok(());
+            }
+            Called::Done(Err(HistoryError::Gone { .. })) => {
+                up.call(CALL_LIMIT, move |member| async move { member.prove(seq, None, None).await }).await
+            }
+            _ => return Err(format!("s{} does not prove event {event}, which it has, or size {old}", up.at)),
+        };
+        match alone {
+            Called::Done(Ok(proof)) if proof.root == head.root => {
+                self.count(|c| c.one("proofs_alone"));
+                Ok(())
+            }
+            _ => Err(format!("s{} does not prove its head", up.at)),
+        }
     }
 
     /// Who was removed does not run on, and is nobody's member.
@@ -222,6 +252,13 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+/// The proof is of this head, and proves both.
+fn sound(proof: &Proof, head: &Head<State>, (event, old): (Seq, Seq)) -> bool {
+    let Proof { root, inclusion: Some(is), consistency: Some(was) } = proof else { return false };
+    let is_in = included(is.leaf, event.0 - 1, head.seq.0, root, &is.path);
+    is_in && continued(old.0, &was.root, head.seq.0, root, &was.path) && *root == head.root
 }
 
 /// A view that was kept, folded in steps as the log grew, is the view that is made anew from the last state.

@@ -10,7 +10,7 @@ use cvlan_core::grammar::Grammar;
 use cvlan_core::member::MemberCommand;
 use cvlan_core::node::NodeCommand;
 use cvlan_core::{Actor, Command, Rejection, Rules, State, Wish};
-use cvlan_raft::{Answer, WriteError};
+use cvlan_raft::{Answer, HistoryError, WriteError};
 use futures_util::future::join;
 use std::sync::Arc;
 
@@ -172,7 +172,7 @@ impl Cluster {
         if known && took_ms > PROGRESS_MS {
             return Err(format!("a write took {took_ms} ms, with nothing wrong any more"));
         }
-        Ok(())
+        self.level_was_raised()
     }
 
     /// One that reads: what it is shown is no older than what anybody was told before it asked.
@@ -222,8 +222,10 @@ impl Cluster {
                     let read = move |member: cvlan_raft::Member<Rules, crate::runtime::NodeRt>| async move {
                         member.history(cvlan_core::id::Seq(from), 50).await
                     };
-                    if let Called::Done(Ok(events)) = up.call(CALL_LIMIT, read).await {
-                        self.ledger.read_back(&events);
+                    match up.call(CALL_LIMIT, read).await {
+                        Called::Done(Ok(events)) => self.ledger.read_back(&events),
+                        Called::Done(Err(HistoryError::Gone { first })) => self.gone(&up, from, first),
+                        Called::Done(Err(_)) | Called::Gone | Called::Late => {}
                     }
                 }
             }

@@ -7,7 +7,9 @@
 //! ```
 
 use super::Cluster;
+use super::keeping::History;
 use super::presence::{Stays, ended_early};
+use super::versions;
 use crate::clock::SimClock;
 use crate::disk::{Faults, Platter, SimDisk};
 use crate::lock;
@@ -67,6 +69,12 @@ pub struct Now {
     pub reserved: bool,
     /// Its member was taken into the cluster, and nobody asks for that any more: from now on it can be removed.
     pub joined: bool,
+    /// What is installed is the older version; and so was what runs.
+    pub older: bool,
+    /// See there.
+    pub(super) runs_older: bool,
+    /// What is known of its member's history.
+    pub(super) history: History,
     /// Scopes with their last event, for the streams of agents.
     woken: BTreeMap<(TenantId, CvlanId), u64>,
     /// The streams of agents.
@@ -152,6 +160,7 @@ impl Machine {
         let mut now = self.now();
         *lock(&self.platter) = Platter::default();
         (now.damaged, now.lost, now.hurt, now.joined) = (false, false, false, false);
+        now.history = History::default();
         now.member.take()
     }
 
@@ -168,6 +177,7 @@ impl Machine {
     pub fn assign(&self, member: u64) {
         let mut now = self.now();
         (now.member, now.reserved, now.joined) = (Some(member), false, false);
+        now.history = History::default();
         now.rests_until_us = now_us();
     }
 
@@ -179,8 +189,10 @@ impl Machine {
 
     fn applied(&self, applied: &Applied<Rules>) {
         let mut now = self.now();
+        now.history.applied(&applied.head.machine);
         if applied.events.is_empty() {
             now.installed = applied.head.seq.0;
+            now.history.jumps(applied.head.seq.0);
         }
         for event in applied.events.iter() {
             if let Some(scope) = scopes(&applied.head.machine, event) {
@@ -222,6 +234,7 @@ impl Cluster {
         });
         self.net.power(at, true);
         self.ledger.starts(member);
+        self.version_starts(machine, member);
         {
             let mut now = machine.now();
             (now.disk, now.stopping, now.power, now.installed) = (Some(disk.clone()), false, None, 0);
@@ -241,8 +254,10 @@ impl Cluster {
             now.power.take().unwrap_or_default()
         };
         disk.end();
+        self.versions.ends(member);
         self.count(|c| {
             c.add("calls", disk.calls());
+            c.add("files_gone", disk.gone());
             c.one("lives");
         });
         self.trace.mark(Some(at), Sign::Down, format_args!("m{member} ended: {why}, power: {power}"));
@@ -266,6 +281,9 @@ impl Cluster {
             Ok(Ok(open)) => open,
             Ok(Err(error)) => {
                 self.trace.line(format_args!("s{} m{member} does not open: {error}", machine.at));
+                if error.code() == "data_folder_newer" && self.older_refuses(machine, "older_refused") {
+                    return "an older version";
+                }
                 let mut now = machine.now();
                 now.rests_until_us = now_us() + 200_000;
                 if now.damaged {
@@ -279,10 +297,17 @@ impl Cluster {
             // A panic; the hook has it.
             Err(_) => return "panic",
         };
+        if let Some(from) = self.keeping.holds(machine) {
+            open.history_hold(Seq(from));
+        }
+        self.history_seen(machine, &open, true);
         self.trace.mark(Some(machine.at), Sign::Up, format_args!("m{member} is open at event {}", open.head().seq));
         self.net.listen(machine.at, Some(Door { member: open.clone(), process: process.clone() }));
         let up = Up { at: machine.at, member: open.clone(), process: process.clone() };
         machine.now().up = Some(up.clone());
+        if self.keeping.holds(machine).is_some() {
+            let _written = NodeRt::spawn(self.clone().export(up.clone()));
+        }
         let _told = NodeRt::spawn(self.clone().presence(up, MemberId(member)));
         // What was committed when all went down at once is shown by nobody: it is read.
         while self.ledger.len() < open.head().seq.0 {
@@ -301,6 +326,7 @@ impl Cluster {
             sleep_us(100_000 + self.draw(100_000)).await;
             let status = member.status();
             self.check_bounds(&status);
+            self.history_seen(machine, member, false);
             let leads = (status.role == Role::Leader).then_some(status.term);
             if leads != led {
                 let sign = leads.map_or(Sign::Follows, Sign::Leads);
@@ -317,6 +343,12 @@ impl Cluster {
                 return "removed";
             }
             let stopped = status.fatal.is_some() || status.role == Role::Stopped;
+            if stopped
+                && status.fatal.as_ref().is_some_and(|why| why.contains("feature level"))
+                && self.older_refuses(machine, "older_stopped")
+            {
+                return "an older version";
+            }
             if stopped && !machine.now().stopping {
                 if !machine.now().hurt && !disk.has_failed() {
                     self.ledger.broken(format!("member {} stopped: {:?}", status.member, status.fatal));
@@ -331,6 +363,11 @@ impl Cluster {
         if let Some(seq) = status.diverged {
             self.ledger.broken(format!("member {} found at event {seq} that its state differs", status.member));
         }
+        self.versions.seen(status.feature_level);
+        if status.feature_level > status.known_level {
+            let (level, known) = (status.feature_level, status.known_level);
+            self.ledger.broken(format!("member {} runs at level {level}, and knows {known}", status.member));
+        }
         // What was in flight may have to wait again.
         let waiting = self.limits.queue + (self.limits.in_flight + 1) * self.limits.entry_commands;
         if status.queue > waiting || status.in_flight > self.limits.in_flight {
@@ -344,6 +381,9 @@ impl Cluster {
 
     fn options(&self, machine: &Arc<Machine>, member: u64, disk: Arc<SimDisk>) -> Options<Rules> {
         let (ledger, here, sessions) = (self.ledger.clone(), machine.clone(), self.sessions.clone());
+        let levels = self.versions.levels.clone();
+        let mut limits = self.limits.clone();
+        limits.level = machine.now().runs_older.then_some(versions::OLDER);
         Options {
             member,
             address: crate::net::address(machine.at),
@@ -354,8 +394,10 @@ impl Cluster {
                 ledger.observe(member, applied);
                 here.applied(applied);
                 applied.events.iter().filter_map(|e| ended_early(&sessions, e)).for_each(|early| ledger.broken(early));
+                let early = applied.events.iter().find_map(|e| versions::raised_early(&levels, &applied.head, e));
+                early.into_iter().for_each(|early| ledger.broken(early));
             })],
-            limits: self.limits.clone(),
+            limits,
             timing: Timing::default(),
             plant: self.setup.plant,
         }

@@ -14,10 +14,12 @@ mod agent;
 mod checks;
 mod client;
 mod fault;
+mod keeping;
 mod machine;
 mod operator;
 mod presence;
 pub mod schedule;
+mod versions;
 
 use crate::disk::SEATS;
 use crate::ledger::Ledger;
@@ -32,6 +34,7 @@ use cvlan_core::grammar::{Grammar, Rng};
 use cvlan_core::id::Epoch;
 use cvlan_raft::Limits;
 use futures_util::future::{Either, join_all, select};
+use keeping::Keeping;
 use machine::{Machine, Up};
 use openraft::AsyncRuntime;
 use schedule::{FORMED_MS, Fault, HEALED_MS, ROUND_MS};
@@ -41,6 +44,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 use std::time::Duration;
+use versions::Versions;
 
 /// The member that makes the cluster.
 const FOUNDER: u64 = 1;
@@ -98,6 +102,8 @@ pub(crate) struct Cluster {
     /// Machines that are meant to vote, and to learn, at first.
     shape: (usize, usize),
     limits: Limits,
+    keeping: Keeping,
+    versions: Versions,
     epoch: Epoch,
     bootstrap: Command,
     faults: Vec<Fault>,
@@ -134,10 +140,14 @@ impl Cluster {
         let mut grammar = Grammar::new(stream(2).next());
         let bootstrap = Grammar::numbered(grammar.bootstrap(), u64::MAX, 1);
         let shape = [(3, 1), (3, 2), (5, 1), (4, 1), (3, 0)].get(rng.below(5) as usize).copied().unwrap_or((3, 1));
-        let limits = limits(&mut rng);
+        let mut limits = limits(&mut rng);
+        let keeping = Keeping::draw(stream(5), setup.plain, &mut limits);
+        let versions = Versions::draw(stream(6), setup);
         let faults = schedule::draw(stream(3), setup.minutes);
         trace.line(format_args!("seed {seed} {shape:?} {limits:?}"));
-        let machines = (0..SEATS).map(|at| Arc::new(Machine::new(at, rng.below(2_000) as i64 - 1_000))).collect();
+        let machines: Vec<_> =
+            (0..SEATS).map(|at| Arc::new(Machine::new(at, rng.below(2_000) as i64 - 1_000))).collect();
+        machines.iter().for_each(|machine| machine.now().older = versions.mixed);
         Self {
             setup: setup.clone(),
             ledger: Arc::new(Ledger::new(trace.clone(), true)),
@@ -146,6 +156,8 @@ impl Cluster {
             machines,
             shape,
             limits,
+            keeping,
+            versions,
             epoch: Epoch(rng.bytes()),
             bootstrap,
             faults,
@@ -231,6 +243,9 @@ impl Cluster {
         let agents: Vec<_> = (0..AGENTS).map(|n| NodeRt::spawn(self.clone().agent(n))).collect();
         let _chores = NodeRt::spawn(self.clone().chores());
         let _pace = NodeRt::spawn(self.clone().pace());
+        if self.versions.mixed {
+            let _roll = NodeRt::spawn(self.clone().roll());
+        }
         let only = |place: &usize| self.setup.only.as_ref().is_none_or(|only| only.contains(place));
         let faults = (0..self.faults.len()).filter(only);
         let faults: Vec<_> = faults.map(|place| NodeRt::spawn(self.clone().fault(place))).collect();
@@ -241,6 +256,7 @@ impl Cluster {
         self.sleep_until(FORMED_MS + schedule::rounds(self.setup.minutes) * ROUND_MS).await;
         join_all(faults).await;
         self.settle().await?;
+        self.level_settles().await?;
         self.probe(2_000).await?;
         let given = lock(&self.tickets).given;
         self.give_tickets(self.setup.commands.saturating_sub(given));

@@ -299,8 +299,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// Who was removed, and can hear of it, stops.
+    /// Who was removed, and can hear of it, stops; one that was gone before it had heard of anybody is taken away.
     async fn leaves(&self, machine: &Machine) -> Result<(), String> {
+        if machine.up().is_some_and(|up| up.member.head().members.addresses.is_empty()) {
+            self.count(|c| c.one("removed_unheard"));
+            machine.wipe(&self.net);
+            return Ok(());
+        }
         for _ in 0..200 {
             if machine.now().member.is_none() {
                 return Ok(());

@@ -106,6 +106,8 @@ struct State {
     rng: Rng,
     faults: Faults,
     calls: u64,
+    /// Segments of the log that were removed.
+    gone: u64,
     failed: bool,
     on_end: Vec<Box<dyn FnOnce() + Send>>,
 }
@@ -135,8 +137,16 @@ impl SimDisk {
         rng: Rng,
         faults: Faults,
     ) -> Arc<Self> {
-        let state =
-            State { dead: false, lanes: BTreeMap::new(), rng, faults, calls: 0, failed: false, on_end: Vec::new() };
+        let state = State {
+            dead: false,
+            lanes: BTreeMap::new(),
+            rng,
+            faults,
+            calls: 0,
+            gone: 0,
+            failed: false,
+            on_end: Vec::new(),
+        };
         Arc::new(Self(Arc::new(Shared { seat, platter, process, trace, state: Mutex::new(state) })))
     }
 
@@ -153,6 +163,11 @@ impl SimDisk {
     /// Calls so far.
     pub fn calls(&self) -> u64 {
         lock(&self.0.state).calls
+    }
+
+    /// Segments of the log that were removed.
+    pub fn gone(&self) -> u64 {
+        lock(&self.0.state).gone
     }
 
     /// Plans further faults; the closure is told how many calls there were.
@@ -351,7 +366,9 @@ impl Files for SimFiles {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.0.call(Class::Entry, format_args!("remove {name}"), |platter| platter.remove(name))
+        self.0.call(Class::Entry, format_args!("remove {name}"), |platter| platter.remove(name))?;
+        lock(&self.0.state).gone += u64::from(name.starts_with("log/") && name.ends_with(".seg"));
+        Ok(())
     }
 
     fn sync_folder(&self, folder: &str) -> io::Result<()> {

@@ -143,6 +143,10 @@ fn what_cannot_start_says_why_on_one_line() {
     let half = tempfile::tempdir().unwrap();
     copy(&data.join("keys"), &half.path().join("cvlan-data/keys"));
     check_refused(half.path(), "this member's log is gone");
+    // Nor where its snapshots are there.
+    std::fs::create_dir(half.path().join("cvlan-data/snapshots")).unwrap();
+    std::fs::write(half.path().join("cvlan-data/snapshots/00000000000000000009.snap"), "CVLANSNP").unwrap();
+    check_refused(half.path(), "this member's log is gone");
     // A log without a key it needs.
     let keyless = tempfile::tempdir().unwrap();
     copy(&data, &keyless.path().join("cvlan-data"));
