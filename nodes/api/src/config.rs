@@ -113,7 +113,7 @@ pub struct Settings {
 /// A day.
 pub const DAY_MS: u64 = 24 * 3600 * 1000;
 /// How long history is kept where nothing says otherwise.
-const HISTORY_DAYS: u32 = 90;
+pub const HISTORY_DAYS: u64 = 90;
 /// Between two backups, where nothing else is said.
 const BACKUP_EVERY_S: u64 = 24 * 3600;
 /// Backups that stay, likewise.
@@ -293,7 +293,7 @@ impl Settings {
             backup,
             history_export: self.history_export,
             log_limits: cvlan_raft::Limits {
-                history_ms: u64::from(self.history_days.unwrap_or(HISTORY_DAYS)) * DAY_MS,
+                history_ms: self.history_days.map_or(d.log_limits.history_ms, |days| u64::from(days) * DAY_MS),
                 level: self.play_level,
                 ..d.log_limits
             },
@@ -358,6 +358,9 @@ mod tests {
         let sink = Some(sinks.map(str::to_owned).to_vec());
         let two = Settings { sink, sink_ca: Some("ca.pem".into()), ..Settings::default() }.options().unwrap();
         assert_eq!(two.sinks.len(), 2);
+        assert_eq!(Options::default().log_limits.history_ms, 90 * DAY_MS);
+        let all = Settings { history_days: Some(0), ..Settings::default() }.options().unwrap();
+        assert_eq!(all.log_limits.history_ms, 0);
         let nothing =
             Settings { join: Some(vec![String::new()]), join_token: Some(String::new()), ..Settings::default() };
         assert_eq!(nothing.options().unwrap(), Options::default());

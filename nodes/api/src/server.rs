@@ -23,6 +23,7 @@ use crate::cluster::identity::{key_sha256, own_key};
 use crate::cluster::keeper::{self, Keeper};
 use crate::cluster::notary;
 use crate::cluster::voter::Routers;
+use crate::config::{DAY_MS, HISTORY_DAYS};
 use crate::doors;
 use crate::doors::accept::{Door, serve};
 use crate::doors::limit::Limits;
@@ -134,7 +135,7 @@ impl Default for Options {
             views: None,
             backup: None,
             history_export: None,
-            log_limits: cvlan_raft::Limits::default(),
+            log_limits: cvlan_raft::Limits { history_ms: HISTORY_DAYS * DAY_MS, ..cvlan_raft::Limits::default() },
             presence_expiry: presence::EXPIRY,
         }
     }

@@ -160,7 +160,8 @@ impl Place {
     fn write(&self, at: Checkpoint) -> io::Result<()> {
         let folder = self.data.join(FOLDER);
         if !folder.is_dir() {
-            std::fs::create_dir(&folder)?;
+            // Another sink may do the same just now.
+            std::fs::create_dir_all(&folder)?;
             File::open(&self.data)?.sync_all()?;
         }
         let kept = Kept { sink: self.sink.clone(), checkpoint: at.to_string() };
