@@ -95,7 +95,7 @@ enum ConfigSub {
 
 #[derive(Subcommand)]
 enum LogSub {
-    /// Replay the log from its first event and compare it with every checkpoint in it
+    /// Replay the log from where its history begins and compare it with every checkpoint in it
     #[command(after_help = "\
 Without a controller, on the folder that it left:
   cvlan-api log verify --data-dir /var/lib/cvlan --keys voters.keys --held held.note

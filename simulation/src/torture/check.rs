@@ -2,7 +2,7 @@
 
 use super::load::{Outcome, Write};
 use crate::lock;
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use cvlan_core::Rules;
 use cvlan_core::machine::Machine;
 use cvlan_raft::{LogStore, VerifyReport, read_dir};
@@ -43,6 +43,7 @@ pub async fn read(data: &Path) -> anyhow::Result<(Log, VerifyReport)> {
     };
     let report =
         read_dir::<Rules, TokioRuntime>(disk, |_| {}, each).await.with_context(|| data.display().to_string())?;
+    ensure!(report.from.0 == 1, "{}: history begins with event {}", data.display(), report.from);
     let log = std::mem::take(&mut *lock(&log));
     Ok((log, report))
 }

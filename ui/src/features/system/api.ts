@@ -44,6 +44,7 @@ const VERIFICATION: LogVerification = {
   replayedDigest: "",
   problem: "",
   millis: "0",
+  fromSeq: "1",
 };
 
 async function clusterRead(signal: AbortSignal): Promise<ClusterStatus> {

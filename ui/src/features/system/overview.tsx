@@ -169,7 +169,9 @@ function Verify() {
         <Button icon="shield" disabled={verify.isPending} onClick={() => verify.mutate()}>
           {verify.isPending ? "Replaying…" : "Verify the log"}
         </Button>
-        <span className="text-muted">Replays every event, and compares the Merkle root and the state's digest.</span>
+        <span className="text-muted">
+          Replays every event that is kept, and compares the Merkle root and the state's digest.
+        </span>
       </div>
       <ProblemBox error={verify.error} />
       {verify.data && <Verdict verdict={verify.data} />}
@@ -178,6 +180,8 @@ function Verify() {
 }
 
 function Verdict({ verdict }: { verdict: LogVerification }) {
+  const from = Number(verdict.fromSeq);
+  const before = from > 1 ? `, from event ${count(from)} on: of what was before, the state is kept` : "";
   return (
     <div
       role="status"
@@ -185,11 +189,11 @@ function Verdict({ verdict }: { verdict: LogVerification }) {
     >
       <p className={`flex items-center gap-1.5 font-semibold ${verdict.ok ? "text-ok" : "text-bad"}`}>
         <Icon name={verdict.ok ? "check" : "close"} />
-        {verdict.ok ? "The log is whole" : "The log does not verify"}
+        {verdict.ok ? (from > 1 ? "The log is in order" : "The log is whole") : "The log does not verify"}
       </p>
       <p className="mt-0.5 text-muted">
         {verdict.problem ||
-          `${plural(Number(verdict.events), "event")} replayed in ${count(Number(verdict.millis))} ms.`}
+          `${plural(Number(verdict.events) + 1 - from, "event")} replayed in ${count(Number(verdict.millis))} ms${before}.`}
       </p>
       {verdict.root && (
         <p className="mono mt-1 truncate text-muted">
