@@ -237,7 +237,7 @@ fn history(report: &BackupReport) -> String {
     match report.from {
         Seq(1) => "whole: from the first event".to_owned(),
         from => format!(
-            "from event {from}, behind the state after event {}; the member that sent it has none older",
+            "from event {from}, behind the state after event {}; the member that sent it can replay none older",
             from.0 - 1
         ),
     }
