@@ -129,21 +129,23 @@ fn who_was_taken_for_lost_moves_nothing() {
 #[test]
 fn two_writers_at_the_same_row_do_not_both_move_it() {
     let Some(database) = Database::new() else { return };
-    let world = World::new(5, 200);
+    let world = World::new(5, 100);
     let mut first = database.target();
     let (state, start) = world.at(0);
     first.rebuild(&state, start).unwrap();
     first.session.as_mut().unwrap().unlock();
+    let end = Instant::now() + 2 * LONG;
     let won: usize = std::thread::scope(|scope| {
         let race = |mut target: Postgres| {
             let world = &world;
             scope.spawn(move || {
                 let mut won = 0;
-                for _ in 0..400 {
+                while Instant::now() < end {
                     let at = match target.meta() {
                         Ok((at, _)) => at.seq.0 as usize,
                         Err(error) => {
                             target.failed(&error);
+                            std::thread::sleep(Duration::from_millis(1));
                             continue;
                         }
                     };
