@@ -2,7 +2,7 @@
 //! same state as before; never something in between.
 
 use bytes::Bytes;
-use cvlan_core::id::Epoch;
+use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::machine::{Machine, SystemFact};
 use cvlan_raft::counter::{Command, Counter};
 use cvlan_raft::{
@@ -13,8 +13,8 @@ use openraft_rt_tokio::TokioRuntime;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 type Counting = Member<Counter, TokioRuntime>;
 
@@ -215,12 +215,59 @@ async fn files_that_were_not_completed_are_swept_away() {
 struct Narrow {
     inner: Arc<FileDisk>,
     full: Arc<AtomicBool>,
+    /// What it is too full for: names that begin so.
+    room: &'static str,
     broken: Arc<AtomicBool>,
+    gate: Arc<Gate>,
+}
+
+impl Narrow {
+    /// Waits for whoever had it before.
+    async fn on(folder: &Path) -> Self {
+        let mut disk = FileDisk::open(folder);
+        for _ in 0..1_000 {
+            if let Err(OpenError::Locked { .. }) = disk {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                disk = FileDisk::open(folder);
+            }
+        }
+        let inner = disk.unwrap();
+        Self { inner, full: Arc::default(), room: "", broken: Arc::default(), gate: Arc::default() }
+    }
+}
+
+/// Holds up a job that is not of the log, by its number since the gate was set.
+#[derive(Default)]
+struct Gate {
+    left: AtomicI64,
+    reached: AtomicBool,
+    open: AtomicBool,
+}
+
+impl Gate {
+    fn set(&self, job: i64) {
+        self.reached.store(false, SeqCst);
+        self.open.store(false, SeqCst);
+        self.left.store(job, SeqCst);
+    }
+
+    fn pass(&self) {
+        if self.left.fetch_sub(1, SeqCst) == 1 {
+            self.reached.store(true, SeqCst);
+            for _ in 0..10_000 {
+                if self.open.load(SeqCst) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
 }
 
 struct NarrowFiles<'a> {
     inner: &'a dyn Files,
     full: &'a AtomicBool,
+    room: &'static str,
     broken: &'a Arc<AtomicBool>,
 }
 
@@ -243,8 +290,14 @@ impl File for NarrowFile {
 
 impl Disk for Narrow {
     fn run(&self, lane: Lane, job: Job) {
-        let (full, broken) = (self.full.clone(), self.broken.clone());
-        self.inner.run(lane, Box::new(move |inner| job(&NarrowFiles { inner, full: &full, broken: &broken })));
+        let (full, room, broken, gate) = (self.full.clone(), self.room, self.broken.clone(), self.gate.clone());
+        let job = move |inner: &dyn Files| {
+            if matches!(lane, Lane::Read | Lane::Work) {
+                gate.pass();
+            }
+            job(&NarrowFiles { inner, full: &full, room, broken: &broken });
+        };
+        self.inner.run(lane, Box::new(job));
     }
 }
 
@@ -259,7 +312,7 @@ impl Files for NarrowFiles<'_> {
         self.inner.open(name)
     }
     fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
-        if self.full.load(SeqCst) {
+        if self.full.load(SeqCst) && name.starts_with(self.room) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         Ok(Arc::new(NarrowFile(self.inner.create(name, len)?, self.broken.clone())))
@@ -278,9 +331,8 @@ impl Files for NarrowFiles<'_> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_refuses_writes_stays_readable_and_goes_on_once_there_is_room() {
     let folder = tempfile::tempdir().unwrap();
-    let full = Arc::new(AtomicBool::new(false));
-    let inner = FileDisk::open(folder.path()).unwrap();
-    let disk = Arc::new(Narrow { inner, full: full.clone(), broken: Arc::default() });
+    let disk = Arc::new(Narrow::on(folder.path()).await);
+    let full = disk.full.clone();
     let member = open_with(disk.clone(), |_| {}).await.unwrap();
     member.bootstrap(Epoch([7; 16]), Command::add(1)).await.unwrap();
     full.store(true, SeqCst);
@@ -296,7 +348,7 @@ async fn a_full_disk_refuses_writes_stays_readable_and_goes_on_once_there_is_roo
     assert_eq!((member.head().machine.sum, member.status().disk_full), (written, true));
     assert_eq!(member.snapshot().await.unwrap_err().code(), "snapshot_not_written");
     assert!(member.status().snapshot_error.is_some(), "a snapshot without room is no reason to stop");
-    assert_eq!(member.history(cvlan_core::id::Seq(1), 5).await.unwrap().len(), 5);
+    assert_eq!(member.history(Seq(1), 5).await.unwrap().len(), 5);
     full.store(false, SeqCst);
     let mut tries = 0;
     while let Err(error) = member.write(Command::add(1)).await {
@@ -314,9 +366,8 @@ async fn a_full_disk_refuses_writes_stays_readable_and_goes_on_once_there_is_roo
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_sync_stops_the_member_and_a_restart_goes_on() {
     let folder = tempfile::tempdir().unwrap();
-    let broken = Arc::new(AtomicBool::new(false));
-    let inner = FileDisk::open(folder.path()).unwrap();
-    let disk = Arc::new(Narrow { inner, full: Arc::default(), broken: broken.clone() });
+    let disk = Arc::new(Narrow::on(folder.path()).await);
+    let broken = disk.broken.clone();
     let member = open_with(disk.clone(), |_| {}).await.unwrap();
     member.bootstrap(Epoch([7; 16]), Command::add(1)).await.unwrap();
     broken.store(true, SeqCst);
@@ -435,4 +486,114 @@ async fn an_event_of_an_unknown_kind_stops_the_member() {
     assert_eq!(error.code(), "data_folder_unreadable");
     assert!(error.to_string().contains("kind 13 is not known"), "{error}");
     assert!(open(folder.path()).await.is_ok(), "the newer version goes on");
+}
+
+/// A member on this disk that keeps history for half a second, and none of it goes yet.
+async fn trimming(disk: Arc<dyn Disk>) -> Counting {
+    let member = open_with(disk, |options| {
+        let limits = &mut options.limits;
+        (limits.purge_behind, limits.history_ms, limits.history_check_ms) = (5, 500, 20);
+    });
+    let member = member.await.unwrap();
+    member.history_hold(Seq(1));
+    member
+}
+
+/// Writes until there is history to let go of, in files of its own.
+async fn aged(member: &Counting) {
+    for by in 0..80 {
+        let note = Bytes::from(vec![by as u8; 1000]);
+        member.write(Command::Add { by, times: 1, note, once: None }).await.unwrap();
+        if by % 20 == 19 {
+            member.snapshot().await.unwrap();
+        }
+    }
+    let end = Instant::now() + Duration::from_secs(20);
+    while member.head().machine.history_from <= member.status().history_from {
+        assert!(Instant::now() < end, "{:?}", member.status());
+        member.write(Command::add(1)).await.unwrap();
+        member.snapshot().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// All that is left is there, and is what the log came to.
+async fn is_whole(member: &Counting) -> Seq {
+    let (from, head) = (Seq(member.status().history_from), member.head());
+    let report = member.log_verify(Some(head.seq)).await.unwrap();
+    assert!(report.from >= from && report.seq == head.seq, "{report:?}");
+    let mut next = from;
+    while next <= head.seq {
+        let page = member.history(next, 1000).await.unwrap();
+        assert_eq!(page[0].0, next);
+        next = Seq(page.last().unwrap().0.0 + 1);
+    }
+    from
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn history_stays_until_the_state_that_is_left_begins_with_can_be_written() {
+    for room in ["snapshots/", "tiles/", ""] {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Arc::new(Narrow { room, ..Narrow::on(folder.path()).await });
+        let member = trimming(disk.clone()).await;
+        member.bootstrap(Epoch([7; 16]), Command::add(1)).await.unwrap();
+        aged(&member).await;
+        disk.full.store(true, SeqCst);
+        member.history_hold(Seq(u64::MAX));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(is_whole(&member).await, Seq(1), "no room in {room}");
+        disk.full.store(false, SeqCst);
+        let end = Instant::now() + Duration::from_secs(20);
+        while member.status().history_from == 1 {
+            assert!(Instant::now() < end, "never went on");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // What was said to go goes after that.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(is_whole(&member).await > Seq(1));
+        member.shutdown().await;
+    }
+}
+
+/// It is stopped while a trim reads, folds, writes the state and removes files: at each of its jobs in turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_in_the_middle_of_a_trim_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut stopped = Vec::new();
+    for job in 1.. {
+        let disk = Arc::new(Narrow::on(folder.path()).await);
+        let gate = disk.gate.clone();
+        let member = trimming(disk.clone()).await;
+        if job == 1 {
+            member.bootstrap(Epoch([7; 16]), Command::add(1)).await.unwrap();
+        }
+        aged(&member).await;
+        let from = is_whole(&member).await;
+        gate.set(job);
+        member.history_hold(Seq(u64::MAX));
+        let end = Instant::now() + Duration::from_secs(20);
+        while !gate.reached.load(SeqCst) && member.status().history_from == from.0 {
+            assert!(Instant::now() < end, "job {job} never came");
+            member.write(Command::add(1)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let sum = member.head().machine.sum;
+        let before = member.status().history_from == from.0;
+        let stop = tokio::spawn(async move { member.shutdown().await });
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        gate.open.store(true, SeqCst);
+        tokio::time::timeout(Duration::from_secs(10), stop).await.expect("it stops").unwrap();
+        drop(disk);
+
+        let member = trimming(Arc::new(Narrow::on(folder.path()).await)).await;
+        assert!(is_whole(&member).await >= from, "job {job}");
+        assert_eq!(member.head().machine.sum, sum);
+        member.shutdown().await;
+        if !before {
+            break;
+        }
+        stopped.push(job);
+    }
+    assert!(stopped.len() >= 6, "{stopped:?}");
 }

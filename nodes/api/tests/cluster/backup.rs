@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// What the running member sends.
-async fn backup(cluster: &Cluster, at: usize, file: &Path) {
+pub async fn backup(cluster: &Cluster, at: usize, file: &Path) {
     let url = format!("https://127.0.0.1:{}/api/v1/cluster/backup", cluster.members[at].ports[0]);
     let answer = cluster.http.get(url).bearer_auth(&cluster.token).send().await.unwrap();
     assert_eq!(answer.status(), 200);

@@ -144,6 +144,13 @@ async fn one_that_follows_has_no_keys_and_answers_everything() {
     assert_eq!(ask(&cluster, 1, "/me", &access, None).await.1, "session_invalid");
     assert_eq!(ask(&cluster, 1, "/auth/refresh", "", Some(refresh)).await.1, "session_invalid");
 
+    // It sends a backup like the others: what it does not have of the keys is not in one.
+    let file = cluster.folder("of-a-learner.cvbackup");
+    crate::backup::backup(&cluster, 1, &file).await;
+    let report = cvlan_api::app::backup::check(&file, Vec::new()).unwrap();
+    let (epoch, seq) = cluster.seen.split_once('.').unwrap();
+    assert!(report.events >= seq.parse().unwrap() && epoch == report.epoch.to_string(), "{report:?}");
+
     // Without a voter: what was seen is answered, the rest says what it lacks, also after a start.
     let unseen = text(&login(&cluster, 0, admin.clone()).await.1, "accessToken");
     has_none(&founder, &folder);
