@@ -5,6 +5,7 @@ use crate::desk::Done;
 use crate::disk::{Lane, on_disk};
 use crate::error::{HistoryError, MemberError, OpenError, SnapshotError, VerifyError, WriteError};
 use crate::head::{Head, Members};
+use crate::hold::Reading;
 use crate::membership;
 use crate::options::{Events, Options, Timing};
 use crate::peer::Peers;
@@ -332,6 +333,12 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         self.0.shared.held.store(from.0, Relaxed);
     }
 
+    /// Somebody reads history from event `from` on: none of it goes until the answer is dropped, or is told how far they are. What
+    /// is being trimmed at this moment may still go.
+    pub fn history_reading(&self, from: Seq) -> Reading {
+        self.0.shared.readers.begin(from)
+    }
+
     /// True where no other member that answers has history from before where it begins here.
     pub fn history_sought(&self) -> bool {
         self.0.shared.sought.load(Relaxed)
@@ -346,6 +353,12 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
     /// continues that of the first `old`. The first time, and after a restart, history is read for it.
     pub async fn prove(&self, size: Seq, event: Option<Seq>, old: Option<Seq>) -> Result<Proof, HistoryError> {
         tree::prove(&self.0.shared, size, event, old).await
+    }
+
+    /// The hashes of a tile of the tree, as C2SP tlog-tiles has them: `width` of them, from the left; `None` where the tree has
+    /// no such tile yet. The first time, and after a restart, history is read for it.
+    pub async fn tile(&self, level: u32, index: u64, width: u32) -> Result<Option<Vec<Hash>>, HistoryError> {
+        tree::tile(&self.0.shared, level, index, width).await
     }
 
     /// The roots of subtrees, with their levels, that stand for the events up to `to`, none across a size of `since`.

@@ -14,6 +14,7 @@ use crate::desk::{Desk, Flight};
 use crate::digests::{Digests, Found};
 use crate::disk::{Disk, Files, Lane, on_disk};
 use crate::head::{Head, Members, Noted};
+use crate::hold::Readers;
 use crate::options::{Applied, Events, Limits, Observer, Plant};
 use crate::replay::{self, Place};
 use crate::status::Stats;
@@ -76,6 +77,8 @@ pub(crate) struct Shared<M: Machine, RT: AsyncRuntime> {
     pub(crate) digests: Digests<RT>,
     /// History is kept from this event on, whatever the log says.
     pub(crate) held: AtomicU64,
+    /// And from what somebody reads.
+    pub(crate) readers: Arc<Readers>,
     /// Whoever changes where history begins.
     pub(crate) past: RT::Mutex<()>,
     /// Nobody who was asked has older history.
@@ -129,6 +132,7 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
             plant: parts.plant,
             digests: Digests::default(),
             held: AtomicU64::new(u64::MAX),
+            readers: Arc::default(),
             past: RT::Mutex::new(()),
             sought: AtomicBool::new(false),
             tree: RT::Mutex::new(Tree::default()),

@@ -100,7 +100,7 @@ async fn trim<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>) -> Resu
     let head = shared.head();
     let let_go = if shared.plant.kept_goes { head.seq } else { M::history_from(&head.machine) };
     let held = if shared.plant.held_goes { Seq(u64::MAX) } else { Seq(shared.held.load(Relaxed)) };
-    let first = let_go.min(held);
+    let first = let_go.min(held).min(shared.readers.from());
     let from = shared.history_from();
     if first <= Seq(1) || shared.wal.full() {
         return Ok(());
@@ -124,6 +124,10 @@ async fn trim<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>) -> Resu
     let (wal, kept, told) = (shared.wal.clone(), shared.limits.snapshots_kept, shared.clone());
     // In one job: what else is done for snapshots takes the old base for the base until then.
     let job = move |files: &dyn Files| {
+        // Somebody has begun to read meanwhile.
+        if told.readers.from() < begins {
+            return Ok(0);
+        }
         base.map_or(Ok(()), |base| snapshot::write::<M>(files, &base))?;
         told.history_begins(from, begins);
         let gone = wal.trim(files, bound)?;

@@ -547,6 +547,33 @@ pub(crate) async fn prove<M: Machine, RT: AsyncRuntime>(
     .await
 }
 
+/// See [`crate::Member::tile`].
+pub(crate) async fn tile<M: Machine, RT: AsyncRuntime>(
+    shared: &Arc<Shared<M, RT>>,
+    level: u32,
+    index: u64,
+    width: u32,
+) -> Result<Option<Vec<Hash>>, HistoryError> {
+    let below = level.saturating_mul(TILE_LEVEL);
+    let first = index.checked_mul(TILE as u64);
+    let end = first.and_then(|first| first.checked_add(width.into()));
+    let leaves =
+        end.filter(|_| (1..=TILE as u32).contains(&width)).and_then(|end| end.checked_mul(1u64.checked_shl(below)?));
+    let Some((first, leaves)) = first.zip(leaves) else { return Ok(None) };
+    with(shared, move |tree| {
+        if leaves > tree.tree.size() {
+            return Ok(Some(None));
+        }
+        let hashes =
+            (first..first + u64::from(width)).map(|at| tree.subtree(below, at)).collect::<Result<Vec<_>, _>>()?;
+        // What one piece of a file holds is not believed alone.
+        let whole = hashes.len() == TILE;
+        let good = !whole || fold(&hashes) == tree.subtree(below + TILE_LEVEL, index)?;
+        Ok(good.then_some(Some(hashes)))
+    })
+    .await
+}
+
 /// See [`crate::Member::hide`].
 pub(crate) async fn hide<M: Machine, RT: AsyncRuntime>(
     shared: &Arc<Shared<M, RT>>,

@@ -597,3 +597,35 @@ async fn a_stop_in_the_middle_of_a_trim_loses_nothing() {
     }
     assert!(stopped.len() >= 6, "{stopped:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_reads_stays_until_they_are_through() {
+    let folder = tempfile::tempdir().unwrap();
+    let member = trimming(Arc::new(Narrow::on(folder.path()).await)).await;
+    member.bootstrap(Epoch([7; 16]), Command::add(1)).await.unwrap();
+    aged(&member).await;
+    let (reading, other) = (member.history_reading(Seq(1)), member.history_reading(Seq(60)));
+    member.history_hold(Seq(u64::MAX));
+    let still = async |from: u64| {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(is_whole(&member).await <= Seq(from));
+        member.status().history_from
+    };
+    let gone = async |from: u64| {
+        let end = Instant::now() + Duration::from_secs(20);
+        while member.status().history_from <= from {
+            assert!(Instant::now() < end, "{:?}", member.status());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert_eq!(still(1).await, 1);
+    drop(other);
+    assert_eq!(still(1).await, 1);
+    reading.at(Seq(40));
+    gone(1).await;
+    let from = still(40).await;
+    drop(reading);
+    gone(from).await;
+    assert!(is_whole(&member).await > Seq(from));
+    member.shutdown().await;
+}

@@ -78,6 +78,41 @@ async fn holds(member: &Counting, (roots, leaves): &(Vec<Hash>, Vec<Hash>)) {
         }
         assert_eq!(tree.size(), to);
     }
+    let root_of = |leaves: &[Hash]| {
+        let mut tree = CompactRange::default();
+        leaves.iter().for_each(|leaf| tree.push_hash(*leaf));
+        tree.root()
+    };
+    // In the files, behind them, across, and above.
+    for (level, index, width) in [
+        (0, 0, 256),
+        (0, 255, 256),
+        (0, 300, 9),
+        (0, 512, 256),
+        (0, last >> 8, last as u32 % 256),
+        (1, 0, 256),
+        (1, 1, 7),
+        (1, 2, 3),
+        (2, 0, 2),
+    ] {
+        let tile = member.tile(level, index, width).await.unwrap().unwrap();
+        let first = (index << 8 << (8 * level)) as usize;
+        let due = leaves[first..].chunks(1 << (8 * level)).take(width as usize).map(root_of);
+        assert!(tile.into_iter().eq(due), "{level}/{index}, {width}");
+    }
+    for (level, index, width) in [
+        (0, last >> 8, last as u32 % 256 + 1),
+        (0, 0, 0),
+        (0, 0, 257),
+        (2, 0, 3),
+        (3, 0, 1),
+        (8, 0, 1),
+        (u32::MAX, 0, 1),
+        (7, u64::MAX >> 8, 256),
+        (0, u64::MAX, 1),
+    ] {
+        assert_eq!(member.tile(level, index, width).await.unwrap(), None, "{level}/{index}, {width}");
+    }
     let none = member.prove(Seq(5), Some(Seq(6)), Some(Seq(6))).await.unwrap();
     assert_eq!((none.inclusion, none.consistency), (None, None), "beyond it there is nothing to prove");
 }

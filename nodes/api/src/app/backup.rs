@@ -19,7 +19,7 @@ use cvlan_proto::v1::backup_record::Kind;
 use cvlan_proto::v1::{
     BackupBase, BackupEntry, BackupHeader, BackupMembers, BackupRecord, BackupState, BackupVoters, LogBackup,
 };
-use cvlan_raft::{Base, HistoryError, Item, Members, Restored};
+use cvlan_raft::{Base, HistoryError, Item, Members, Reading, Restored};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -81,6 +81,8 @@ pub struct Backup {
     next: u64,
     to: u64,
     entries: u64,
+    /// What is to be sent stays.
+    reading: Reading,
     /// A majority of the voters signed it.
     pub signed: bool,
 }
@@ -89,6 +91,7 @@ impl Backup {
     /// Of the log up to `to`, an entry's last event; to go on with one that was cut off: from the entry that begins with
     /// event `from`.
     pub async fn begin(app: Arc<App>, from: u64, to: Option<u64>) -> Result<Self, Problem> {
+        let reading = app.log.history_reading(Seq(if from == 1 { app.log.status().history_from } else { from }));
         let base = if from == 1 { app.log.backup_base().await? } else { None };
         let mut head = app.log.head();
         let upto = to;
@@ -100,6 +103,7 @@ impl Backup {
             return Err(beyond("from", from, Seq(to)));
         }
         let next = base.as_ref().map_or(from, |base| base.seq.0 + 1);
+        reading.at(Seq(next));
         if next > to + 1 {
             return Err(HistoryError::Gone { first: Seq(next) }.into());
         }
@@ -134,7 +138,7 @@ impl Backup {
         let state = base.map(|base| base.packed).unwrap_or_default();
         let mut begin = [MAGIC.as_slice(), &[FORMAT]].concat();
         record_write(&record(Kind::Header(header)), &mut begin);
-        Ok(Self { app, begin: Some(begin), state, next, to, entries: 0, signed: valid })
+        Ok(Self { app, begin: Some(begin), state, next, to, entries: 0, reading, signed: valid })
     }
 
     /// Its last event.
@@ -162,6 +166,7 @@ impl Backup {
             self.next += 1;
             return Ok(Some(out.into()));
         }
+        self.reading.at(Seq(self.next));
         for item in self.app.log.backup_from(Seq(self.next), PAGE).await? {
             let entry = match item {
                 Item::Members(members) => {

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 /// A route's path with the tenant filled in and every other placeholder naming nothing.
 fn path(route: &Route, tenant: &str) -> String {
-    let mut path = route.path.replace("{t}", tenant);
+    let mut path = route.path.replace("{t}", tenant).replace("{level}", "0").replace("{*tile}", "000.p/1");
     for name in ["cvlan", "node", "token", "user", "member"] {
         path = path.replace(&format!("{{{name}}}"), "00000000-0000-4000-8000-000000000000");
     }

@@ -23,6 +23,10 @@ async fn a_majority_signs_and_each_only_what_its_own_log_says() {
     for n in 0..40 {
         cluster.post(n as usize % 3, "/tenants/acme/nodes", node(n)).await.expect(201);
     }
+    // More than a tile.
+    for n in 0..220 {
+        cluster.post(n % 3, "/tenants", json!({"slug": format!("t{n}")})).await.expect(201);
+    }
     // A key is told by its member, a moment after it is there.
     let end = Instant::now() + Duration::from_secs(30);
     let keys = loop {
@@ -46,7 +50,14 @@ async fn a_majority_signs_and_each_only_what_its_own_log_says() {
         {"proof": proof(&cluster, 0, "?size=17&seq=17&since=16").await},
         {"proof": proof(&cluster, 0, "?size=1&seq=1").await},
     ]);
-    go_says(&json!({"keys": keys["items"], "cases": cases}));
+    go_says(
+        &json!({"keys": keys["items"], "cases": cases, "size": size.to_string(), "tiles": tiles(&cluster, size).await}),
+    );
+    let checkpoint = raw(&cluster, 2, "checkpoint").await.unwrap();
+    assert!(String::from_utf8(checkpoint).unwrap().lines().filter(|line| line.starts_with('—')).count() >= 2);
+    for beyond in ["0/x001/000", "0/000.p/256", "1/000", "0/0", "7/000.p/1", "entries/000", "0/000.p/0"] {
+        assert_eq!(raw(&cluster, 1, &format!("tile/{beyond}")).await, Err(404), "{beyond}");
+    }
 
     // One that does not answer: two are enough. Then one alone, which says so.
     let leader = cluster.leader().await;
@@ -93,6 +104,33 @@ async fn one_that_does_not_vote_asks_those_who_do() {
     none.problem(400, "seq_beyond");
 }
 
+/// What lies there, as it is, or the status.
+async fn raw(cluster: &Cluster, at: usize, path: &str) -> Result<Vec<u8>, u16> {
+    let url = format!("https://127.0.0.1:{}/api/v1/log/{path}", cluster.members[at].ports[0]);
+    let request = cluster.http.get(url).bearer_auth(&cluster.token).header("cvlan-checkpoint", &cluster.seen);
+    let answer = request.send().await.unwrap();
+    match answer.status().as_u16() {
+        200 => Ok(answer.bytes().await.unwrap().to_vec()),
+        status => Err(status),
+    }
+}
+
+/// Every tile of the tree of so many leaves, from whichever member.
+async fn tiles(cluster: &Cluster, size: u64) -> Value {
+    let mut all = serde_json::Map::new();
+    for level in (0..8).take_while(|level| size >> (8 * level) > 0) {
+        let hashes = size >> (8 * level);
+        let full = (0..hashes / 256).map(|number| format!("{level}/{number:03}"));
+        let part = (hashes % 256 > 0).then(|| format!("{level}/{:03}.p/{}", hashes / 256, hashes % 256));
+        for name in full.chain(part) {
+            let tile = raw(cluster, all.len() % 3, &format!("tile/{name}")).await.unwrap();
+            all.insert(name, hex::encode(tile).into());
+        }
+    }
+    assert_eq!(all.len(), 3, "two of leaves, and one above them");
+    all.into()
+}
+
 /// `golang.org/x/mod` checks every note, inclusion and consistency.
 fn go_says(given: &Value) {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/go");
@@ -116,6 +154,6 @@ fn go_says(given: &Value) {
     assert!(said.status.success(), "{}{}", text(&said.stdout), text(&said.stderr));
     assert_eq!(
         text(&said.stdout).lines().last(),
-        Some("ok: 5 notes, 5 inclusions, 4 consistencies; 14 altered ones refused")
+        Some("ok: 5 notes, 5 inclusions, 4 consistencies, 16 from 3 tiles; 17 altered ones refused")
     );
 }

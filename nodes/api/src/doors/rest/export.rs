@@ -30,6 +30,7 @@ use cvlan_core::rules::tenant_of;
 use cvlan_proto::Message;
 use cvlan_proto::v1::export_record::Kind;
 use cvlan_proto::v1::{ExportEvent, ExportHeader, ExportRecord};
+use cvlan_raft::Reading;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,6 +80,7 @@ pub async fn answer(c: Call) -> Result<Response, Problem> {
         return Err(tenant_unknown().into());
     }
     let permit = turn(&app)?;
+    let reading = app.log.history_reading(Seq(from));
     // Before the first byte, so that what is not here any more is an answer of its own.
     app.log.history(Seq(from), 1).await?;
     let signed = app.notary.collect(&app.voters, Seq(to)).await?;
@@ -88,7 +90,8 @@ pub async fn answer(c: Call) -> Result<Response, Problem> {
     let note = signed.note.to_string();
     let header = ExportHeader { epoch: head.epoch.to_string(), tenant_id, from_seq: from, to_seq: to, note };
     let (tx, body) = body::whole();
-    let writer = Writer { app, session, tenant, form, since, next: from, to, root, tree: CompactRange::default(), tx };
+    let tree = CompactRange::default();
+    let writer = Writer { app, session, tenant, form, since, next: from, to, root, tree, reading, tx };
     tokio::spawn(async move {
         if let Err(why) = writer.run(header, hidden).await {
             tracing::warn!(why, "an export was ended");
@@ -189,6 +192,7 @@ struct Writer {
     to: u64,
     root: Hash,
     tree: CompactRange,
+    reading: Reading,
     tx: Pieces,
 }
 
@@ -207,6 +211,7 @@ impl Writer {
             if let Some(why) = over(&self.app, &self.session, &draining, Permission::AuditRead) {
                 return Err(why.to_owned());
             }
+            self.reading.at(Seq(self.next));
             let page = self.app.log.history(Seq(self.next), PAGE.min((self.to - self.next + 1) as usize)).await;
             let page = page.map_err(|e| e.to_string())?;
             if page.is_empty() {

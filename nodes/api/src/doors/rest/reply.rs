@@ -16,6 +16,14 @@ pub fn json<T: Serialize>(status: StatusCode, output: Output<T>) -> Result<Respo
     Ok(response)
 }
 
+/// 200, with a body that is no JSON.
+pub fn bytes(kind: &'static str, output: Output<Vec<u8>>) -> Result<Response, Problem> {
+    let mut response = bare(StatusCode::OK, &output, Body::empty())?;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    *response.body_mut() = Body::from(output.body);
+    Ok(response)
+}
+
 /// 200.
 pub fn ok<T: Serialize>(output: Output<T>) -> Result<Response, Problem> {
     json(StatusCode::OK, output)

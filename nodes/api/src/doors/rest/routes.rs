@@ -188,6 +188,8 @@ pub static ROUTES: &[Route] = routes! {
     GET "/log/keys" May(P::AuditRead, Own), &[], "" => "LogKeyList" "" c reply::ok(Output::read(&c.head, notary::keys(&c.head, c.caller()?.session.user.tenant.is_nil())));
     GET "/log/proof" May(P::AuditRead, Own), &["size", "seq", "since"], "" => "LogProof" "" c reply::ok(app::proof::proof(&c.app, &c.head, &c.query).await?);
     GET "/log/export" May(P::AuditRead, Own), EXPORT, "" => "ExportRecord" "" c export::answer(c).await;
+    GET "/log/tile/{level}/{*tile}" May(P::AuditRead, Own), &[], "" => "" "" c reply::bytes("application/octet-stream", app::proof::tile(&c.app, &c.head, c.param("level"), c.param("tile")).await?);
+    GET "/log/checkpoint" May(P::AuditRead, Own), &[], "" => "" "" c reply::bytes("text/plain; charset=utf-8", app::proof::note(&c.app, &c.head).await?);
     POST "/log/checkpoint" May(P::ClusterWrite, Cluster), &[], "" => "CheckpointRecord" "system.checkpoint_opened" c reply::ok(app::system::checkpoint(&c.app).await?);
     POST "/log/verify" May(P::AuditRead, Cluster), &[], "" => "LogVerification" "" c reply::ok(app::system::verify(&c.app).await?);
 };

@@ -34,7 +34,32 @@ type given struct {
 	Cases []struct {
 		Proof proof `json:"proof"`
 	} `json:"cases"`
+	Size  int64             `json:"size,string"`
+	Tiles map[string]string `json:"tiles"`
 }
+
+// tiles is what the log serves, by name: L/NNN, L/NNN.p/W.
+type tiles map[string]string
+
+func (tiles) Height() int { return 8 }
+
+func (all tiles) ReadTiles(asked []tlog.Tile) (found [][]byte, err error) {
+	for _, tile := range asked {
+		name := strings.TrimPrefix(tile.Path(), "tile/8/")
+		text, there := all[name]
+		if !there {
+			return nil, fmt.Errorf("there is no tile %s", name)
+		}
+		bytes, err := hex.DecodeString(text)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, bytes)
+	}
+	return found, nil
+}
+
+func (tiles) SaveTiles([]tlog.Tile, [][]byte) {}
 
 func must(err error) {
 	if err != nil {
@@ -110,5 +135,47 @@ func main() {
 			consistencies, wrong = consistencies+1, wrong+1
 		}
 	}
-	fmt.Printf("ok: %d notes, %d inclusions, %d consistencies; %d altered ones refused\n", notes, inclusions, consistencies, wrong)
+	// The head of everything, from a proof; then any record of it from the tiles alone.
+	var root tlog.Hash
+	for _, c := range in.Cases {
+		if c.Proof.Size == in.Size {
+			root = hash(c.Proof.Root)
+		}
+	}
+	tree := tlog.Tree{N: in.Size, Hash: root}
+	prove := func(all tiles, record int64) error {
+		reader := tlog.TileHashReader(tree, all)
+		path, err := tlog.ProveRecord(in.Size, record, reader)
+		if err != nil {
+			return err
+		}
+		leaf, err := reader.ReadHashes([]int64{tlog.StoredHashIndex(0, record)})
+		if err != nil {
+			return err
+		}
+		return tlog.CheckRecord(path, in.Size, root, record, leaf[0])
+	}
+	read := 0
+	for ; read < 16; read++ {
+		must(prove(in.Tiles, int64(read)*(in.Size-1)/15))
+	}
+	for name, text := range in.Tiles {
+		altered := tiles{}
+		for other, text := range in.Tiles {
+			altered[other] = text
+		}
+		bytes, err := hex.DecodeString(text)
+		must(err)
+		bytes[len(bytes)-1] ^= 1
+		altered[name] = hex.EncodeToString(bytes)
+		// The one that holds its leaf, or what that leaf's tile is checked against.
+		record := int64(255)
+		if name != "0/000" && strings.HasPrefix(name, "0/") {
+			record = in.Size - 1
+		}
+		refused(prove(altered, record), "a tile that was altered")
+		wrong++
+	}
+	fmt.Printf("ok: %d notes, %d inclusions, %d consistencies, %d from %d tiles; %d altered ones refused\n",
+		notes, inclusions, consistencies, read, len(in.Tiles), wrong)
 }
