@@ -121,7 +121,7 @@ async fn tiles(cluster: &Cluster, size: u64) -> Value {
     for level in (0..8).take_while(|level| size >> (8 * level) > 0) {
         let hashes = size >> (8 * level);
         let full = (0..hashes / 256).map(|number| format!("{level}/{number:03}"));
-        let part = (hashes % 256 > 0).then(|| format!("{level}/{:03}.p/{}", hashes / 256, hashes % 256));
+        let part = (!hashes.is_multiple_of(256)).then(|| format!("{level}/{:03}.p/{}", hashes / 256, hashes % 256));
         for name in full.chain(part) {
             let tile = raw(cluster, all.len() % 3, &format!("tile/{name}")).await.unwrap();
             all.insert(name, hex::encode(tile).into());
