@@ -333,8 +333,8 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         self.0.shared.held.store(from.0, Relaxed);
     }
 
-    /// Somebody reads history from event `from` on: none of it goes until the answer is dropped, or is told how far they are. What
-    /// is being trimmed at this moment may still go.
+    /// Somebody reads history from event `from` on: what of it is here when this returns stays until the answer is dropped, or is told
+    /// how far they are.
     pub fn history_reading(&self, from: Seq) -> Reading {
         self.0.shared.readers.begin(from)
     }

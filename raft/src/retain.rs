@@ -100,10 +100,13 @@ async fn trim<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>) -> Resu
     let head = shared.head();
     let let_go = if shared.plant.kept_goes { head.seq } else { M::history_from(&head.machine) };
     let held = if shared.plant.held_goes { Seq(u64::MAX) } else { Seq(shared.held.load(Relaxed)) };
-    let first = let_go.min(held).min(shared.readers.from());
-    let from = shared.history_from();
-    if first <= Seq(1) || shared.wal.full() {
+    let (due, read) = (let_go.min(held), shared.readers.from());
+    let (first, from) = (due.min(read), shared.history_from());
+    if due <= Seq(1) || shared.wal.full() {
         return Ok(());
+    }
+    if read < due {
+        tracing::info!(from = read.0, "somebody reads history from this event on: it stays until they are through");
     }
     let bound = bound(shared, first).await?;
     if shared.wal.trimmable(bound) == 0 {
@@ -124,19 +127,18 @@ async fn trim<M: Machine, RT: AsyncRuntime>(shared: &Arc<Shared<M, RT>>) -> Resu
     let (wal, kept, told) = (shared.wal.clone(), shared.limits.snapshots_kept, shared.clone());
     // In one job: what else is done for snapshots takes the old base for the base until then.
     let job = move |files: &dyn Files| {
-        // Somebody has begun to read meanwhile.
-        if told.readers.from() < begins {
-            return Ok(0);
-        }
         base.map_or(Ok(()), |base| snapshot::write::<M>(files, &base))?;
-        told.history_begins(from, begins);
-        let gone = wal.trim(files, bound)?;
+        // Unless somebody has begun to read meanwhile: then the next one goes on.
+        let goes = told.readers.unless_before(begins, || told.history_begins(from, begins));
+        let gone = if goes { Some(wal.trim(files, bound)?) } else { None };
         snapshot::thin(files, kept, wal.oldest())?;
         Ok::<_, io::Error>(gone)
     };
     let gone = on_disk::<RT, _>(&shared.disk, Lane::Work, job).await;
     let gone = gone.map_err(|_| HistoryError::Stopped)?;
     let gone = gone.map_err(|error| HistoryError::Damaged(format!("removing old files: {error}")))?;
-    tracing::info!(files = gone, begins = begins.0, "history was trimmed");
+    if let Some(gone) = gone {
+        tracing::info!(files = gone, begins = begins.0, "history was trimmed");
+    }
     Ok(())
 }

@@ -280,6 +280,25 @@ impl View<'_> {
     }
 }
 
+impl View<'_> {
+    /// The first `width` hashes of a tile; `None` where a file is not what it was.
+    fn tile(&self, level: u32, index: u64, width: usize) -> Result<Option<Vec<Hash>>, HistoryError> {
+        let (below, first) = (level * TILE_LEVEL, index << TILE_LEVEL);
+        let (leaf, sealed) = (first << below, (self.tree.blocks.len() as u64) << BLOCK_LEVEL);
+        if self.tree.begins > 0 || below >= BLOCK_LEVEL || leaf >= sealed {
+            return (first..first + width as u64).map(|at| self.subtree(below, at)).collect::<Result<_, _>>().map(Some);
+        }
+        let (number, within) = ((leaf >> BLOCK_LEVEL) as usize, leaf as usize % BLOCK);
+        let at = if level == 0 { HEADER + within * HASH } else { EIGHTS_AT };
+        let read = self.files.open(&name(number)).and_then(|file| hashes(&*file, at, TILE));
+        let mut tile = read.map_err(|error| HistoryError::Damaged(format!("the tree: {error}")))?;
+        // What one piece of a file holds is not believed alone.
+        let good = fold(&tile) == self.subtree(below + TILE_LEVEL, index)?;
+        tile.truncate(width);
+        Ok(good.then_some(tile))
+    }
+}
+
 impl Subtrees for View<'_> {
     type Error = HistoryError;
 
@@ -559,17 +578,13 @@ pub(crate) async fn tile<M: Machine, RT: AsyncRuntime>(
     let end = first.and_then(|first| first.checked_add(width.into()));
     let leaves =
         end.filter(|_| (1..=TILE as u32).contains(&width)).and_then(|end| end.checked_mul(1u64.checked_shl(below)?));
-    let Some((first, leaves)) = first.zip(leaves) else { return Ok(None) };
-    with(shared, move |tree| {
-        if leaves > tree.tree.size() {
+    // What is not applied here is in no tree.
+    let Some(leaves) = leaves.filter(|leaves| *leaves <= shared.head().seq.0) else { return Ok(None) };
+    with(shared, move |view| {
+        if leaves > view.tree.size() {
             return Ok(Some(None));
         }
-        let hashes =
-            (first..first + u64::from(width)).map(|at| tree.subtree(below, at)).collect::<Result<Vec<_>, _>>()?;
-        // What one piece of a file holds is not believed alone.
-        let whole = hashes.len() == TILE;
-        let good = !whole || fold(&hashes) == tree.subtree(below + TILE_LEVEL, index)?;
-        Ok(good.then_some(Some(hashes)))
+        view.tile(level, index, width as usize).map(|tile| tile.map(Some))
     })
     .await
 }

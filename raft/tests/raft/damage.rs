@@ -606,26 +606,70 @@ async fn what_somebody_reads_stays_until_they_are_through() {
     aged(&member).await;
     let (reading, other) = (member.history_reading(Seq(1)), member.history_reading(Seq(60)));
     member.history_hold(Seq(u64::MAX));
+    let settled = || tokio::time::sleep(Duration::from_millis(300));
     let still = async |from: u64| {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        settled().await;
         assert!(is_whole(&member).await <= Seq(from));
-        member.status().history_from
     };
     let gone = async |from: u64| {
         let end = Instant::now() + Duration::from_secs(20);
         while member.status().history_from <= from {
             assert!(Instant::now() < end, "{:?}", member.status());
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            member.write(Command::add(1)).await.unwrap();
+            member.snapshot().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        settled().await;
+        is_whole(&member).await
     };
-    assert_eq!(still(1).await, 1);
+    still(1).await;
     drop(other);
-    assert_eq!(still(1).await, 1);
+    still(1).await;
     reading.at(Seq(40));
-    gone(1).await;
-    let from = still(40).await;
+    let from = gone(1).await;
+    assert!(from < Seq(40), "what lies before it is read, too");
+    still(39).await;
     drop(reading);
-    gone(from).await;
-    assert!(is_whole(&member).await > Seq(from));
+    assert!(gone(39).await > from);
+    member.shutdown().await;
+}
+
+/// Somebody begins to read while a trim is on its way, at each of its jobs in turn: it is told that it is gone, or all of it stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_begins_to_read_in_the_middle_of_a_trim_is_told_or_has_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Arc::new(Narrow::on(folder.path()).await);
+    let gate = disk.gate.clone();
+    let member = trimming(disk).await;
+    member.bootstrap(Epoch([7; 16]), Command::add(1)).await.unwrap();
+    let (mut had, mut told) = (0, 0);
+    for job in 1..=12 {
+        aged(&member).await;
+        let from = Seq(member.status().history_from);
+        gate.set(job);
+        member.history_hold(Seq(u64::MAX));
+        let end = Instant::now() + Duration::from_secs(20);
+        while !gate.reached.load(SeqCst) && member.status().history_from == from.0 {
+            assert!(Instant::now() < end, "job {job} never came");
+            member.write(Command::add(1)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let reading = member.history_reading(from);
+        gate.open.store(true, SeqCst);
+        match member.history(from, 1).await {
+            Ok(_) => {
+                had += 1;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                assert_eq!(is_whole(&member).await, from, "job {job}");
+            }
+            Err(error) => {
+                told += 1;
+                assert_eq!(error.code(), "history_gone");
+            }
+        }
+        member.history_hold(Seq(1));
+        drop(reading);
+    }
+    assert!(had >= 4, "{had} {told}");
     member.shutdown().await;
 }

@@ -48,12 +48,6 @@ pub async fn proof(app: &App, head: &Head<State>, params: &Params) -> Result<Out
     Ok(Output::read(head, body))
 }
 
-/// The newest tree head, as the voters sign it.
-pub async fn note(app: &App, head: &Head<State>) -> Result<Output<Vec<u8>>, Problem> {
-    let signed = app.notary.collect(&app.voters, head.seq).await?;
-    Ok(Output::read(head, signed.note.to_string().into_bytes()))
-}
-
 /// The hashes of a tile, 32 bytes each.
 pub async fn tile(app: &App, head: &Head<State>, level: &str, tile: &str) -> Result<Output<Vec<u8>>, Problem> {
     let unknown = || {
@@ -62,7 +56,15 @@ pub async fn tile(app: &App, head: &Head<State>, level: &str, tile: &str) -> Res
         Problem::not_found("tile_not_found", detail)
     };
     let (level, (index, width)) = level_read(level).zip(tile_read(tile)).ok_or_else(unknown)?;
-    let hashes = app.log.tile(level, index, width).await?.ok_or_else(unknown)?;
+    let _turn = app.notary.turn()?;
+    let hashes = match app.log.tile(level, index, width).await? {
+        Some(hashes) => hashes,
+        // The head that it is for may have come from another member, which is ahead.
+        None => {
+            app.linearize().await?;
+            app.log.tile(level, index, width).await?.ok_or_else(unknown)?
+        }
+    };
     Ok(Output::read(head, hashes.concat()))
 }
 

@@ -23,7 +23,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 
 /// Notes that are kept: of the newest checkpoints. Older ones can be made again while voters have the tree.
@@ -119,10 +119,15 @@ impl Notary {
         self.sign(Seq(asked.size)).await
     }
 
+    /// Whoever asks for something of the tree has one of a few turns.
+    pub fn turn(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        let busy = || Problem::later(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many ask for proofs; try again", 1);
+        self.collecting.try_acquire().map_err(|_| busy())
+    }
+
     /// The tree head at `size`, which is applied here, with as many voters' signatures as can be had.
     pub async fn collect(&self, others: &Voters, size: Seq) -> Result<Signed, Problem> {
-        let busy = || Problem::later(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many ask for proofs; try again", 1);
-        let _turn = self.collecting.try_acquire().map_err(|_| busy())?;
+        let _turn = self.turn()?;
         let head = self.log.head();
         let known = verifiers(&head);
         if let Some(note) = self.kept(size).await {

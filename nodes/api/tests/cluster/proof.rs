@@ -127,7 +127,7 @@ async fn tiles(cluster: &Cluster, size: u64) -> Value {
             all.insert(name, hex::encode(tile).into());
         }
     }
-    assert_eq!(all.len(), 3, "two of leaves, and one above them");
+    assert_eq!(all.len(), 3, "of {size} leaves; 257 to 512 make two, and one above them");
     all.into()
 }
 

@@ -80,7 +80,8 @@ pub async fn answer(c: Call) -> Result<Response, Problem> {
         return Err(tenant_unknown().into());
     }
     let permit = turn(&app)?;
-    let reading = app.log.history_reading(Seq(from));
+    // Nobody of one tenant holds what is everybody's.
+    let reading = home.is_nil().then(|| app.log.history_reading(Seq(from)));
     // Before the first byte, so that what is not here any more is an answer of its own.
     app.log.history(Seq(from), 1).await?;
     let signed = app.notary.collect(&app.voters, Seq(to)).await?;
@@ -104,10 +105,7 @@ pub async fn answer(c: Call) -> Result<Response, Problem> {
         Form::Binary => "application/vnd.cvlan.export",
     };
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    if !signed.valid {
-        response.headers_mut().insert(UNSIGNED, HeaderValue::from_static("true"));
-    }
-    Ok(response)
+    Ok(if signed.valid { response } else { unsigned(response) })
 }
 
 /// GET /cluster/backup: the log as far back as it is here, with the hashes that are in it; no secret in the clear.
@@ -143,10 +141,13 @@ pub async fn backup(c: Call) -> Result<Response, Problem> {
     });
     let mut response = reply::bare(StatusCode::OK, &Output::read(&head, ()), body)?;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/vnd.cvlan.backup"));
-    if !signed {
-        response.headers_mut().insert(UNSIGNED, HeaderValue::from_static("true"));
-    }
-    Ok(response)
+    Ok(if signed { response } else { unsigned(response) })
+}
+
+/// Says that less than a majority of the voters has signed it.
+pub fn unsigned(mut response: Response) -> Response {
+    response.headers_mut().insert(UNSIGNED, HeaderValue::from_static("true"));
+    response
 }
 
 fn turn(app: &App) -> Result<OwnedSemaphorePermit, Problem> {
@@ -192,7 +193,7 @@ struct Writer {
     to: u64,
     root: Hash,
     tree: CompactRange,
-    reading: Reading,
+    reading: Option<Reading>,
     tx: Pieces,
 }
 
@@ -211,7 +212,9 @@ impl Writer {
             if let Some(why) = over(&self.app, &self.session, &draining, Permission::AuditRead) {
                 return Err(why.to_owned());
             }
-            self.reading.at(Seq(self.next));
+            if let Some(reading) = &self.reading {
+                reading.at(Seq(self.next));
+            }
             let page = self.app.log.history(Seq(self.next), PAGE.min((self.to - self.next + 1) as usize)).await;
             let page = page.map_err(|e| e.to_string())?;
             if page.is_empty() {

@@ -186,10 +186,10 @@ pub static ROUTES: &[Route] = routes! {
     GET "/log/checkpoints" May(P::AuditRead, Own), &[], "" => "CheckpointList" "" c reply::ok(app::system::checkpoints(&c.app, &c.head).await);
     GET "/log/stats" May(P::ClusterRead, Cluster), &[], "" => "LogStats" "" c reply::ok(app::stats::stats(&c.app, &c.head).await?);
     GET "/log/keys" May(P::AuditRead, Own), &[], "" => "LogKeyList" "" c reply::ok(Output::read(&c.head, notary::keys(&c.head, c.caller()?.session.user.tenant.is_nil())));
-    GET "/log/proof" May(P::AuditRead, Own), &["size", "seq", "since"], "" => "LogProof" "" c reply::ok(app::proof::proof(&c.app, &c.head, &c.query).await?);
-    GET "/log/export" May(P::AuditRead, Own), EXPORT, "" => "ExportRecord" "" c export::answer(c).await;
-    GET "/log/tile/{level}/{*tile}" May(P::AuditRead, Own), &[], "" => "" "" c reply::bytes("application/octet-stream", app::proof::tile(&c.app, &c.head, c.param("level"), c.param("tile")).await?);
-    GET "/log/checkpoint" May(P::AuditRead, Own), &[], "" => "" "" c reply::bytes("text/plain; charset=utf-8", app::proof::note(&c.app, &c.head).await?);
+    GET "/log/proof" May(P::AuditRead, Own), &["size", "seq", "since"], "" => "LogProof" "" c whole(async move { reply::ok(app::proof::proof(&c.app, &c.head, &c.query).await?) }).await;
+    GET "/log/export" May(P::AuditRead, Own), EXPORT, "" => "ExportRecord" "" c whole(export::answer(c)).await;
+    GET "/log/tile/{level}/{*tile}" May(P::AuditRead, Own), &[], "" => "" "" c whole(tile(c)).await;
+    GET "/log/checkpoint" May(P::AuditRead, Own), &[], "" => "" "" c whole(checkpoint(c)).await;
     POST "/log/checkpoint" May(P::ClusterWrite, Cluster), &[], "" => "CheckpointRecord" "system.checkpoint_opened" c reply::ok(app::system::checkpoint(&c.app).await?);
     POST "/log/verify" May(P::AuditRead, Cluster), &[], "" => "LogVerification" "" c reply::ok(app::system::verify(&c.app).await?);
 };
@@ -197,6 +197,24 @@ pub static ROUTES: &[Route] = routes! {
 fn below(c: &Call, noun: &str, id: &str) -> String {
     let tenant = c.home().map(|h| h.record.id).unwrap_or_default();
     format!("{BASE}/tenants/{tenant}/{noun}/{id}")
+}
+
+/// The tree of the log is lost, and has to be read anew, where what reads it is dropped: it goes on though its caller has gone.
+async fn whole(work: impl Future<Output = Result<Response, Problem>> + Send + 'static) -> Result<Response, Problem> {
+    tokio::spawn(work).await.map_err(Problem::internal)?
+}
+
+async fn tile(c: Call) -> Result<Response, Problem> {
+    let tile = app::proof::tile(&c.app, &c.head, c.param("level"), c.param("tile")).await?;
+    reply::bytes("application/octet-stream", tile)
+}
+
+/// The newest tree head, as the voters sign it.
+async fn checkpoint(c: Call) -> Result<Response, Problem> {
+    let signed = c.app.notary.collect(&c.app.voters, c.head.seq).await?;
+    let note = Output::read(&c.head, signed.note.to_string().into_bytes());
+    let response = reply::bytes("text/plain; charset=utf-8", note)?;
+    Ok(if signed.valid { response } else { export::unsigned(response) })
 }
 
 async fn login(c: &Call) -> Result<Response, Problem> {
