@@ -556,6 +556,20 @@ async fn history_stays_until_the_state_that_is_left_begins_with_can_be_written()
     }
 }
 
+/// History may go, and the gate holds up this job from now on; false where all that goes went before it.
+async fn held_up(member: &Counting, gate: &Gate, job: i64) -> bool {
+    let from = member.status().history_from;
+    gate.set(job);
+    member.history_hold(Seq(u64::MAX));
+    let end = Instant::now() + Duration::from_secs(20);
+    while !gate.reached.load(SeqCst) && member.status().history_from == from {
+        assert!(Instant::now() < end, "job {job} never came");
+        member.write(Command::add(1)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    member.status().history_from == from
+}
+
 /// It is stopped while a trim reads, folds, writes the state and removes files: at each of its jobs in turn.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_in_the_middle_of_a_trim_loses_nothing() {
@@ -570,16 +584,8 @@ async fn a_stop_in_the_middle_of_a_trim_loses_nothing() {
         }
         aged(&member).await;
         let from = is_whole(&member).await;
-        gate.set(job);
-        member.history_hold(Seq(u64::MAX));
-        let end = Instant::now() + Duration::from_secs(20);
-        while !gate.reached.load(SeqCst) && member.status().history_from == from.0 {
-            assert!(Instant::now() < end, "job {job} never came");
-            member.write(Command::add(1)).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        let before = held_up(&member, &gate, job).await;
         let sum = member.head().machine.sum;
-        let before = member.status().history_from == from.0;
         let stop = tokio::spawn(async move { member.shutdown().await });
         tokio::time::sleep(Duration::from_millis(30)).await;
         gate.open.store(true, SeqCst);
@@ -646,14 +652,7 @@ async fn who_begins_to_read_in_the_middle_of_a_trim_is_told_or_has_it() {
     for job in 1..=12 {
         aged(&member).await;
         let from = Seq(member.status().history_from);
-        gate.set(job);
-        member.history_hold(Seq(u64::MAX));
-        let end = Instant::now() + Duration::from_secs(20);
-        while !gate.reached.load(SeqCst) && member.status().history_from == from.0 {
-            assert!(Instant::now() < end, "job {job} never came");
-            member.write(Command::add(1)).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        held_up(&member, &gate, job).await;
         let reading = member.history_reading(from);
         gate.open.store(true, SeqCst);
         match member.history(from, 1).await {
