@@ -92,7 +92,7 @@ pub(crate) async fn decide<M: Machine, RT: AsyncRuntime>(
     fact: SystemFact,
     what: &str,
 ) -> Result<Answer<M>, WriteError<M::Rejection>> {
-    match member.decide(M::system(fact, id(member, what)), None).await {
+    match member.decide(Box::new(M::system(fact, id(member, what))), None).await {
         // It led a moment ago: who leads now takes no facts from others.
         Err(WriteError::NotAllowed { .. }) => Err(WriteError::NoLeader),
         decided => decided,

@@ -135,7 +135,7 @@ impl<M: Machine, RT: AsyncRuntime> Inner<M, RT> {
     /// Carries out a command: here, or where the leader is.
     pub(crate) async fn decide(
         &self,
-        command: M::Command,
+        command: Box<M::Command>,
         epoch: Option<Epoch>,
     ) -> Result<Answer<M>, WriteError<M::Rejection>> {
         let shared = &self.shared;
@@ -261,13 +261,16 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
 
     /// Carries out a command, once it is durable on a majority; asked of any member, decided by the leader. What is
     /// applied here may be behind [`Answer::checkpoint`].
-    pub async fn write(&self, command: M::Command) -> Result<Answer<M>, WriteError<M::Rejection>> {
-        self.0.decide(command, None).await
+    pub fn write(
+        &self,
+        command: M::Command,
+    ) -> impl Future<Output = Result<Answer<M>, WriteError<M::Rejection>>> + Send {
+        self.0.decide(Box::new(command), None)
     }
 
     /// The first command of a log; its entry brings the epoch.
     pub async fn bootstrap(&self, epoch: Epoch, command: M::Command) -> Result<Answer<M>, WriteError<M::Rejection>> {
-        self.0.decide(command, Some(epoch)).await
+        self.0.decide(Box::new(command), Some(epoch)).await
     }
 
     /// The head as applied here.

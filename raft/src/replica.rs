@@ -284,10 +284,11 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
                 self.stats.commit_us.add(self.clock.monotonic_us().saturating_sub(proposed_us));
                 // Members change by entries of their own, which may have been applied since it was decided.
                 head.members = now.members.clone();
-                drop(now);
                 let all = Events::new(events.clone(), 0..events.len());
                 self.applied(id, frame.0.len(), head, all, raw, noted);
                 self.desk.answer(decided, &events, first_seq, epoch);
+                // An old state is taken apart once nobody waits for it.
+                drop(now);
             }
             Some(flight) => {
                 self.skip(id);

@@ -22,8 +22,10 @@ use cvlan_core::machine::{Context, Machine, SystemFact};
 use openraft::AsyncRuntime;
 use openraft::errors::{ClientWriteError, ForwardReason};
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
+use std::task::Poll;
 
 /// Bytes of an event in an entry, about: room that is made beforehand.
 const EVENT_BYTES: usize = 448;
@@ -43,7 +45,7 @@ impl<M: Machine, RT: AsyncRuntime> Drop for Watch<M, RT> {
 /// Runs until the desk is closed.
 pub(crate) async fn run<M: Machine, RT: AsyncRuntime>(shared: Arc<Shared<M, RT>>, raft: Raft<M, RT>) {
     let _watch = Watch(shared.clone());
-    while let Some(turn) = std::future::poll_fn(|context| shared.desk.poll_turn(context)).await {
+    while let Some(turn) = poll_fn(|context| shared.desk.poll_turn(context)).await {
         let (term, leader) = (turn.term, turn.leader);
         let Some(batch) = batch(&shared, turn).await else { return };
         let Some(frame) = batch.frame else {
@@ -84,7 +86,22 @@ pub(crate) async fn run<M: Machine, RT: AsyncRuntime>(shared: Arc<Shared<M, RT>>
         if let Err(fatal) = raft.write(frame).with_leader(leader).responder(hook).await {
             shared.fail(format!("raft has stopped: {fatal}"));
         }
+        give_way().await;
     }
+}
+
+/// Lets what was woken here run first. Of a worker of tokio the task that was woken last is taken by no other one: the next turn would hold
+/// up, while it is decided, what this one has proposed.
+async fn give_way() {
+    let mut gave = false;
+    poll_fn(|context| match std::mem::replace(&mut gave, true) {
+        true => Poll::Ready(()),
+        false => {
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await;
 }
 
 /// Decides a turn, with the encoder beside where that is worth waking a thread; `None` where the disk is gone.
@@ -340,7 +357,14 @@ mod tests {
         let first = head.seq.0 == 0;
         let item = |command| {
             let (reply, _) = Cfg::<Rt>::oneshot();
-            Item { command, epoch: first.then_some(EPOCH), reply, since_us: 0, tried: false, sent: false }
+            Item {
+                command: Box::new(command),
+                epoch: first.then_some(EPOCH),
+                reply,
+                since_us: 0,
+                tried: false,
+                sent: false,
+            }
         };
         let leader = LeaderId { term: 1, node_id: 1 };
         Turn { term: 1, leader, time_ms: head.time_ms + 1, head, items: commands.into_iter().map(item).collect() }

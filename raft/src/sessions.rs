@@ -42,7 +42,7 @@ pub enum Seen {
 type Numbered = (u64, Outcome);
 
 /// Numbered outcomes that are copied with every change of their session; the others never are.
-const RECENT: usize = 32;
+const RECENT: usize = 16;
 
 /// Outcomes as they came, nearly in the order of their numbers. Those below the window do not count, there or not.
 #[derive(Clone, Debug)]

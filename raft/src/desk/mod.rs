@@ -50,7 +50,8 @@ pub(crate) type Reply<M> = Result<Done<M>, WriteError<<M as Machine>::Rejection>
 
 /// A command that waits.
 pub(crate) struct Item<M: Machine, RT: AsyncRuntime> {
-    pub(crate) command: M::Command,
+    /// In a box: an item is moved a few times.
+    pub(crate) command: Box<M::Command>,
     /// The log's incarnation, with its first command.
     pub(crate) epoch: Option<Epoch>,
     pub(crate) reply: Once<RT, Reply<M>>,
@@ -189,7 +190,7 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
     /// Queues a command.
     pub(crate) fn push(
         &self,
-        command: M::Command,
+        command: Box<M::Command>,
         epoch: Option<Epoch>,
         reply: Once<RT, Reply<M>>,
     ) -> Result<(), WriteError<M::Rejection>> {

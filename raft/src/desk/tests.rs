@@ -50,7 +50,7 @@ impl Case {
 
     fn push(&mut self, by: u64) {
         let (tx, rx) = Cfg::<Rt>::oneshot();
-        self.desk.push(Command::add(by), None, tx).unwrap();
+        self.desk.push(Box::new(Command::add(by)), None, tx).unwrap();
         self.callers.push(rx);
     }
 
@@ -96,7 +96,7 @@ impl Case {
 
     /// Additions that the next turns would decide, in order.
     fn next(&self) -> Option<Vec<u64>> {
-        let by = |item: &Item<Counter, Rt>| match &item.command {
+        let by = |item: &Item<Counter, Rt>| match &*item.command {
             Command::Add { by, .. } => *by,
             Command::Refuse | Command::System(_) => 0,
         };
@@ -301,7 +301,7 @@ fn where_a_snapshot_takes_the_place_of_entries_only_a_number_can_tell() {
     case.push(1);
     let _ = case.fly();
     let (tx, rx) = Cfg::<Rt>::oneshot();
-    case.desk.push(Command::add_once(2, 7, 1), None, tx).unwrap();
+    case.desk.push(Box::new(Command::add_once(2, 7, 1)), None, tx).unwrap();
     case.callers.push(rx);
     let _ = case.fly();
     case.desk.jumped();
@@ -325,5 +325,5 @@ fn without_a_leader_a_command_waits_so_long_and_a_stop_answers_all() {
     case.desk.stop();
     assert_eq!(case.answered(), [Some(Err("stopped"))]);
     let (tx, _) = Cfg::<Rt>::oneshot();
-    assert_eq!(case.desk.push(Command::add(1), None, tx), Err(WriteError::Stopped));
+    assert_eq!(case.desk.push(Box::new(Command::add(1)), None, tx), Err(WriteError::Stopped));
 }

@@ -357,7 +357,7 @@ async fn write<M: Machine, RT: AsyncRuntime>(
         not_allowed(member, peer, what);
         return tell::<M>(Err(WriteError::NotAllowed { member: peer, command: what.to_owned() }));
     }
-    match member.decide(command, first).await {
+    match member.decide(Box::new(command), first).await {
         // Whoever asked goes on asking; here, or of the next leader.
         Err(WriteError::Removed) => (Answer::NotLeader { leader: None }, Bytes::new()),
         result => tell::<M>(result),
