@@ -414,5 +414,31 @@ async fn what_is_asked_of_the_record() {
         assert_eq!((said.status, said.code().as_str()), (400, code), "{path}: {}", said.text);
     }
     admin.get("/log/export?tenant=nobody").await.problem(404, "tenant_not_found");
+    admin.get("/log/tile/0/000.p/1").await.expect(200);
+    for tile in [
+        "0/000",
+        "0/001.p/1",
+        "1/000.p/1",
+        "0/x999/x999/999",
+        "0/000.p/0",
+        "0/000.p/256",
+        "0/000.p/x",
+        "0/000.p/01",
+        "0/0",
+        "0/0000",
+        "0/x000/000",
+        "0/000/000",
+        "0/x001",
+        "0/-01",
+        "00/000.p/1",
+        "64/000.p/1",
+        "x/000.p/1",
+        "data/000.p/1",
+        "0/000.p/1/2",
+        "0/000%00",
+        "0/x999/x999/x999/x999/x999/x999/x999/x999/999",
+    ] {
+        admin.get(&format!("/log/tile/{tile}")).await.problem(404, "tile_not_found");
+    }
     unmoved.check("asking");
 }
