@@ -374,10 +374,14 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         verify::live(&self.0.shared, to).await
     }
 
-    /// Makes a snapshot of at least what is applied now, unless there is one; an error where only memory has it.
+    /// Makes a snapshot of at least what is applied now, unless there is one; an error where only memory has it. Of nothing there
+    /// is none: beside an empty log it would say that the log is gone, the next time that the folder is opened.
     pub async fn snapshot(&self) -> Result<(), SnapshotError> {
         let shared = &self.0.shared;
         let wanted = lock(&shared.place).last;
+        if wanted.is_none() {
+            return Ok(());
+        }
         let made = || {
             let kept = lock(&shared.kept);
             kept.as_ref().filter(|kept| kept.meta.last_log_id >= wanted).map(|kept| kept.written)
