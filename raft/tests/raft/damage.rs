@@ -102,6 +102,22 @@ async fn another_members_or_a_newer_folder_is_refused() {
     refuses(folder.path(), "data_folder_newer", "has format 2").await;
 }
 
+/// Of nothing there is no snapshot: beside a log without a vote or an entry it would say that the log is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_member_asked_for_a_snapshot_opens_again() {
+    let folder = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        let mut options = Options::<Counter>::single(FileDisk::open(folder.path()).unwrap());
+        options.initialize = false;
+        let member = Counting::open(options, NoTransport).await.unwrap();
+        member.snapshot().await.unwrap();
+        member.shutdown().await;
+    }
+    let member = open(folder.path()).await.unwrap();
+    member.bootstrap(Epoch([7; 16]), Command::add(1)).await.unwrap();
+    member.snapshot().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_of_another_epoch_is_refused() {
     let (folder, _) = filled(30).await;

@@ -1,6 +1,6 @@
 //! A cluster is lost, all of it: one member comes back out of a backup and a copy of its keys, and machines find it.
 
-use crate::common::{Cluster, Member, free_ports, roles, voters};
+use crate::common::{Cluster, Member, free_ports, keys_copy, roles, voters};
 use crate::life::node;
 use crate::presence::agents;
 use cvlan_api::app::backup::check;
@@ -18,10 +18,6 @@ pub async fn backup(cluster: &Cluster, at: usize, file: &Path) {
     std::fs::write(file, answer.bytes().await.unwrap()).unwrap();
 }
 
-fn copy(from: &Path, to: &Path) {
-    assert!(Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_cluster_comes_back_and_machines_find_it() {
     let mut cluster = Cluster::three().await;
@@ -35,7 +31,7 @@ async fn a_lost_cluster_comes_back_and_machines_find_it() {
     cluster.get(1, "/tenants/acme/nodes/n9").await.expect(200);
     let (file, safe) = (cluster.folder("cvlan.cvbackup"), cluster.folder("safe"));
     backup(&cluster, 1, &file).await;
-    copy(&cluster.members[2].dir.join("keys"), &safe);
+    keys_copy(&cluster.members[2].dir, &safe);
     let lost = cluster.post(0, "/tenants/acme/nodes", node(99)).await.expect(201);
     let report = check(&file, Vec::new()).unwrap();
     assert!(lost.checkpoint.starts_with(&report.epoch.to_string()));

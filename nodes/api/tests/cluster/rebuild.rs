@@ -1,6 +1,6 @@
 //! A member whose log is damaged or lost is taken anew from the others, by one command.
 
-use crate::common::{Cluster, Member, free_ports, roles, voters};
+use crate::common::{Cluster, Member, free_ports, keys_copy, roles, voters};
 use crate::life::{node, prod};
 use reqwest::Method;
 use serde_json::json;
@@ -66,8 +66,7 @@ fn flip(dir: &Path, what: &[u8]) {
 fn keys_copied(cluster: &Cluster, dir: &Path) -> PathBuf {
     let copy = cluster.folder("copy");
     std::fs::create_dir(&copy).unwrap();
-    let copied = Command::new("cp").arg("-r").arg(dir.join("keys")).arg(&copy).status().unwrap();
-    assert!(copied.success());
+    keys_copy(dir, &copy.join("keys"));
     copy
 }
 
