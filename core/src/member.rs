@@ -44,8 +44,9 @@ pub const JOIN_TOKEN_MAX: usize = 32 << 10;
 pub const FOUNDER_NAME: &str = "founder";
 
 const DOMAIN: &[u8] = b"cvlan-join-v1\0";
-/// The longest HOST:PORT: a DNS name (RFC 1035 §2.3.4) and a port.
-const ADDRESS_MAX: usize = 253 + 6;
+/// The longest HOST:PORT, bytes: what members tell each other of it has a length of one byte, and a DNS name is no longer
+/// (RFC 1035 §2.3.4).
+const ADDRESS_MAX: usize = 255;
 
 /// A controller.
 #[derive(Clone, Debug, PartialEq)]

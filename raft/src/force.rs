@@ -13,6 +13,7 @@ use crate::head::Members;
 use crate::options::Options;
 use crate::recovery::{From, Recovered, recover};
 use crate::status::Stats;
+use crate::store::wal::index;
 use crate::types::{Cfg, Entry, Frame, Leader, LeaderId, LogId, Payload, Vote};
 use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::log::EntryWriter;
@@ -83,6 +84,14 @@ pub(crate) async fn epoch_begin<M: Machine, RT: AsyncRuntime>(
         members: Members::clone(&head.members),
         done: false,
     };
+    // A snapshot came, and the log was not told before the end: it goes on behind that, as it would have at the next start.
+    let snapshot = recovered.replay.place.last;
+    if to.is_some()
+        && index(&snapshot) > index(&wal.marks().last)
+        && let Some(upto) = snapshot
+    {
+        durable::<RT>(|done| wal.purge(upto, done)).await.map_err(OpenError::io("purging the log"))?;
+    }
     let marks = wal.marks();
     let Some((last, to)) = marks.last.max(marks.purged).zip(to) else {
         settle::<RT>(options, &wal).await?;

@@ -130,7 +130,11 @@ pub(crate) async fn run<M: Machine, RT: AsyncRuntime>(shares: Shares<M, RT>) {
         match Cfg::<RT>::select2(done, taken).await {
             Select2::First(_) => {}
             Select2::Second(None) => return,
-            Select2::Second(Some(items)) => open.extend(items.into_iter().map(|item| forward.item(item))),
+            // Numbered at once: how many more there is room for depends on it.
+            Select2::Second(Some(items)) => open.extend(items.into_iter().map(|mut item| {
+                let own = forward.number(&mut item);
+                forward.item(item, own)
+            })),
         }
         if desk.is_stopped() {
             return;
@@ -149,12 +153,16 @@ enum Tried<M: Machine> {
 }
 
 impl<M: Machine, RT: AsyncRuntime> Forward<M, RT> {
-    async fn item(&self, mut item: Item<M, RT>) {
-        let own = M::once(&item.command).is_none().then(|| {
+    /// A number of this process's session for a command that has none.
+    fn number(&self, item: &mut Item<M, RT>) -> Option<u64> {
+        M::once(&item.command).is_none().then(|| {
             let once = lock(&self.numbers).take();
             M::number(&mut item.command, once);
             once.n
-        });
+        })
+    }
+
+    async fn item(&self, mut item: Item<M, RT>, own: Option<u64>) {
         if let Some(reply) = self.send(&mut item, own.is_some()).await {
             let _ = item.reply.send(reply.map(Done::Answer));
             self.shared.desk.forwarded();

@@ -361,6 +361,8 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
     /// Takes the entry that is applied off the front of the flight, if it is that.
     pub(crate) fn land(&self, frame: &Frame) -> Option<Flight<M, RT>> {
         let mut inner = lock(&self.inner);
+        // It is not in the log, and what was proposed after it may be.
+        inner.drop_refused();
         let front = inner.flight.front()?;
         // The very bytes, unless they were read back from disk.
         let same = front.frame.0.as_ptr() == frame.0.as_ptr() && front.frame.0.len() == frame.0.len();
@@ -448,9 +450,7 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
     /// else votes, so that what is in flight waits for the disk alone.
     pub(crate) fn tick(&self, head: &Arc<Head<M::State>>, alone: bool) {
         let mut inner = lock(&self.inner);
-        while inner.flight.front().is_some_and(|front| front.refused) {
-            inner.pop_again();
-        }
+        inner.drop_refused();
         if inner.stale && inner.flight.is_empty() {
             if let Some(term) = &mut inner.term {
                 term.head = Some(Head::clone(head));
@@ -463,7 +463,11 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
             inner.settle();
         }
         let late = self.too_late();
-        let (given_up, unknown) = (inner.late(&late), if alone { Vec::new() } else { inner.lost(&late) });
+        let (limit_us, now_us) = (self.limits.leader_wait_ms * 1000, self.clock.monotonic_us());
+        // No majority has what is in flight: this member leads in name alone, and what waits is not proposed behind it.
+        let stuck = |front: &Flight<M, RT>| now_us.saturating_sub(front.proposed_us) > limit_us;
+        let stuck = !alone && inner.flight.front().is_some_and(stuck);
+        let (given_up, unknown) = (inner.late(&late, stuck), if alone { Vec::new() } else { inner.lost(&late) });
         self.wake(inner);
         given_up.into_iter().for_each(Item::late);
         for item in unknown {
@@ -565,6 +569,13 @@ impl<M: Machine, RT: AsyncRuntime> Inner<M, RT> {
         self.stale = false;
     }
 
+    /// Takes entries off the front that Raft refused: they are decided again.
+    fn drop_refused(&mut self) {
+        while self.flight.front().is_some_and(|front| front.refused) {
+            self.pop_again();
+        }
+    }
+
     fn pop_again(&mut self) {
         let Some(flight) = self.flight.pop_front() else { return };
         if self.plant.no_fence {
@@ -602,9 +613,9 @@ impl<M: Machine, RT: AsyncRuntime> Inner<M, RT> {
         Vec::new()
     }
 
-    /// Takes out what waits for too long: without a leader, or in vain.
-    fn late(&mut self, late: &impl Fn(&Item<M, RT>) -> bool) -> Vec<Item<M, RT>> {
-        let closed = self.term.is_none();
+    /// Takes out what waits for too long: without a leader, behind what is `stuck`, or in vain.
+    fn late(&mut self, late: &impl Fn(&Item<M, RT>) -> bool, stuck: bool) -> Vec<Item<M, RT>> {
+        let closed = self.term.is_none() || stuck;
         let mut given_up = Vec::new();
         while self.queue.front().is_some_and(|item| (closed || item.tried) && late(item)) {
             given_up.extend(self.queue.pop_front());

@@ -296,6 +296,38 @@ fn an_entry_that_is_in_flight_for_too_long_leaves_its_callers_in_doubt() {
 }
 
 #[test]
+fn what_waits_behind_an_entry_that_no_majority_has_is_answered() {
+    let mut case = Case::new(8);
+    case.push(1);
+    let (first, _) = case.fly();
+    case.push(2);
+    case.hands.0.store(2_000_001, Relaxed);
+    case.push(3);
+    case.desk.tick(&Arc::default(), true);
+    assert_eq!(case.answered(), [None, None, None], "nobody else votes: all wait for the disk");
+    case.tick();
+    assert_eq!(case.answered(), [Some(Err("outcome_unknown")), Some(Err("no_leader")), None]);
+    case.callers.drain(..2);
+    // The majority is there again.
+    assert!(case.desk.land(&first).is_some_and(|flight| flight.decided.is_empty()));
+    assert_eq!(case.next(), Some(vec![3]));
+}
+
+#[test]
+fn one_that_is_applied_behind_one_that_was_refused_is_found() {
+    let mut case = Case::new(1);
+    for by in 1..=3 {
+        case.push(by);
+    }
+    let ((_, serial), (second, _)) = (case.fly(), case.fly());
+    case.desk.refused(serial, 0, true);
+    let flight = case.desk.land(&second).expect("it is in the log");
+    case.desk.skipped(flight);
+    case.tick();
+    assert_eq!(case.next(), Some(vec![1, 2, 3]));
+}
+
+#[test]
 fn where_a_snapshot_takes_the_place_of_entries_only_a_number_can_tell() {
     let mut case = Case::new(1);
     case.push(1);

@@ -15,7 +15,7 @@ use crate::forward::{owns, tell};
 use crate::member::{Attested, Inner};
 use crate::membership::{self, not_allowed};
 use crate::peer::appends::Appends;
-use crate::peer::codec::{self, Answer, FrameError, Hello, Message, PROTOCOL, Refusal, Request};
+use crate::peer::codec::{self, Answer, FRAME_MAX, FrameError, Hello, Message, PROTOCOL, Refusal, Request};
 use crate::peer::link::check;
 use crate::peer::{CLUSTER, DIAL_LIMIT, IDLE_LIMIT, OPEN_BYTES, OPEN_REQUESTS, parcel};
 use crate::store::codec::{Id, Voted};
@@ -134,6 +134,7 @@ async fn answer<M: Machine, RT: AsyncRuntime>(
         if !votes && is_rafts(&request) {
             return Err(FrameError::Unexpected("what only a voter says, over a connection that proves none"));
         }
+        let length = length + answer_bytes(&request);
         bytes += length;
         let doing = match request {
             Request::Append { vote, prev, commit } => {
@@ -218,6 +219,14 @@ fn start<M: Machine, RT: AsyncRuntime>(
         Request::Base { oldest, end } => later(base::asked(&member.shared, oldest, end)),
         Request::State { seq, offset } => Box::pin(base::piece(&member.shared, seq, offset)),
     })
+}
+
+/// What an answer may hold until it is sent, for the bound on what one peer has open: history and states are read for it.
+fn answer_bytes(request: &Request) -> usize {
+    match request {
+        Request::Before { .. } | Request::Past { .. } | Request::Base { .. } | Request::State { .. } => FRAME_MAX / 2,
+        _ => 0,
+    }
 }
 
 /// True of what Raft itself says: only a voter does. Whether the sender is one is not asked of the membership that is known
@@ -403,7 +412,10 @@ fn pong<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, peer: u64) -> Answe
     let metrics = metrics.borrow_watched();
     Answer::Pong {
         wall_ms: member.shared.clock.wall_ms(),
-        known: metrics.membership_config.membership().get_node(&peer).is_some(),
+        // A removal that is not committed may yet be undone.
+        known: [&metrics.membership_config, &metrics.committed_membership_config]
+            .iter()
+            .any(|members| members.membership().get_node(&peer).is_some()),
         leads: metrics.current_leader == Some(member.shared.member),
         term: metrics.vote.leader_id.term,
     }

@@ -193,6 +193,26 @@ async fn one_that_proves_no_voter_says_nothing_of_rafts() {
     member.shutdown().await;
 }
 
+/// Questions whose answers are large are not taken up without end where nobody takes the answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_history_and_does_not_read_it_is_not_read_either() {
+    let (_folder, member) = member().await;
+    let mut pipe = greeted(&member).await;
+    let mut sent = 0;
+    loop {
+        let frame = codec::frame(&Message::Request(sent, Request::Past { from: 0, end: u64::MAX }), &[]);
+        match tokio::time::timeout(Duration::from_secs(1), pipe.tx.send(frame)).await {
+            Ok(taken) => taken.unwrap(),
+            Err(_) => break,
+        }
+        sent += 1;
+        assert!(sent < 100, "it takes all of them");
+    }
+    for _ in 0..sent {
+        assert!(matches!(next(&mut pipe).await, Some(Message::Answer(..))));
+    }
+}
+
 async fn asked(pipe: &mut Pipe<Rt>, request: Request, body: &[u8]) -> (Answer, Bytes) {
     pipe.tx.send(codec::frame(&Message::Request(1, request), body)).await.unwrap();
     let frame = tokio::time::timeout(PATIENCE, pipe.rx.recv()).await.unwrap().unwrap();

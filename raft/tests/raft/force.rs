@@ -82,6 +82,9 @@ async fn what_was_appended_and_not_known_to_be_committed_is_kept() {
     // It is in this member's log alone; whoever asked is not told that it was done.
     let unknown = tokio::time::timeout(Duration::from_secs(30), member.write(Command::add(777))).await.unwrap();
     assert!(matches!(unknown.err(), Some(WriteError::OutcomeUnknown | WriteError::NoLeader)));
+    // Nor does anybody wait for ever who comes later.
+    let late = tokio::time::timeout(Duration::from_secs(30), member.write(Command::add(1))).await.unwrap();
+    assert_eq!(late.err(), Some(WriteError::NoLeader));
     let before = member.head();
     drop(member);
     cluster.stop(leader).await;
@@ -92,6 +95,42 @@ async fn what_was_appended_and_not_known_to_be_committed_is_kept() {
     assert!(member.writable(Duration::from_secs(10)).await);
     assert_eq!(member.head().seq.0, found.seq.0 + 1);
     assert_eq!(member.head().machine.sum, before.machine.sum + if found.seq > before.seq { 777 } else { 0 });
+}
+
+/// The log was not told yet of a snapshot that came when the process ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_begins_behind_a_snapshot_that_is_ahead_of_the_log() {
+    let cluster = Cluster::of(3).await;
+    let leader = cluster.leader().await;
+    let behind = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
+    cluster.stop(behind).await;
+    for by in 1..=20 {
+        cluster.write(leader, by).await;
+    }
+    cluster.member(leader).snapshot().await.unwrap();
+    let before = cluster.member(leader).head();
+    for id in cluster.ids().into_iter().filter(|id| *id != behind) {
+        cluster.stop(id).await;
+    }
+    let snapshots = |id: u64| cluster.path(id).join("snapshots");
+    let names = std::fs::read_dir(snapshots(leader)).unwrap().map(|file| file.unwrap().file_name());
+    let newest = names.max().unwrap();
+    std::fs::create_dir_all(snapshots(behind)).unwrap();
+    std::fs::copy(snapshots(leader).join(&newest), snapshots(behind).join(&newest)).unwrap();
+
+    let found = force(&cluster, behind, Some(EPOCH)).await;
+    assert_eq!((found.seq, found.done), (before.seq, true));
+    for by in [1_000, 2_000] {
+        cluster.start(behind).await;
+        assert!(cluster.member(behind).writable(Duration::from_secs(10)).await);
+        cluster.write(behind, by).await;
+        assert_eq!(cluster.member(behind).head().epoch, NEXT);
+        cluster.stop(behind).await;
+    }
+    cluster.start(behind).await;
+    let head = cluster.member(behind).head();
+    assert_eq!((head.seq, head.machine.sum), (Seq(before.seq.0 + 3), before.machine.sum + 3_000));
+    assert_eq!(head.members.voters, [[behind].into()]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

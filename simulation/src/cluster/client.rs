@@ -1,7 +1,7 @@
 //! Those who write and read: each through any member, again under the same number until the outcome is known.
 
 use super::machine::{Called, Up};
-use super::{CALL_LIMIT, Cluster, PROGRESS_MS};
+use super::{CALL_LIMIT, Cluster, PROGRESS_MS, WRITE_LIMIT};
 use crate::lock;
 use crate::runtime::{now_us, sleep_us};
 use crate::trace::Sign;
@@ -111,7 +111,7 @@ impl Cluster {
 
     async fn send(&self, up: &Up, command: &Command) -> Sent {
         let command = command.clone();
-        up.call(CALL_LIMIT, |member| async move { member.write(command).await }).await
+        up.call(WRITE_LIMIT, |member| async move { member.write(command).await }).await
     }
 
     fn answered(&self, up: &Up, command: &Command, sent: Sent, highest: u64, since: u64) -> Told {
@@ -120,7 +120,7 @@ impl Cluster {
             Called::Done(result) => result,
             Called::Gone => return Told::Open,
             Called::Late => {
-                self.ledger.broken(format!("command {id} had no answer from s{} for {CALL_LIMIT:?}", up.at));
+                self.ledger.broken(format!("command {id} had no answer from s{} for {WRITE_LIMIT:?}", up.at));
                 return Told::Open;
             }
         };

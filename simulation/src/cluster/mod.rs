@@ -64,6 +64,9 @@ const CALM_RATE: u64 = 1;
 /// A call to a member that runs is answered within this.
 const CALL_LIMIT: Duration = Duration::from_secs(15);
 
+/// A write is answered within this, whatever is wrong: a leader is waited for 2 s, and so is a majority.
+const WRITE_LIMIT: Duration = Duration::from_secs(6);
+
 /// Once nothing is wrong any more, a write must succeed within this, ms.
 const PROGRESS_MS: u64 = 10_000;
 
