@@ -6,7 +6,7 @@ use crate::cluster::keeper;
 use crate::problem::Problem;
 use crate::random::bytes;
 use cvlan_core::access::{Permission, permit};
-use cvlan_core::id::{MemberId, Seq, TenantId};
+use cvlan_core::id::{MemberId, TenantId};
 use cvlan_core::member::{Member, MemberCommand, join_token_make, member_unknown, secret_hash};
 use cvlan_core::{State, Wish};
 use cvlan_proto::v1;
@@ -107,13 +107,10 @@ fn addresses(head: &Head<State>) -> Vec<String> {
 
 /// No member any more: first in Raft, which refuses what would lose the quorum, then in the log.
 pub async fn remove(app: &App, caller: &Caller, name: &str) -> Result<Output<()>, Problem> {
-    let member = found(app, caller, name).await?;
-    let id = member.id;
-    let stale = caller.if_revision.is_some_and(|r| Seq(r) != member.revision);
-    let last = !app.log.head().machine.members.values().any(|m| m.id != id && m.is_in());
+    let id = found(app, caller, name).await?.id;
     // What the log refuses anyway changes nothing in Raft.
-    let refused = stale || (member.is_in() && last);
-    if !refused && app.log.head().members.addresses.contains_key(&id.0) {
+    app.weigh(caller, Wish::Member(MemberCommand::Remove { id }))?;
+    if app.log.head().members.addresses.contains_key(&id.0) {
         changed(app.log.member_remove(id.0)).await?;
     }
     let answer = app.write(caller, Wish::Member(MemberCommand::Remove { id })).await?;

@@ -40,8 +40,9 @@ use crate::metrics::Metrics;
 use crate::problem::Problem;
 use crate::random::{RequestIds, uuid};
 use crate::streams::Streams;
-use cvlan_core::id::{Checkpoint, CommandId, MemberId};
+use cvlan_core::id::{Checkpoint, CommandId, MemberId, Seq};
 use cvlan_core::idempotency::Idempotency;
+use cvlan_core::machine::{Context, Machine};
 use cvlan_core::name::{TEXT_MAX, text_check};
 use cvlan_core::rejection::Kind;
 use cvlan_core::{Actor, Command, Meta, Rejection, Rules, State, Wish};
@@ -182,11 +183,29 @@ impl App {
 
     /// Carries out a person's wish.
     pub async fn write(&self, caller: &Caller, wish: Wish) -> Result<Answer<Rules>, Problem> {
+        self.command(Self::meta(caller)?, wish).await
+    }
+
+    /// What the rules say to a person's wish, by this member's state: nothing is written.
+    pub fn weigh(&self, caller: &Caller, wish: Wish) -> Result<(), Problem> {
+        let head = self.log.head();
+        let context = Context {
+            epoch: head.epoch,
+            next_seq: Seq(head.seq.0 + 1),
+            time_ms: now_ms().max(head.time_ms),
+            level: head.feature_level,
+            known_level: Rules::LEVEL,
+        };
+        let command = Command { meta: Self::meta(caller)?, wish };
+        Ok(Rules::decide(&head.machine, &context, &command).map(drop)?)
+    }
+
+    fn meta(caller: &Caller) -> Result<Meta, Problem> {
         if text_check("reason", &caller.reason).is_err() {
             let detail = format!("the reason is over {TEXT_MAX} bytes or has control characters");
             return Err(Problem::invalid("text_invalid", detail));
         }
-        let meta = Meta {
+        Ok(Meta {
             actor: caller.actor(),
             request_id: caller.request_id.clone(),
             reason: caller.reason.clone(),
@@ -194,8 +213,7 @@ impl App {
             if_revision: caller.if_revision,
             idempotency: caller.idempotency.clone(),
             ..Meta::default()
-        };
-        self.command(meta, wish).await
+        })
     }
 
     /// Carries out a wish, through whoever leads; the command gets its random id here. Afterwards this member's own
@@ -215,7 +233,6 @@ impl App {
 
     /// The answer to a write, with the thing as it is after it.
     pub fn written<T>(&self, answer: &Answer<Rules>, body: T) -> Output<T> {
-        use cvlan_core::machine::Machine;
         let time_ms = answer.events.last().map_or_else(|| self.log.head().time_ms, Rules::time_ms);
         Output { body, at: answer.checkpoint, time_ms, revision: None, total: None }
     }

@@ -20,6 +20,7 @@ use cvlan_core::access::tenant_unknown;
 use cvlan_core::id::NodeId;
 use cvlan_core::map::{Place, place};
 use cvlan_core::node::{Machine, NodeCommand, Register};
+use cvlan_core::rejection::Rejection;
 use cvlan_core::state::WgKey;
 use cvlan_core::sync::PART_BYTES;
 use cvlan_core::token::{ParsedToken, proof_check, token_parse, token_verify};
@@ -28,17 +29,31 @@ use cvlan_proto::{Message, v1};
 use cvlan_raft::Head;
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
+use std::sync::Arc;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 /// Where a tenant's machines find the controllers, and what they prove their WireGuard key against.
-pub fn discover(app: &App, head: &Head<State>, slug: &str) -> Result<v1::DiscoverResponse, Problem> {
+pub async fn discover(app: &App, slug: &str) -> Result<v1::DiscoverResponse, Problem> {
+    let head = current(app, |state| state.slugs.get(slug).map(drop).ok_or_else(tenant_unknown)).await?;
     let state = &head.machine;
-    state.slugs.get(slug).ok_or_else(tenant_unknown)?;
     Ok(v1::DiscoverResponse {
         controllers: state.node_urls(),
         ca_fingerprint: app.ca.fingerprint(),
         challenge_key: BASE64.encode(state.system.challenge_public_key),
     })
+}
+
+/// The head, where `check` finds nothing against it. A machine that is refused does not ask again, so it is not refused on the word
+/// of a member that may be behind.
+async fn current(app: &App, check: impl Fn(&State) -> Result<(), Rejection>) -> Result<Arc<Head<State>>, Problem> {
+    let head = app.log.head();
+    if check(&head.machine).is_ok() {
+        return Ok(head);
+    }
+    app.linearize().await?;
+    let head = app.log.head();
+    check(&head.machine)?;
+    Ok(head)
 }
 
 /// Makes a machine a node.
@@ -50,7 +65,7 @@ pub async fn register(
 ) -> Result<v1::RegisterResponse, Problem> {
     let secrets = app.vault.need()?;
     let token = token_parse(&body.token)?;
-    token_verify(&app.log.head().machine, &token)?;
+    current(app, |state| token_verify(state, &token).map(drop)).await?;
     let csr = Csr::read(&body.csr)?;
     let wg_key = wg_key(&body.wg_public_key)?;
     let nonce = nonce(&body.nonce)?;

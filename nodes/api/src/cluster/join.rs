@@ -27,7 +27,8 @@ use cvlan_proto::Message;
 use cvlan_proto::v1::{JoinPeer, JoinRequest, JoinResponse};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
@@ -132,13 +133,21 @@ impl JoinError {
 pub async fn join(keys: &Keys, token: &str, through: &[String], address: &str) -> Result<Identity, JoinError> {
     let claims = join_token_parse(token).map_err(JoinError::Token)?;
     if let Some(own) = keys.identity()? {
-        return match own.member == claims.member_id {
-            true => Ok(own),
-            false => Err(JoinError::Folder(format!(
-                "this folder is member {}'s, but the token is for member {}",
-                own.member, claims.member_id
-            ))),
-        };
+        if own.member == claims.member_id {
+            return Ok(own);
+        }
+        let ca = keys.ca_pem()?.and_then(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).ok());
+        // A rebuild has made another member of it, of the same cluster; its token may be set still.
+        if own.member > claims.member_id
+            && ca.and_then(|ca| spki_sha256(&ca)).is_some_and(|pin| pin == *claims.ca_spki_sha256)
+        {
+            tracing::warn!(member = own.member, token = claims.member_id, "the join token is an older one: not used");
+            return Ok(own);
+        }
+        return Err(JoinError::Folder(format!(
+            "this folder is member {}'s, but the token is for member {}",
+            own.member, claims.member_id
+        )));
     }
     if (keys.cluster()?.is_some() || keys.ca_key()?.is_some()) && !keys.joining()? {
         return Err(JoinError::Folder("this folder has begun a log of its own".to_owned()));

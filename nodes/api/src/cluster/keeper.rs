@@ -60,8 +60,9 @@ pub struct InRaft {
     pub caught_up: bool,
 }
 
-/// What is to be done: `log` = who is in by the log, with the address that it announced; `raft` = Raft's members.
-pub fn steps(log: &BTreeMap<u64, String>, raft: &BTreeMap<u64, InRaft>) -> Vec<Step> {
+/// What is to be done: `log` = who is in by the log, with the address that it announced; `raft` = Raft's members; `waits` = whoever
+/// could not be made a voter the last time.
+pub fn steps(log: &BTreeMap<u64, String>, raft: &BTreeMap<u64, InRaft>, waits: impl Fn(u64) -> bool) -> Vec<Step> {
     let differs = |id: &u64, address: &String| raft.get(id).is_none_or(|m| m.address != *address);
     let added = log.iter().filter(|(id, address)| !address.is_empty() && differs(id, address));
     let mut steps: Vec<Step> = added.map(|(id, address)| Step::Learner(*id, address.clone())).collect();
@@ -69,10 +70,14 @@ pub fn steps(log: &BTreeMap<u64, String>, raft: &BTreeMap<u64, InRaft>) -> Vec<S
     steps.extend(raft.keys().find(|id| !log.contains_key(id)).map(|id| Step::Remove(*id)));
     if steps.is_empty() {
         let voters = raft.values().filter(|m| m.voter).count();
-        let ready: Vec<u64> = raft.iter().filter(|(_, m)| !m.voter && m.caught_up).map(|(id, _)| *id).collect();
+        let ready = raft.iter().filter(|(_, m)| !m.voter && m.caught_up).map(|(id, _)| *id);
+        // Those that failed are tried where there are no others; then first, as one without the other would vote in vain.
+        let (failed, mut chosen): (Vec<u64>, Vec<u64>) = ready.partition(|id| waits(*id));
         let wanted = if voters % 2 == 1 { 2 } else { 1 };
-        if voters + wanted <= VOTERS_MAX && ready.len() >= wanted {
-            steps.extend(ready.iter().take(wanted).map(|id| Step::Promote(*id)));
+        chosen.truncate(wanted);
+        let lacking = wanted - chosen.len();
+        if voters + wanted <= VOTERS_MAX && failed.len() >= lacking {
+            steps.extend(failed.iter().take(lacking).chain(&chosen).map(|id| Step::Promote(*id)));
         }
     }
     steps
@@ -86,6 +91,10 @@ impl Waiting {
     /// Why this one does not; empty = nothing is known to keep it.
     pub fn why(&self, id: u64) -> String {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned().unwrap_or_default()
+    }
+
+    fn is_waiting(&self, id: u64) -> bool {
+        !self.why(id).is_empty()
     }
 
     fn note(&self, id: u64, outcome: &Result<(), Problem>) {
@@ -152,10 +161,11 @@ pub async fn keep(keeper: Keeper) {
             told = true;
             tracing::error!(seq, "{DIVERGED}");
         }
-        let steps = due(&log);
+        let steps = due(&log, &waiting);
         if steps.is_empty() {
             waiting.clear();
         }
+        let mut failed = false;
         for step in steps {
             let take = async {
                 match &step {
@@ -177,14 +187,20 @@ pub async fn keep(keeper: Keeper) {
                 Err(_) => tracing::warn!("members: {step:?} takes too long"),
             }
             if !matches!(done, Ok(Ok(()))) {
-                sleep(REST).await;
-                break;
+                failed = true;
+                // Of two that are to vote one alone would be worse than none; whoever is added or removed does not wait for another.
+                if matches!(step, Step::Promote(_)) {
+                    break;
+                }
             }
+        }
+        if failed {
+            sleep(REST).await;
         }
     }
 }
 
-fn due(log: &Log) -> Vec<Step> {
+fn due(log: &Log, waiting: &Waiting) -> Vec<Step> {
     let status = log.status();
     let head = log.head();
     // While voters change there are two sets of them.
@@ -199,7 +215,7 @@ fn due(log: &Log) -> Vec<Step> {
             InRaft { address: address.clone(), voter: voters.contains(id), caught_up: caught_up(&status, *id) };
         (*id, member)
     });
-    steps(&wanted, &now.collect())
+    steps(&wanted, &now.collect(), |id| waiting.is_waiting(id))
 }
 
 fn caught_up(status: &Status, id: u64) -> bool {
@@ -248,9 +264,24 @@ mod tests {
             (vec![1], "1v=b", vec![learner(1)]),
         ] {
             let log: BTreeMap<u64, String> = log.into_iter().map(|id| (id, "a".to_owned())).collect();
-            assert_eq!(steps(&log, &raft(in_raft)), wanted, "{in_raft}");
+            assert_eq!(steps(&log, &raft(in_raft), |_| false), wanted, "{in_raft}");
+        }
+        // Whoever failed comes last, but before one that would vote in vain without it.
+        for (in_raft, wanted) in [
+            ("1v 5f 9l 12l", vec![9, 12]),
+            ("1v 5f 9l", vec![5, 9]),
+            ("1v 5l 9f", vec![9, 5]),
+            ("1v 5f 9f", vec![5, 9]),
+            ("1v 5v 9f 12l", vec![12]),
+            ("1v 5v 9f", vec![9]),
+            ("1v 5f", vec![]),
+        ] {
+            let log = in_raft.split(' ').map(|w| (w[..w.len() - 1].parse().unwrap(), "a".to_owned())).collect();
+            let failed = |id: u64| in_raft.contains(&format!("{id}f"));
+            let promoted: Vec<Step> = wanted.into_iter().map(Step::Promote).collect();
+            assert_eq!(steps(&log, &raft(&in_raft.replace('f', "l")), failed), promoted, "{in_raft}");
         }
         // One that has not said where it is stays as it is.
-        assert_eq!(steps(&BTreeMap::from([(1, String::new())]), &raft("1v=b")), []);
+        assert_eq!(steps(&BTreeMap::from([(1, String::new())]), &raft("1v=b"), |_| false), []);
     }
 }

@@ -12,7 +12,7 @@
 //! keys/rebuild the same question gets the same answer; once there is a new id, nothing starts here before it is done.
 //! A copy of the folder has another secret, and is refused. Nothing is deleted.
 
-use super::identity::{certified, own_key};
+use super::identity::{IdentityError, certified, own_key};
 use super::join::{
     ANSWER_TIME, JoinError, MESSAGE_MAX, QUESTION_TIME, ask, given, gives, message_read, message_write, refused,
 };
@@ -179,7 +179,12 @@ pub async fn rebuild(asked: Asked<'_>, say: impl Fn(&str)) -> Result<(), StartEr
     let csr = CertificateParams::default().serialize_request(&key).map_err(CaError::from)?;
     let secrets = Secrets::kept(&keys, &ca)?;
     let signer = secrets.as_ref().map(|secrets| &secrets.signer);
-    let own = Live::new(certified(&keys, &ca, signer, identity.member, now_ms())?);
+    let shown = match (certified(&keys, &ca, signer, identity.member, now_ms()), begun.to) {
+        // Killed between the new certificate and the new id.
+        (Err(IdentityError::Ended), Some(to)) => certified(&keys, &ca, signer, to, now_ms()),
+        (shown, _) => shown,
+    };
+    let own = Live::new(shown?);
     let tls = client_config(ca.der(), own, REBUILD).map_err(CaError::from)?;
     let request = RebuildRequest {
         epoch: identity.epoch.to_string(),

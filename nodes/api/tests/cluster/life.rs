@@ -174,6 +174,12 @@ async fn a_member_is_removed_for_good() {
     assert_eq!(roles(&cluster.get(1, "/cluster/members").await.body).len(), 3, "nothing was changed");
     cluster.members[2].again();
 
+    // What is refused for another reason changes nothing either.
+    let url = format!("https://127.0.0.1:{}/api/v1/cluster/members/m3", cluster.members[0].ports[0]);
+    let request = cluster.http.delete(url).bearer_auth(&cluster.token).header("cvlan-reason", "x".repeat(257));
+    assert_eq!(request.send().await.unwrap().status(), 400);
+    assert_eq!(voters(&cluster.get(0, "/cluster/members").await.body), 3);
+
     // The one that leads may be removed; it says so and ends by itself.
     cluster.until_at(0..1, "m3 is heard", |c| c["items"][2]["heardMs"].as_str().is_some_and(|ms| ms.len() < 4)).await;
     cluster.ask(1, Method::DELETE, "/cluster/members/founder", None).await.unwrap().expect(204);
@@ -194,6 +200,78 @@ async fn a_member_is_removed_for_good() {
     cluster.members.push(m4);
     cluster.until("three vote", |c| voters(c) == 3).await;
     cluster.post(3, "/tenants/acme/nodes", node(3)).await.expect(201);
+}
+
+/// The door of the very member is as good as another one: of one that follows, and of one that leads.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_is_removed_through_its_own_door() {
+    for leads in [false, true] {
+        let mut cluster = Cluster::three().await;
+        let to = if leads { "m2" } else { "founder" };
+        cluster.post(0, "/cluster/transfer-leader", json!({ "to": to })).await.expect(200);
+        cluster.until("it leads", |c| roles(c).contains(&(to.into(), "leader".into()))).await;
+        cluster.ask(1, Method::DELETE, "/cluster/members/m2", None).await.unwrap().expect(204);
+        assert!(cluster.members[1].ended().await.success());
+        cluster.until("two are left", |c| roles(c).len() == 2 && voters(c) == 2).await;
+        cluster.post(0, "/tenants", json!({"slug": "acme"})).await.expect(201);
+        cluster.post(2, "/tenants", json!({"slug": "beta"})).await.expect(201);
+    }
+}
+
+/// Whether it is ready, and why not.
+async fn ready(cluster: &Cluster, at: usize) -> (u16, String) {
+    let url = format!("http://127.0.0.1:{}/readyz", cluster.members[at].ports[2]);
+    let answer = cluster.http.get(url).send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_cut_off_is_not_ready_and_says_no_to_no_machine() {
+    let mut cluster = Cluster::three().await;
+    let discovered = |cluster: &Cluster, at: usize| {
+        let url = format!("https://127.0.0.1:{}/client/discover?tenant=acme", cluster.members[at].ports[1]);
+        let request = cluster.http.get(url).send();
+        async move { request.await.unwrap().status().as_u16() }
+    };
+    let settled = async |cluster: &Cluster, at: usize, code: u16, why: &str| {
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        loop {
+            let (status, said) = ready(cluster, at).await;
+            if status == code && said.contains(why) {
+                return;
+            }
+            assert!(std::time::Instant::now() < end, "{status} {said}");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    for at in ALL {
+        settled(&cluster, at, 200, "ready").await;
+        assert_eq!(discovered(&cluster, at).await, 404);
+    }
+    let leader = cluster.leader().await;
+    let follower = ALL.into_iter().find(|at| *at != leader).unwrap();
+    for at in ALL.into_iter().filter(|at| *at != follower) {
+        cluster.members[at].kill();
+    }
+    settled(&cluster, follower, 503, "no leader").await;
+    // The tenant may have been made since, for all it knows: a machine that is told "no" would not ask again.
+    assert_eq!(discovered(&cluster, follower).await, 503);
+    cluster.members[follower].kill();
+    cluster.members[follower].again();
+    settled(&cluster, follower, 503, "no leader").await;
+    cluster.members[leader].again();
+    settled(&cluster, leader, 200, "ready").await;
+    settled(&cluster, follower, 200, "ready").await;
+
+    // One that leads and hears nobody.
+    let now = cluster.leader().await;
+    let other = if now == leader { follower } else { leader };
+    cluster.members[other].kill();
+    settled(&cluster, now, 503, "no majority").await;
+    let late = cluster.ask(now, Method::POST, "/tenants", Some(json!({"slug": "acme"}))).await.unwrap();
+    assert_eq!(late.status, 503, "{}", late.body);
+    let later = cluster.ask(now, Method::POST, "/tenants", Some(json!({"slug": "beta"}))).await.unwrap();
+    later.problem(503, "no_leader");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use crate::common::{Cluster, Member, free_ports, keys_copy, roles, voters};
 use crate::life::{node, prod};
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -107,7 +107,14 @@ async fn same(cluster: &mut Cluster) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_member_is_rebuilt_and_writes_go_on() {
-    let mut cluster = Cluster::three().await;
+    let mut cluster = Cluster::founded(&[]).await;
+    let mut token = String::new();
+    for name in ["m2", "m3"] {
+        token = cluster.admit(0, name).await;
+        let member = Member::start(cluster.folder(name), free_ports(), Some(&token));
+        cluster.members.push(member);
+    }
+    cluster.until("three vote", |c| voters(c) == 3).await;
     prod(&mut cluster).await;
     for n in 0..30 {
         cluster.post(n as usize % 3, "/tenants/acme/nodes", node(n)).await.expect(201);
@@ -145,7 +152,8 @@ async fn a_damaged_member_is_rebuilt_and_writes_go_on() {
     assert_eq!(id_of(&cluster.get(0, "/cluster/members").await.body, "m3"), id_of(&now, "m3"));
     refused(&copy, &["rebuild", "--yes"], &["member_rebuilt", "an old copy"]);
 
-    cluster.members[2].again();
+    // Its join token may be set still: it is an older one now.
+    cluster.members[2] = Member::start(dir.clone(), ports, Some(&token));
     // It begins at an older state, in which it voted as the one that it was: the others are asked.
     let after = cluster.until_at(0..2, "three vote", |c| voters(c) == 3 && roles(c).len() == 3).await;
     assert!(id_of(&now, "m3") > id_of(&before, "m3"), "{now}");
@@ -204,6 +212,33 @@ async fn a_rebuild_that_is_killed_is_finished_by_the_next() {
     cluster.ask(0, Method::DELETE, "/cluster/members/m2", None).await.unwrap().expect(204);
     assert!(cluster.members[1].ended().await.success());
     refused(&cluster.members[1].dir, &["rebuild", "--yes"], &["member_gone", "cluster add"]);
+}
+
+/// One without the cluster's keys cannot sign itself a certificate: the one that it was given is all that it has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_that_is_killed_between_certificate_and_id_is_finished() {
+    let mut cluster = Cluster::three().await;
+    let token = cluster.admit(0, "m4").await;
+    let m4 = Member::start(cluster.folder("m4"), free_ports(), Some(&token));
+    cluster.members.push(m4);
+    cluster.until("it follows", |c| roles(c).contains(&("m4".into(), "learner".into()))).await;
+    let dir = cluster.members[3].dir.clone();
+    assert!(!dir.join("keys/ca.key").exists());
+    cluster.members[3].kill();
+    let kept =
+        |name: &str| serde_json::from_slice::<Value>(&std::fs::read(dir.join("keys").join(name)).unwrap()).unwrap();
+    let identity = kept("identity");
+    killed_at(&dir, "1/4");
+    let mut begun = kept("rebuild");
+    done(&dir, &["rebuild", "--yes"]);
+    begun["to"] = kept("identity")["member"].clone();
+    assert_ne!(begun["to"], begun["from"]);
+    for (name, then) in [("identity", identity), ("rebuild", begun)] {
+        std::fs::write(dir.join("keys").join(name), then.to_string()).unwrap();
+    }
+    assert!(done(&dir, &["rebuild", "--yes"]).contains("4/4"));
+    cluster.members[3].again();
+    cluster.until("it follows again", |c| roles(c).contains(&("m4".into(), "learner".into()))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -79,7 +79,7 @@ async fn discover(
     let query = uri.query().unwrap_or_default();
     let tenant = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "tenant").map(|(_, v)| v);
     let tenant = tenant.ok_or_else(|| Problem::invalid("query_invalid", "name the tenant: ?tenant=SLUG"))?;
-    json(&register::discover(&app, &app.log.head(), &tenant)?)
+    json(&register::discover(&app, &tenant).await?)
 }
 
 async fn register(

@@ -164,8 +164,8 @@ fn over(
     draining: &watch::Receiver<bool>,
     permission: Permission,
 ) -> Option<&'static str> {
-    if *draining.borrow() || crate::app::now_ms() / 1000 >= session.expires_s {
-        return Some("its session or the controller ends");
+    if *draining.borrow() {
+        return Some("the controller ends");
     }
     (!may(app, session, permission)).then_some("its caller may not have it any more")
 }

@@ -142,8 +142,9 @@ async fn run(
         Access::Public => Err(session_missing()),
         Access::Session | Access::May(..) => prove(app, client, headers, request_id).await,
     };
-    if !reads && !route.here() && !app.decides() {
-        return forwarded(app, route, client, Request::from_parts(parts, body), request_id, proven).await;
+    let leaves = route.removes_member() && is_own_removal(app, &params);
+    if !reads && !route.here() && (leaves || !app.decides()) {
+        return forwarded(app, route, client, Request::from_parts(parts, body), request_id, proven, leaves).await;
     }
     // Nobody waits for one who has no token of ours.
     let (head, at_least) = match proven.is_ok() {
@@ -232,7 +233,15 @@ async fn prove(app: &App, client: &Client, headers: &HeaderMap, request_id: &str
     }
 }
 
-/// A write at a member that does not vote: one that does carries it out.
+/// A member does not carry out its own removal, unless nobody else votes: it would be none in Raft, whom the others take no command
+/// from, before the log knows.
+fn is_own_removal(app: &App, params: &RawPathParams) -> bool {
+    let head = app.log.head();
+    let own = head.machine.member_find(param(params, "member")).is_some_and(|member| member.id == app.member);
+    own && head.members.voters.iter().flatten().any(|id| *id != app.member.0)
+}
+
+/// A write at a member that does not vote, or that `leaves` by it: one that does carries it out.
 async fn forwarded(
     app: &App,
     route: &Route,
@@ -240,6 +249,7 @@ async fn forwarded(
     request: Request,
     request_id: &str,
     proven: Result<Arc<Claims>, Problem>,
+    leaves: bool,
 ) -> Result<Response, Problem> {
     match route.access {
         Access::Public => app.limits.ask.check(client.address, &app.metrics)?,
@@ -262,7 +272,8 @@ async fn forwarded(
     let writes = !route.audit.is_empty();
     let again = !writes || headers.contains_key(replay::IDEMPOTENCY_KEY);
     let forward = Forward { machines: false, method, uri, headers, body, client, request_id, again };
-    let response = forward.send(app, writes).await?;
+    // Whoever left applies nothing more.
+    let response = forward.send(app, writes && !leaves).await?;
     if let Some(token) = ends.filter(|_| response.status().is_success()) {
         app.auth.logged_out(&token, now_ms());
     }

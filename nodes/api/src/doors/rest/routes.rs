@@ -67,6 +67,11 @@ impl Route {
     pub fn here(&self) -> bool {
         self.path == VERIFY
     }
+
+    /// True where it removes a member.
+    pub fn removes_member(&self) -> bool {
+        self.method == DELETE && self.path == MEMBER
+    }
 }
 
 use Access::{May, Public, Session};
@@ -77,6 +82,8 @@ use Whose::{Cluster, Own, Tenant};
 pub const LOGOUT: &str = "/auth/logout";
 /// Prolongs one.
 pub const REFRESH: &str = "/auth/refresh";
+/// One member.
+const MEMBER: &str = "/cluster/members/{member}";
 /// Replays the log of the member that is asked.
 const VERIFY: &str = "/log/verify";
 
