@@ -50,7 +50,7 @@ impl Login {
             return Err(Failure::usage("which controller? cvlanctl login https://HOST:8443 --ca-pin sha256:…")
                 .hint("cvlan-api prints the line when it starts"));
         };
-        let same = url == again.url;
+        let same = url == again.url || again.urls.contains(&url);
         let Some(pin) = self.ca_pin.clone().or_else(|| Some(again.ca_pin.clone()).filter(|p| same && !p.is_empty()))
         else {
             return Err(Failure::usage("the first login to a controller needs its --ca-pin sha256:…")
@@ -62,7 +62,10 @@ impl Login {
         let home = global.tenant.clone().or_else(|| kept(&again.home)).unwrap_or_default();
 
         let password = self.password(&user).await?;
-        let fresh = Context { url, ca_pin: pin, user: user.clone(), home: home.clone(), ..Context::default() };
+        // The cluster's other controllers, where this is about the same one.
+        let others = [again.url].into_iter().chain(again.urls).filter(|other| *other != url);
+        let urls = if same && pin == again.ca_pin { others.collect() } else { Vec::new() };
+        let fresh = Context { url, urls, ca_pin: pin, user: user.clone(), home: home.clone(), ..Context::default() };
         let mut client = Client::at(fresh)?;
         let answer = client.login(&user, &password, &home).await?;
         if home.is_empty() {

@@ -1,7 +1,7 @@
 //! `cvlanctl cluster backup`: the log as a file, checked on its way, and gone on with where it was cut off.
 
 use crate::Global;
-use crate::client::Client;
+use crate::client::{self, Client};
 use crate::failure::Failure;
 use crate::print::{Format, document, sheet, talk, text};
 use crate::proof::{bar, io, keys_read as keys, unknown_keys};
@@ -150,12 +150,12 @@ async fn fetch(client: &mut Client, checker: &mut Checker, file: &mut File, besi
             "cvlanctl: too few voters could be asked to sign it: it cannot be checked with their keys; back up again later",
         );
     }
-    let lost = |e: &dyn ToString| {
-        Failure::new("unreachable", format!("the backup was cut off: {}", e.to_string()))
+    let lost = |why: &str| {
+        Failure::new("unreachable", format!("the backup was cut off: {why}"))
             .hint("the same command goes on with it, and says why where you may not have it any more")
     };
-    while let Some(piece) = stream.chunk().await.map_err(|e| lost(&e))? {
-        records.push(&piece);
+    while let Some(piece) = client::piece(&mut stream).await.map_err(|why| lost(&why))? {
+        records.push(piece.as_ref());
         while let Some((record, bytes)) = records.take::<BackupRecord>().map_err(|what| fault(checker.fault(what)))? {
             match (&record.kind, &wanted) {
                 (Some(Kind::Header(header)), Some((epoch, to))) => {
@@ -175,7 +175,7 @@ async fn fetch(client: &mut Client, checker: &mut Checker, file: &mut File, besi
         bar.set_position(done);
     }
     bar.finish_and_clear();
-    if ended { Ok(()) } else { Err(lost(&"the controller ended it")) }
+    if ended { Ok(()) } else { Err(lost("the controller ended it")) }
 }
 
 fn fault(fault: BackupFault) -> Failure {

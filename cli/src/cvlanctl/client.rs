@@ -29,6 +29,11 @@ pub const PAGE_MAX: usize = 1000;
 pub const LIST_MAX: usize = 100_000;
 /// An answer must be there within this; `log verify` takes as long as it takes.
 const ANSWER_TIME: Duration = Duration::from_secs(60);
+/// A connection must be there within this; within less where there are other controllers to ask.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+const CONNECT_TIME_OTHERS: Duration = Duration::from_secs(5);
+/// A stream that says nothing for so long is dead; before it says the first thing a controller may read its log.
+const STREAM_SILENCE: Duration = Duration::from_secs(300);
 /// How often a request is repeated where the controller says "later".
 const REPEATS: u32 = 3;
 /// The longest it waits in between.
@@ -87,11 +92,12 @@ impl Client {
     pub fn at(context: Context) -> Result<Self, Failure> {
         let tls = cvlan_link::tls::client_config(pin_parse(&context.ca_pin)?, None);
         let tls = tls.map_err(|e| Failure::new("tls", e.to_string()))?;
+        let connect_time = if context.urls.is_empty() { CONNECT_TIME } else { CONNECT_TIME_OTHERS };
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured((*tls).clone())
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(Duration::from_secs(10))
+            .connect_timeout(connect_time)
             .user_agent(concat!("cvlanctl/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|e| Failure::new("tls", e.to_string()))?;
@@ -184,34 +190,52 @@ impl Client {
         }
     }
 
-    /// Sends it to one controller after the other until one answers; a write that may have arrived only under a `key`.
+    /// Sends it, a write under a `key` if it has one, and reads the answer.
     async fn once(&mut self, method: &Method, path: &str, body: Option<&Value>, key: &str) -> Result<Answer, Failure> {
-        let mut others = self.context.urls.len();
-        loop {
-            let mut request = self.request(method.clone(), path);
+        let ask = |client: &Self| {
+            let mut request = client.request(method.clone(), path);
             if !key.is_empty() {
                 request = request.header(IDEMPOTENCY_KEY, key);
             }
-            if !self.waits {
+            if !client.waits {
                 request = request.timeout(ANSWER_TIME);
             }
-            if let Some(body) = body {
-                request = request.json(body);
+            match body {
+                Some(body) => request.json(body),
+                None => request,
             }
-            let error = match request.send().await {
-                Ok(response) => return self.answer(response).await,
-                Err(error) => error,
+        };
+        let response = self.sent(ask, *method == Method::GET || !key.is_empty(), None).await?;
+        self.answer(response).await
+    }
+
+    /// Sends it to one controller after the other until one answers; what may have arrived only where it may come `again`.
+    /// `within` is for the head of the answer.
+    async fn sent(
+        &mut self,
+        ask: impl Fn(&Self) -> RequestBuilder,
+        again: bool,
+        within: Option<Duration>,
+    ) -> Result<Response, Failure> {
+        let mut others = self.context.urls.len();
+        loop {
+            let sent = tokio::time::timeout(within.unwrap_or(Duration::MAX), ask(self).send()).await;
+            let (failure, arrived) = match sent {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(error)) => (Failure::unanswered(&self.context.url, &error), !error.is_connect()),
+                Err(_) => (Failure::late(&self.context.url), true),
             };
-            let failure = Failure::unanswered(&self.context.url, &error);
-            let again = *method == Method::GET || !key.is_empty();
-            let may_move = failure.code == "unreachable" && (error.is_connect() || again);
-            if others == 0 || !may_move {
+            let silent = matches!(failure.code.as_str(), "unreachable" | "timeout");
+            if others == 0 || !silent || arrived && !again {
                 return Err(failure);
             }
             others -= 1;
             let away = self.context.url.clone();
+            // Another command may have gone elsewhere meanwhile.
             self.remember(|c| {
-                c.elsewhere();
+                if c.url == away {
+                    c.elsewhere();
+                }
             })?;
             talk(&format!("{away} does not answer; asking {}", self.context.url));
         }
@@ -243,10 +267,6 @@ impl Client {
             request = request.header(header::IF_MATCH, format!("\"{revision}\""));
         }
         request
-    }
-
-    async fn sent(&self, request: RequestBuilder) -> Result<Response, Failure> {
-        request.send().await.map_err(|e| Failure::unanswered(&self.context.url, &e))
     }
 
     async fn answer(&mut self, mut response: Response) -> Result<Answer, Failure> {
@@ -356,10 +376,10 @@ impl Client {
             let request = client.http.get(format!("{}{BASE}{path}", client.context.url));
             request.header(header::ACCEPT, accept).bearer_auth(&client.context.access_token)
         };
-        let mut response = self.sent(ask(self)).await?;
+        let mut response = self.sent(ask, true, Some(STREAM_SILENCE)).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
             self.refresh().await?;
-            response = self.sent(ask(self)).await?;
+            response = self.sent(ask, true, Some(STREAM_SILENCE)).await?;
         }
         if response.status().is_success() {
             return Ok(response);
@@ -382,6 +402,14 @@ impl Client {
     /// -t, else the context's; empty = none.
     pub fn tenant<'a>(&'a self, global: &'a Global) -> &'a str {
         global.tenant.as_deref().unwrap_or(&self.context.tenant)
+    }
+}
+
+/// The next piece of a stream, or why there is none.
+pub async fn piece(stream: &mut Response) -> Result<Option<impl AsRef<[u8]> + use<>>, String> {
+    match tokio::time::timeout(STREAM_SILENCE, stream.chunk()).await {
+        Ok(piece) => piece.map_err(|e| e.to_string()),
+        Err(_) => Err(format!("nothing came for {} s", STREAM_SILENCE.as_secs())),
     }
 }
 

@@ -102,8 +102,7 @@ impl Failure {
             return Self::untrusted(url, &tls);
         }
         if error.is_timeout() {
-            return Self::new("timeout", format!("{url} did not answer in time"))
-                .hint("is the controller under heavy load, or a firewall in between?");
+            return Self::late(url);
         }
         let why = match io_kind {
             Some(io::ErrorKind::ConnectionRefused) => "connection refused".to_owned(),
@@ -112,6 +111,12 @@ impl Failure {
         };
         Self::new("unreachable", format!("cannot reach {url}: {why}"))
             .hint("does cvlan-api run there? `cvlanctl context list` shows where you are pointed to")
+    }
+
+    /// No answer came in time.
+    pub fn late(url: &str) -> Self {
+        Self::new("timeout", format!("{url} did not answer in time"))
+            .hint("is the controller under heavy load, or a firewall in between?")
     }
 
     fn untrusted(url: &str, tls: &str) -> Self {

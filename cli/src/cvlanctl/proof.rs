@@ -1,7 +1,7 @@
 //! `cvlanctl log export|verify|keys|note|proof`: the record as a file, and what proves it, checked here and not there.
 
 use crate::Global;
-use crate::client::{Client, encoded};
+use crate::client::{self, Client, encoded};
 use crate::failure::Failure;
 use crate::print::{Column, Format, Names, Noun, document, lines, number, sheet, talk, text};
 use clap::{Args, ValueEnum};
@@ -314,10 +314,11 @@ impl Export {
             );
         }
         let (mut check, bar) = (Check::new(Vec::new(), Vec::new(), self.from.unwrap_or(1)), bar());
-        let lost = |e: &dyn ToString| Failure::new("unreachable", format!("the export was cut off: {}", e.to_string()));
-        while let Some(piece) = stream.chunk().await.map_err(|e| lost(&e))? {
-            out.write_all(&piece)?;
-            check.take(&piece).map_err(fault)?;
+        let lost =
+            |why: String| Failure::new("unreachable", format!("the export was cut off: {why}")).hint("begin it again");
+        while let Some(piece) = client::piece(&mut stream).await.map_err(lost)? {
+            out.write_all(piece.as_ref())?;
+            check.take(piece.as_ref()).map_err(fault)?;
             check.show(&bar);
         }
         out.flush()?;

@@ -59,8 +59,34 @@ fn where_one_controller_does_not_answer_the_next_is_asked() {
     assert_eq!((shell.current("url"), shell.current("urls")), (json!(controller.url), json!([away])));
     assert_eq!(shell.run("tenant list -o name").ok().out, "acme\n");
 
+    // What is read piece by piece, and a login, which needs no pin at another one of the same cluster.
+    let (to, out) = (shell.dir.path().join("backup"), shell.dir.path().join("export"));
+    let (backup, export) = (format!("cluster backup --to {}", to.display()), format!("log export {}", out.display()));
+    for line in [&*backup, &*export, "events --follow --from 1 --limit 1", "login --password-stdin"] {
+        shell.tamper("url", json!(away));
+        shell.tamper("urls", json!([controller.url]));
+        let words: Vec<&str> = line.split(' ').collect();
+        let said = shell.with_stdin(&words, &controller.password).ok();
+        assert!(said.err.contains(&format!("asking {}", controller.url)), "{line}: {}", said.err);
+        assert_eq!(shell.current("url"), json!(controller.url), "{line}");
+    }
+    shell.tamper("url", json!(away));
+    shell.tamper("urls", json!([controller.url]));
+    shell.with_stdin(&["login", &controller.url, "--password-stdin"], &controller.password).ok();
+    assert_eq!(shell.current("url"), json!(controller.url));
+
+    // It is there, and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mute = format!("https://{}", silent.local_addr().unwrap());
+    shell.tamper("url", json!(mute));
+    shell.tamper("urls", json!([controller.url]));
+    let said = shell.run("tenant create beta").ok();
+    assert!(said.err.contains(&format!("{mute} does not answer; asking {}", controller.url)), "{}", said.err);
+    assert_eq!(shell.run("tenant list -o name").ok().out, "acme\nbeta\n");
+
     // Nobody answers.
     shell.tamper("url", json!(away));
+    shell.tamper("urls", json!([away]));
     let said = shell.run("tenant list");
     assert!(said.exit == 1 && said.err.contains("(unreachable)"), "{said:?}");
 }

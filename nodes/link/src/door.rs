@@ -11,11 +11,13 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
+use std::{fmt, io};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -23,6 +25,8 @@ use tokio_rustls::TlsConnector;
 const BODY_MAX: usize = 4 << 20;
 /// How long connecting, with TLS, may take.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// Until the next address of a name is tried beside the one before.
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 /// How long an answer may take.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 /// The longest code or detail of a problem that is kept.
@@ -200,7 +204,7 @@ impl Door {
     ) -> Result<Response<Incoming>, DoorError> {
         let name = ServerName::try_from(url.host.clone()).map_err(|_| DoorError::Url(url.to_string()))?;
         let connect = async {
-            let tcp = TcpStream::connect((url.host.as_str(), url.port)).await?;
+            let tcp = dial(lookup_host((url.host.as_str(), url.port)).await?).await?;
             tcp.set_nodelay(true)?;
             self.tls.connect(name, tcp).await
         };
@@ -209,6 +213,24 @@ impl Door {
         // Ends with the request, the stream that it became, or the runtime.
         tokio::spawn(connection.with_upgrades());
         Ok(timeout(within, sender.send_request(request)).await.map_err(|_| DoorError::Timeout)??)
+    }
+}
+
+/// Connects to one address after the other, each a little after the one before, until one answers (RFC 8305, section 5).
+async fn dial(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+    let (mut addresses, mut tries) = (addresses.peekable(), JoinSet::new());
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    loop {
+        if let Some(address) = addresses.next() {
+            tries.spawn(TcpStream::connect(address));
+        }
+        let wait = if addresses.peek().is_some() { NEXT_ADDRESS } else { CONNECT_MAX };
+        match timeout(wait, tries.join_next()).await {
+            Ok(Some(Ok(Ok(tcp)))) => return Ok(tcp),
+            Ok(Some(Ok(Err(error)))) => failed = error,
+            Ok(Some(Err(_))) | Err(_) => {}
+            Ok(None) => return Err(failed),
+        }
     }
 }
 
@@ -246,6 +268,29 @@ async fn answer<A: DeserializeOwned>(response: Response<Incoming>, most: usize) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_is_silent_does_not_hold_up_the_next() {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        // Nobody takes its connections up: once its queue is full the kernel answers no more.
+        let full = socket.listen(0).unwrap();
+        let silent = full.local_addr().unwrap();
+        let mut held = Vec::new();
+        while let Ok(tcp) = timeout(Duration::from_millis(300), TcpStream::connect(silent)).await {
+            held.push(tcp.unwrap());
+            assert!(held.len() < 64, "its queue is never full");
+        }
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let there = listener.local_addr().unwrap();
+        let tcp = timeout(CONNECT_MAX, dial([silent, there].into_iter())).await.unwrap().unwrap();
+        assert_eq!(tcp.peer_addr().unwrap(), there);
+
+        drop(listener);
+        let refused = dial([there, there].into_iter()).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(dial([].into_iter()).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
 
     #[test]
     fn urls() {
