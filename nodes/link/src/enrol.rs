@@ -133,12 +133,12 @@ struct Registered {
     answer: Answer,
 }
 
-/// Makes this machine a node, once; a store that has an identity is left as it is. Goes on until a controller accepts
 /// Is it a token at all? Nobody is asked.
 pub fn token_check(token: &str) -> Result<(), EnrolError> {
     token_parse(token).map(drop).map_err(EnrolError::Token)
 }
 
+/// Makes this machine a node, once; a store that has an identity is left as it is. Goes on until a controller accepts
 /// or refuses: one that is away is asked again, each URL in turn.
 pub async fn enrol(store: &mut Store, token: &str, about: &About, prover: &mut impl Prover) -> Result<(), EnrolError> {
     if store.identity()?.is_some() {
@@ -154,7 +154,9 @@ pub async fn enrol(store: &mut Store, token: &str, about: &About, prover: &mut i
     let tls = tls::client_config(enrolment.ca_pin, None).map_err(|error| EnrolError::Crypto(error.to_string()))?;
     let door = Door::new(tls);
     let (mut backoff, mut nonces) = (Backoff::new(urls.len()), 0);
-    for url in urls.iter().cycle() {
+    // Not all machines at the first of them; without randomness it is that one.
+    let first = getrandom::u32().unwrap_or_default() as usize % urls.len();
+    for url in urls.iter().cycle().skip(first) {
         let error = match attempt(&door, url, token, &parsed, &enrolment, about, prover).await {
             Ok(registered) => return complete(store, &parsed, &enrolment, registered),
             Err(Attempt::Never(error)) => return Err(error),

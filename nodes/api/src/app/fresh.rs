@@ -9,6 +9,7 @@
 use super::App;
 use super::views::WAIT;
 use crate::problem::Problem;
+use crate::random::bytes;
 use cvlan_core::State;
 use cvlan_core::id::Checkpoint;
 use cvlan_raft::{Head, MemberError};
@@ -101,10 +102,16 @@ impl App {
         }
     }
 
-    /// Node doors of the other members first: where to go when this one ends.
+    /// Node doors of the other members first: where to go when this one ends. Each time another one comes first, so that not all
+    /// machines go to one.
     pub fn node_urls_elsewhere(&self) -> Vec<String> {
         let all = self.log.head().machine.node_urls();
-        let others: Vec<String> = all.iter().filter(|url| !self.node_urls.contains(url)).cloned().collect();
-        if others.is_empty() { all } else { others }
+        let mut others: Vec<String> = all.iter().filter(|url| !self.node_urls.contains(url)).cloned().collect();
+        if others.is_empty() {
+            return all;
+        }
+        let first = u64::from_le_bytes(bytes()) % others.len() as u64;
+        others.rotate_left(first as usize);
+        others
     }
 }

@@ -31,9 +31,10 @@ use cvlan_core::id::{CommandId, MemberId};
 use cvlan_core::member::MemberCommand;
 use cvlan_core::{Command, Meta, State, Wish};
 use cvlan_raft::Head;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tls::{Accepted, TlsTransport, dismiss, welcome};
 use tokio::net::{TcpListener, TcpStream};
@@ -42,6 +43,8 @@ use voter::Answers;
 
 /// Connections of members that are open at once.
 const CONNECTIONS: usize = 512;
+/// Of one of them: it has one, and another one while it is renewed.
+const CONNECTIONS_EACH: usize = 16;
 /// Questions of members that are answered at once.
 const QUESTIONS: usize = 256;
 /// Handshakes and joins at once; further ones wait in the listener's queue.
@@ -64,7 +67,7 @@ pub async fn serve(door: Door) {
     let Door { listener, transport, answers } = door;
     let entering = Arc::new(Semaphore::new(ENTERING));
     let (connections, questions) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(QUESTIONS)));
-    let shared = Arc::new(Shared { transport, answers, connections, questions });
+    let shared = Arc::new(Shared { transport, answers, connections, each: Each::default(), questions });
     let mut open = tokio::task::JoinSet::new();
     loop {
         let accepted = async {
@@ -90,7 +93,41 @@ struct Shared {
     transport: TlsTransport,
     answers: Answers,
     connections: Arc<Semaphore>,
+    each: Each,
     questions: Arc<Semaphore>,
+}
+
+/// Open connections by member: none takes the others' places.
+#[derive(Default)]
+struct Each(Mutex<BTreeMap<u64, usize>>);
+
+impl Each {
+    /// One more of this member, until it is dropped; `None` where it has too many.
+    fn enter(&self, member: u64) -> Option<impl Drop + '_> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(member).or_default();
+        (*count < CONNECTIONS_EACH).then(|| {
+            *count += 1;
+            Entered { each: self, member }
+        })
+    }
+}
+
+struct Entered<'e> {
+    each: &'e Each,
+    member: u64,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        let mut open = self.each.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.member) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.member);
+            }
+        }
+    }
 }
 
 async fn connection(shared: Arc<Shared>, tcp: TcpStream, address: SocketAddr, entering: OwnedSemaphorePermit) {
@@ -127,6 +164,8 @@ async fn enter(shared: &Shared, tcp: TcpStream, address: SocketAddr, entering: O
             }
             let open = shared.connections.clone().try_acquire_owned();
             let _open = open.map_err(|_| io::Error::other("too many connections of members"))?;
+            let own = shared.each.enter(peer.member);
+            let _own = own.ok_or_else(|| io::Error::other("too many connections of this member"))?;
             let pipe = welcome(stream).await?;
             drop(entering);
             // While the one that leads looks for it elsewhere, it cannot tell the log itself.
@@ -174,5 +213,21 @@ fn standing(head: &Head<State>, peer: &MemberPeer) -> Standing {
         None if known.is_some() || head.members.addresses.contains_key(&peer.member) => Standing::Member,
         None if peer.member <= head.seq.0 => Standing::Removed,
         None => Standing::Member,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_member_does_not_take_the_others_places() {
+        let each = Each::default();
+        let mut held: Vec<_> = (0..CONNECTIONS_EACH).map(|_| each.enter(7).unwrap()).collect();
+        assert!(each.enter(7).is_none() && each.enter(8).is_some());
+        held.pop();
+        assert!(each.enter(7).is_some());
+        drop(held);
+        assert!(each.0.lock().unwrap().is_empty());
     }
 }
