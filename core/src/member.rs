@@ -905,7 +905,9 @@ mod tests {
         for good in ["192.0.2.1:8445", "127.0.0.1:1", "[::1]:8445", "localhost:8445", "M2.Example.org:65535"] {
             assert!(address_check(good).is_ok(), "{good}");
         }
-        let long = format!("{}a:1", "a.".repeat(150));
+        let longest = |bytes: usize| format!("{}:1", "a.".repeat(200).get(..bytes - 2).unwrap());
+        assert!(address_check(&longest(ADDRESS_MAX)).is_ok());
+        let long = longest(ADDRESS_MAX + 2);
         for bad in [
             "",
             ":",

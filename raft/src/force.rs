@@ -42,7 +42,8 @@ pub struct Forced {
 }
 
 /// Looks at a folder that no member has open, and makes `options.member` the only member of a new cluster in epoch `to`
-/// if the log is one of epoch `from`. Durable once it returns; until then the old log is as it was.
+/// if the log is one of epoch `from`. Durable once it returns; until then the old log is as it was, but that
+/// a snapshot ahead of it may be noted there, as at any start.
 pub async fn force_new_cluster<M: Machine, RT: AsyncRuntime>(
     options: &Options<M>,
     from: Option<Epoch>,
