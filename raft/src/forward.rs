@@ -14,9 +14,9 @@ use crate::desk::{Done, Item};
 use crate::error::WriteError;
 use crate::member::{Answer, Shares};
 use crate::options::Events;
-use crate::peer::Peers;
 use crate::peer::codec::{self, FRAME_MAX, FrameError, Request};
 use crate::peer::link::CallError;
+use crate::peer::{Peers, slow};
 use crate::replica::{Raft, Shared};
 use crate::sessions::WINDOW;
 use crate::sync::lock;
@@ -181,19 +181,22 @@ impl<M: Machine, RT: AsyncRuntime> Forward<M, RT> {
         if body.len() > FRAME_MAX / 2 {
             return Some(Err(WriteError::TooLarge { bytes: body.len(), limit: FRAME_MAX / 2 }));
         }
+        // To the leader, and from there to the others.
+        let slow = slow(2 * body.len());
+        let limit_us = self.shared.limits.leader_wait_ms * 1000 + slow.as_micros() as u64;
         let numbered = M::once(&item.command).is_some();
         let mut metrics = self.raft.server_metrics();
         loop {
             let leader = metrics.borrow_and_update().current_leader;
             let waited_us = self.shared.clock.monotonic_us().saturating_sub(item.since_us);
-            let left_us = (self.shared.limits.leader_wait_ms * 1000).saturating_sub(waited_us);
+            let left_us = limit_us.saturating_sub(waited_us);
             if left_us == 0 || (item.sent && !numbered) {
                 return Some(Err(if item.sent { WriteError::OutcomeUnknown } else { WriteError::NoLeader }));
             }
             match leader {
                 Some(leader) if leader == self.shared.member => return None,
                 Some(leader) => {
-                    let limit = ATTEMPT.min(Duration::from_micros(left_us));
+                    let limit = (ATTEMPT + slow).min(Duration::from_micros(left_us));
                     let attempt = self.attempt(leader, item.epoch, &body, limit);
                     let other = async {
                         while metrics.changed().await.is_ok() {

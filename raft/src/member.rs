@@ -220,8 +220,8 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         });
         let weak = Arc::downgrade(&shared);
         let epoch = Arc::new(move || weak.upgrade().map(|shared| shared.head().epoch).unwrap_or_default());
-        let level = shared.limits.known_level::<M>();
-        let peers = Peers::new(options.member, transport, shared.clock.clone(), epoch, level);
+        let known = shared.limits.known::<M>();
+        let peers = Peers::new(options.member, transport, shared.clock.clone(), epoch, known);
         let raft = start(&shared, options.timing, &peers).await?;
         lead(&shared, &raft, options.initialize.then_some(options.address)).await?;
         let shares = Shares { shared: shared.clone(), raft: raft.clone(), peers: peers.clone() };
@@ -432,6 +432,11 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         membership::ask(&self.0, Change::Learner { id, address }).await.map(drop)
     }
 
+    /// Whether a member could be given a vote now; it is an error where not.
+    pub async fn promotable(&self, id: u64) -> Result<(), MemberError> {
+        membership::ask(&self.0, Change::Promotable { id }).await.map(drop)
+    }
+
     /// Gives a member a vote, once it has caught up.
     pub async fn promote(&self, id: u64) -> Result<(), MemberError> {
         membership::ask(&self.0, Change::Promote { id }).await.map(drop)
@@ -572,8 +577,8 @@ async fn start<M: Machine, RT: AsyncRuntime>(
     };
     let config = config.validate().map_err(|error| OpenError::Raft(error.to_string()))?;
     let replica = Replica { shared: shared.clone() };
-    let (disk, packed) = (shared.disk.clone(), Arc::default());
-    let network = Network::<M, RT> { peers: peers.clone(), disk, packed, _machine: PhantomData };
+    let (disk, packed, part_bytes) = (shared.disk.clone(), Arc::default(), shared.limits.part_bytes);
+    let network = Network::<M, RT> { peers: peers.clone(), disk, packed, part_bytes, _machine: PhantomData };
     let log = Log::<RT>(shared.wal.clone(), PhantomData);
     let raft = openraft::Raft::new(shared.member, Arc::new(config), network, log, replica).await;
     raft.map_err(|error| OpenError::Raft(error.to_string()))

@@ -114,6 +114,12 @@ pub(crate) async fn ask<M: Machine, RT: AsyncRuntime>(
                 Err(Not::Done(error)) => return Err(error),
                 Err(Not::Leader(_)) => {}
             },
+            // A version from before does not know the question; asked to promote, it says no itself.
+            Some(leader)
+                if matches!(change, Change::Promotable { .. }) && member.peers.link(leader).heard.added() == 0 =>
+            {
+                return Ok(leader);
+            }
             Some(leader) => {
                 let limit = Duration::from_micros(until_us.saturating_sub(now_us)).max(PAUSE);
                 match member.peers.link(leader).call(Request::Change(change.clone()), &[], limit).await {
@@ -177,13 +183,13 @@ async fn lead<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, change: Chang
             commit(raft, ChangeMembers::AddNodes(nodes), true).await?;
             Ok(me)
         }
-        Change::Promote { id } if node.is_none() => Err(MemberError::Unknown(id).into()),
-        Change::Promote { .. } if voter => already(member, &membership).await,
+        Change::Promote { .. } | Change::Promotable { .. } if voter => already(member, &membership).await,
+        Change::Promotable { id } => {
+            promotable(member, id)?;
+            Ok(me)
+        }
         Change::Promote { id } => {
-            let behind = behind(member, id);
-            if behind > CAUGHT_UP || !member.peers.alive(id) {
-                return Err(MemberError::Behind { id, behind }.into());
-            }
+            promotable(member, id)?;
             commit(raft, ChangeMembers::AddVoterIds(BTreeSet::from([id])), true).await?;
             Ok(me)
         }
@@ -201,6 +207,18 @@ async fn lead<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, change: Chang
             Ok(me)
         }
         Change::Transfer { to } => Ok(hand_over(member, to, TRANSFER_LIMIT).await?),
+    }
+}
+
+/// It is there, and has about all that the leader has.
+fn promotable<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, id: u64) -> Result<(), MemberError> {
+    if members(member).membership().get_node(&id).is_none() {
+        return Err(MemberError::Unknown(id));
+    }
+    let behind = behind(member, id);
+    match behind > CAUGHT_UP || !member.peers.alive(id) {
+        true => Err(MemberError::Behind { id, behind }),
+        false => Ok(()),
     }
 }
 
@@ -225,7 +243,7 @@ async fn confirmed<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>) -> Resul
 /// Whom it is about; 0 for nobody.
 fn change_of(change: &Change) -> u64 {
     match change {
-        Change::Learner { id, .. } | Change::Promote { id } | Change::Remove { id } => *id,
+        Change::Learner { id, .. } | Change::Promote { id } | Change::Remove { id } | Change::Promotable { id } => *id,
         Change::Transfer { to } => to.unwrap_or_default(),
     }
 }

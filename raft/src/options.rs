@@ -3,6 +3,8 @@
 use crate::clock::{Clock, SystemClock};
 use crate::disk::Disk;
 use crate::head::Head;
+use crate::peer::Known;
+use crate::peer::codec::ADDED;
 use bytes::Bytes;
 use cvlan_core::machine::Machine;
 use std::ops::{Deref, Range};
@@ -27,6 +29,8 @@ pub struct Limits {
     pub command_bytes: usize,
     /// Entries on their way at once: 4.
     pub in_flight: usize,
+    /// What one member sends another goes in parts of so many bytes, where it may be long: 64 KiB.
+    pub part_bytes: usize,
     /// How long a command waits for a leader, ms: 2,000.
     pub leader_wait_ms: u64,
     /// A snapshot is made after this many bytes of log: 64 MiB …
@@ -62,6 +66,7 @@ impl Default for Limits {
             entry_bytes: 1 << 20,
             command_bytes: 4 << 20,
             in_flight: 4,
+            part_bytes: 64 << 10,
             leader_wait_ms: 2_000,
             snapshot_bytes: 64 << 20,
             snapshot_events: 200_000,
@@ -83,6 +88,12 @@ impl Limits {
         self.level.unwrap_or(M::LEVEL)
     }
 
+    /// What is known here; a version that is played knows nothing that was added since.
+    pub(crate) fn known<M: Machine>(&self) -> Known {
+        let level = self.known_level::<M>();
+        Known { level, added: if level < M::LEVEL { 0 } else { ADDED } }
+    }
+
     /// Within what the formats can hold: an entry's frame is at most 8 MiB, and something has to move at all.
     pub(crate) fn sane(mut self) -> Self {
         self.segment_bytes = self.segment_bytes.max(4 << 10);
@@ -91,6 +102,7 @@ impl Limits {
         self.entry_bytes = self.entry_bytes.clamp(1, 2 << 20);
         self.command_bytes = self.command_bytes.clamp(1, 4 << 20);
         self.in_flight = self.in_flight.max(1);
+        self.part_bytes = self.part_bytes.max(1);
         self.snapshots_kept = self.snapshots_kept.max(2);
         self
     }

@@ -20,6 +20,7 @@ use crate::error::WriteError;
 use crate::head::{Head, Noted};
 use crate::member::Answer;
 use crate::options::{Events, Limits, Plant};
+use crate::peer::slow;
 use crate::sessions::Outcome;
 use crate::status::Stats;
 use crate::sync::lock;
@@ -116,6 +117,13 @@ pub(crate) struct Flight<M: Machine, RT: AsyncRuntime> {
     pub(crate) decided: Decided<M, RT>,
     /// Raft refused it before appending it.
     pub(crate) refused: bool,
+}
+
+impl<M: Machine, RT: AsyncRuntime> Flight<M, RT> {
+    /// How much longer than usual it may take for its length, µs.
+    fn slow_us(&self) -> u64 {
+        slow(self.frame.0.len()).as_micros() as u64
+    }
 }
 
 /// Commands to decide now, and against what.
@@ -465,9 +473,10 @@ impl<M: Machine, RT: AsyncRuntime> Desk<M, RT> {
         let late = self.too_late();
         let (limit_us, now_us) = (self.limits.leader_wait_ms * 1000, self.clock.monotonic_us());
         // No majority has what is in flight: this member leads in name alone, and what waits is not proposed behind it.
-        let stuck = |front: &Flight<M, RT>| now_us.saturating_sub(front.proposed_us) > limit_us;
+        let stuck = |front: &Flight<M, RT>| now_us.saturating_sub(front.proposed_us) > limit_us + front.slow_us();
         let stuck = !alone && inner.flight.front().is_some_and(stuck);
-        let (given_up, unknown) = (inner.late(&late, stuck), if alone { Vec::new() } else { inner.lost(&late) });
+        let given_up = inner.late(&late, stuck);
+        let unknown = if alone { Vec::new() } else { inner.lost(now_us, limit_us) };
         self.wake(inner);
         given_up.into_iter().for_each(Item::late);
         for item in unknown {
@@ -627,12 +636,16 @@ impl<M: Machine, RT: AsyncRuntime> Inner<M, RT> {
     }
 
     /// Takes out whose entry is in flight for too long: the leader is cut off, or deposed and does not know it.
-    fn lost(&mut self, late: &impl Fn(&Item<M, RT>) -> bool) -> Vec<Item<M, RT>> {
+    fn lost(&mut self, now_us: u64, mut limit_us: u64) -> Vec<Item<M, RT>> {
         let mut lost: Decided<M, RT> = Vec::new();
         for flight in &mut self.flight {
-            if flight.decided.iter().any(|(item, _)| late(item)) {
+            limit_us += flight.slow_us();
+            let late = |(item, _): &(Item<M, RT>, Verdict<M>)| {
+                now_us.saturating_sub(item.since_us.max(flight.proposed_us)) > limit_us
+            };
+            if flight.decided.iter().any(late) {
                 let all = std::mem::take(&mut flight.decided);
-                let (over, decided): (Vec<_>, _) = all.into_iter().partition(|(item, _)| late(item));
+                let (over, decided): (Vec<_>, _) = all.into_iter().partition(late);
                 flight.decided = decided;
                 lost.extend(over);
             }

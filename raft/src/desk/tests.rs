@@ -287,7 +287,11 @@ fn an_entry_that_is_in_flight_for_too_long_leaves_its_callers_in_doubt() {
     let mut case = Case::new(1);
     case.push(1);
     let (first, _) = case.fly();
-    case.hands.0.store(2_000_001, Relaxed);
+    let length = first.0.len() as u64;
+    case.hands.0.store(2_000_000 + length, Relaxed);
+    case.tick();
+    assert_eq!(case.answered(), [None], "a link may take a microsecond a byte");
+    case.hands.0.store(2_000_001 + length, Relaxed);
     case.desk.tick(&Arc::default(), true);
     assert_eq!(case.answered(), [None], "nobody else votes: it waits for the disk");
     case.tick();
@@ -301,7 +305,7 @@ fn what_waits_behind_an_entry_that_no_majority_has_is_answered() {
     case.push(1);
     let (first, _) = case.fly();
     case.push(2);
-    case.hands.0.store(2_000_001, Relaxed);
+    case.hands.0.store(2_000_001 + first.0.len() as u64, Relaxed);
     case.push(3);
     case.desk.tick(&Arc::default(), true);
     assert_eq!(case.answered(), [None, None, None], "nobody else votes: all wait for the disk");

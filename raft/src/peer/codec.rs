@@ -5,6 +5,8 @@
 //! body of Append, Past = for each entry: u32 LE length │ the log's own record of it (store/codec), frame verbatim
 //!         Chunk   = bytes of the packed snapshot        State = of the packed state
 //!         Write   = bincode(command)
+//!         Part    = the next bytes of a longer body: of AppendParts' entries, or of an answer
+//!         Hello   = what of ADDED is known, a byte
 //!         Written = for each event: u32 LE length │ its bytes        Refused = bincode(WriteError)
 //! ```
 //! Bincode because both sides have one protocol version: the first frame each way, [`Hello`], says which, and says it in
@@ -19,6 +21,10 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the frames; 1.
 pub const PROTOCOL: u8 = 1;
+
+/// What was added to it since: a hello's body is a byte that says how much of that its sender knows; a sender from before says
+/// nothing. 1: parts, and [`Change::Promotable`].
+pub(crate) const ADDED: u8 = 1;
 
 /// Bytes of a frame, at most: an entry's are at most 8 MiB.
 pub const FRAME_MAX: usize = 16 << 20;
@@ -66,6 +72,8 @@ pub(crate) enum Message {
     Refused(Refusal),
     Request(u64, Request),
     Answer(u64, Answer),
+    /// Part of the body of the answer with this id, which comes after all its parts.
+    Part(u64),
 }
 
 /// What a snapshot in transit is.
@@ -115,15 +123,42 @@ pub(crate) enum Request {
     Base { oldest: u64, end: u64 },
     /// A piece of the state after event `seq`, from `offset` on.
     State { seq: u64, offset: u64 },
+    /// A part of the entries of an [`Request::AppendParts`] with the same `of`, from `offset` on; the bytes follow.
+    Part { of: u64, offset: u64 },
+    /// An [`Request::Append`] whose entries, `length` bytes, came in parts.
+    AppendParts { vote: Voted, prev: Option<Id>, commit: Option<Id>, of: u64, length: u64 },
+}
+
+impl Request {
+    /// What an answer may hold: history and states are read for it.
+    pub(crate) fn answer_bytes(&self) -> usize {
+        match self {
+            Self::Before { .. } | Self::Past { .. } | Self::Base { .. } | Self::State { .. } => FRAME_MAX / 2,
+            _ => 0,
+        }
+    }
 }
 
 /// What may be asked of a leader besides commands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Change {
-    Learner { id: u64, address: String },
-    Promote { id: u64 },
-    Remove { id: u64 },
-    Transfer { to: Option<u64> },
+    Learner {
+        id: u64,
+        address: String,
+    },
+    Promote {
+        id: u64,
+    },
+    Remove {
+        id: u64,
+    },
+    Transfer {
+        to: Option<u64>,
+    },
+    /// Nothing is changed: could it be promoted now?
+    Promotable {
+        id: u64,
+    },
 }
 
 /// What the other side says to a [`Request`].
@@ -387,12 +422,19 @@ mod tests {
             (request(Request::Change(Change::Promote { id: 4 })), "0102fb2c01080104".into()),
             (request(Request::Change(Change::Remove { id: 4 })), "0102fb2c01080204".into()),
             (request(Request::Change(Change::Transfer { to: None })), "0102fb2c01080300".into()),
+            (request(Request::Change(Change::Promotable { id: 4 })), "0102fb2c01080404".into()),
             (request(Request::Ping { wall_ms: 300 }), "0102fb2c0109fb2c01".into()),
             (request(Request::Checkpoint), "0102fb2c010a".into()),
             (request(Request::Before { end: 9, bytes: 300 }), "0102fb2c010b09fb2c01".into()),
             (request(Request::Past { from: 4, end: 9 }), "0102fb2c010c0409".into()),
             (request(Request::Base { oldest: 4, end: 9 }), "0102fb2c010d0409".into()),
             (request(Request::State { seq: 4, offset: 300 }), "0102fb2c010e04fb2c01".into()),
+            (request(Request::Part { of: 4, offset: 300 }), "0102fb2c010f04fb2c01".into()),
+            (
+                request(Request::AppendParts { vote: voted(), prev: Some(id(9)), commit: None, of: 4, length: 300 }),
+                "0102fb2c011003020101030109 00 04fb2c01".into(),
+            ),
+            (Message::Part(300), "0104fb2c01".into()),
             (answer(Answer::Appended), "01030100".into()),
             (answer(Answer::Conflict), "01030101".into()),
             (answer(Answer::HigherVote(voted())), "01030102030201".into()),

@@ -10,19 +10,19 @@
 //! connection that is asked and says nothing is given up, whether or not anybody still waits.
 
 use crate::clock::Clock;
-use crate::peer::codec::{self, Answer, FrameError, Hello, Message, Refusal, Request};
-use crate::peer::{CLUSTER, DIAL_LIMIT, Dial, PAUSE_MAX, PAUSE_MIN, SILENT_LIMIT};
+use crate::peer::codec::{self, Answer, FRAME_MAX, FrameError, Hello, Message, Refusal, Request};
+use crate::peer::{CLUSTER, DIAL_LIMIT, Dial, Known, OPEN_BYTES, PAUSE_MAX, PAUSE_MIN, SILENT_LIMIT, slow};
 use crate::sync::lock;
 use crate::transport::Pipe;
 use crate::types::{Cfg, Once, Tx};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use cvlan_core::id::Epoch;
 use openraft::AsyncRuntime;
 use openraft::async_runtime::{MpscReceiver, MpscSender, OneshotSender, Select2};
 use openraft::type_config::TypeConfigExt;
 use openraft::type_config::alias::OneshotReceiverOf;
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -40,13 +40,27 @@ pub(crate) enum CallError {
     TimedOut,
 }
 
+/// Who waits for an answer, and the parts of its body that are there.
+struct Caller<RT: AsyncRuntime> {
+    tx: Once<RT, (Answer, Bytes)>,
+    /// Bytes that its answer may hold.
+    due: usize,
+    parts: BytesMut,
+}
+
 /// Answers by the id of their request, until the connection is lost.
 struct Waiting<RT: AsyncRuntime> {
     open: bool,
     next: u64,
-    callers: BTreeMap<u64, Once<RT, (Answer, Bytes)>>,
-    /// Own monotonic time of the first request since an answer last came over this very connection.
-    asked_us: Option<u64>,
+    callers: BTreeMap<u64, Caller<RT>>,
+    /// Ids of requests that may not have arrived yet, in order, each with its bytes; and the bytes of all of them.
+    on_way: VecDeque<(u64, usize)>,
+    bytes: usize,
+    /// What all answers that are waited for may hold, and what there is of them.
+    due: usize,
+    joined: usize,
+    /// Own monotonic time at which the first request since an answer last came over this very connection should have one.
+    until_us: Option<u64>,
 }
 
 /// A connection.
@@ -55,6 +69,8 @@ pub(crate) struct Conn<RT: AsyncRuntime> {
     waiting: Arc<Mutex<Waiting<RT>>>,
     clock: Arc<dyn Clock>,
     to: u64,
+    /// Both sides know parts.
+    parts: bool,
     /// When it was made, own monotonic time.
     made_us: u64,
     /// Dropped with the connection: its reader ends.
@@ -65,22 +81,52 @@ pub(crate) struct Conn<RT: AsyncRuntime> {
 pub(crate) struct Pending<RT: AsyncRuntime> {
     conn: Arc<Conn<RT>>,
     id: u64,
+    /// How much longer than usual its answer may take.
+    slow: Duration,
     answer: OneshotReceiverOf<Cfg<RT>, (Answer, Bytes)>,
 }
 
 impl<RT: AsyncRuntime> Drop for Pending<RT> {
     fn drop(&mut self) {
-        lock(&self.conn.waiting).callers.remove(&self.id);
+        lock(&self.conn.waiting).take(self.id);
     }
 }
 
 impl<RT: AsyncRuntime> Conn<RT> {
+    /// A number that nobody else has over this connection.
+    pub(crate) fn number(&self) -> u64 {
+        let mut waiting = lock(&self.waiting);
+        waiting.next += 1;
+        waiting.next
+    }
+
+    /// True where both sides know parts.
+    pub(crate) fn parts(&self) -> bool {
+        self.parts
+    }
+
+    /// Now, own monotonic time.
+    pub(crate) fn now_us(&self) -> u64 {
+        self.clock.monotonic_us()
+    }
+
+    /// The same as [`Conn::send`], within `limit` and what is on its way before it takes.
+    pub(crate) async fn send_within(
+        self: &Arc<Self>,
+        request: Request,
+        body: &[u8],
+        limit: Duration,
+    ) -> Result<Pending<RT>, CallError> {
+        let limit = limit + slow(lock(&self.waiting).bytes + body.len());
+        Cfg::<RT>::timeout(limit, self.send(request, body)).await.map_err(|_| CallError::TimedOut)?
+    }
+
     /// Sends a request; waits while the pipe is full.
-    pub(crate) async fn send(self: &Arc<Self>, request: Request, body: &[u8]) -> Result<Pending<RT>, CallError> {
+    async fn send(self: &Arc<Self>, request: Request, body: &[u8]) -> Result<Pending<RT>, CallError> {
         let (tx, answer) = Cfg::<RT>::oneshot();
-        let id = {
+        let (id, slow) = {
             let mut waiting = lock(&self.waiting);
-            if waiting.open && self.silent(&mut waiting) {
+            if waiting.open && self.silent(&mut waiting, body.len()) {
                 tracing::info!(member = self.to, "it does not answer: another connection is made");
                 waiting.end();
             }
@@ -89,21 +135,36 @@ impl<RT: AsyncRuntime> Conn<RT> {
             }
             waiting.next += 1;
             let id = waiting.next;
-            waiting.callers.insert(id, tx);
-            id
+            let due = request.answer_bytes();
+            waiting.callers.insert(id, Caller { tx, due, parts: BytesMut::new() });
+            waiting.due += due;
+            (id, slow(waiting.bytes + body.len() + waiting.due))
         };
-        let pending = Pending { conn: self.clone(), id, answer };
+        let pending = Pending { conn: self.clone(), id, slow, answer };
         let frame = codec::frame(&Message::Request(id, request), body);
         self.tx.send(frame).await.map_err(|_| CallError::Lost)?;
+        // Only now: what never got into the pipe is not waited for.
+        let mut waiting = lock(&self.waiting);
+        waiting.on_way.push_back((id, body.len()));
+        waiting.bytes += body.len();
+        drop(waiting);
         Ok(pending)
     }
 
     /// It was asked, and nothing at all came for too long: whatever the other side does, it is not over this connection.
     /// Requests come often (pings, heartbeats), so that it is enough to look when the next one is sent.
-    fn silent(&self, waiting: &mut Waiting<RT>) -> bool {
+    /// How long that may be is fixed when the first is sent: what is sent behind it does not put it off.
+    fn silent(&self, waiting: &mut Waiting<RT>, bytes: usize) -> bool {
         let now_us = self.clock.monotonic_us();
-        let asked_us = *waiting.asked_us.get_or_insert(now_us);
-        now_us.saturating_sub(asked_us) > SILENT_LIMIT.as_micros() as u64
+        let limit = SILENT_LIMIT + slow(waiting.bytes + bytes);
+        now_us > *waiting.until_us.get_or_insert(now_us + limit.as_micros() as u64)
+    }
+}
+
+impl<RT: AsyncRuntime> Default for Waiting<RT> {
+    fn default() -> Self {
+        let (callers, on_way) = (BTreeMap::new(), VecDeque::new());
+        Self { open: true, next: 0, callers, on_way, bytes: 0, due: 0, joined: 0, until_us: None }
     }
 }
 
@@ -112,13 +173,47 @@ impl<RT: AsyncRuntime> Waiting<RT> {
     fn end(&mut self) {
         self.open = false;
         self.callers.clear();
+        (self.due, self.joined) = (0, 0);
+    }
+
+    /// Who waits for this answer, if anybody still does.
+    fn take(&mut self, id: u64) -> Option<Caller<RT>> {
+        let caller = self.callers.remove(&id)?;
+        self.due -= caller.due;
+        self.joined -= caller.parts.len();
+        Some(caller)
+    }
+
+    /// More of the body of an answer, which is no longer than a frame may be, and all together no more than one peer may have
+    /// open here.
+    fn join(&mut self, id: u64, part: &[u8]) -> Result<(), FrameError> {
+        let Some(caller) = self.callers.get_mut(&id) else { return Ok(()) };
+        let length = caller.parts.len() + part.len();
+        self.joined += part.len();
+        if length > FRAME_MAX || self.joined > OPEN_BYTES {
+            return Err(FrameError::TooLong(length));
+        }
+        caller.parts.extend_from_slice(part);
+        Ok(())
+    }
+
+    /// Something that answers this request came: what was sent before it has arrived too.
+    fn heard(&mut self, id: u64) -> Result<(), FrameError> {
+        self.until_us = None;
+        if id > self.next {
+            return Err(FrameError::Unexpected("an answer that nobody asked for"));
+        }
+        while let Some((_, bytes)) = self.on_way.pop_front_if(|(sent, _)| *sent <= id) {
+            self.bytes -= bytes;
+        }
+        Ok(())
     }
 }
 
 impl<RT: AsyncRuntime> Pending<RT> {
-    /// Waits for the answer, from the sending on.
+    /// Waits for the answer, from the sending on: for `limit`, and for what is on its way before it.
     pub(crate) async fn answer(mut self, limit: Duration) -> Result<(Answer, Bytes), CallError> {
-        match Cfg::<RT>::timeout(limit, &mut self.answer).await {
+        match Cfg::<RT>::timeout(limit + self.slow, &mut self.answer).await {
             Ok(answer) => answer.map_err(|_| CallError::Lost),
             Err(_) => Err(CallError::TimedOut),
         }
@@ -134,6 +229,7 @@ pub(crate) struct Heard {
     answered_us: AtomicU64,
     skew_ms: Mutex<Option<i64>>,
     level: AtomicU32,
+    added: AtomicU8,
 }
 
 impl Heard {
@@ -167,8 +263,14 @@ impl Heard {
         self.level.load(Relaxed)
     }
 
-    pub(crate) fn knows(&self, level: u32) {
-        self.level.store(level, Relaxed);
+    /// The additions to the protocol that it knows, likewise.
+    pub(crate) fn added(&self) -> u8 {
+        self.added.load(Relaxed)
+    }
+
+    pub(crate) fn knows(&self, known: Known) {
+        self.level.store(known.level, Relaxed);
+        self.added.store(known.added, Relaxed);
     }
 
     /// Its wall clock less ours, ms.
@@ -200,7 +302,7 @@ enum State<RT: AsyncRuntime> {
 pub(crate) struct Link<RT: AsyncRuntime> {
     me: u64,
     to: u64,
-    level: u32,
+    known: Known,
     address: Mutex<String>,
     dial: Arc<dyn Dial<RT>>,
     clock: Arc<dyn Clock>,
@@ -211,13 +313,13 @@ pub(crate) struct Link<RT: AsyncRuntime> {
 
 impl<RT: AsyncRuntime> Link<RT> {
     pub(crate) fn new(
-        (me, to, level): (u64, u64, u32),
+        (me, to, known): (u64, u64, Known),
         dial: Arc<dyn Dial<RT>>,
         clock: Arc<dyn Clock>,
         epoch: Arc<dyn Fn() -> Epoch + Send + Sync>,
     ) -> Arc<Self> {
         let state = Mutex::new(State::Down { until_us: 0, pause: PAUSE_MIN, why: String::new() });
-        Arc::new(Self { me, to, level, address: Mutex::default(), dial, clock, epoch, state, heard: Arc::default() })
+        Arc::new(Self { me, to, known, address: Mutex::default(), dial, clock, epoch, state, heard: Arc::default() })
     }
 
     /// Where it is reached from now on; a connection to elsewhere is given up.
@@ -256,7 +358,7 @@ impl<RT: AsyncRuntime> Link<RT> {
         }
     }
 
-    /// Sends a request and waits for its answer, both within `limit`.
+    /// Sends a request and waits for its answer, both within `limit`, and as much longer as it is [`slow`].
     pub(crate) async fn call(
         self: &Arc<Self>,
         request: Request,
@@ -267,14 +369,19 @@ impl<RT: AsyncRuntime> Link<RT> {
             let conn = self.connection().await?;
             conn.send(request, body).await
         };
-        match Cfg::<RT>::timeout(limit, sent).await {
+        match Cfg::<RT>::timeout(limit + slow(body.len()), sent).await {
             Ok(pending) => pending?.answer(limit).await,
             Err(_) => Err(CallError::TimedOut),
         }
     }
 
+    /// The connection, within `limit`.
+    pub(crate) async fn connected(self: &Arc<Self>, limit: Duration) -> Result<Arc<Conn<RT>>, CallError> {
+        Cfg::<RT>::timeout(limit, self.connection()).await.map_err(|_| CallError::TimedOut)?
+    }
+
     /// The connection; waits for one that is being made, and fails during a pause.
-    pub(crate) async fn connection(self: &Arc<Self>) -> Result<Arc<Conn<RT>>, CallError> {
+    async fn connection(self: &Arc<Self>) -> Result<Arc<Conn<RT>>, CallError> {
         let made = {
             let mut state = lock(&self.state);
             if let State::Up { conn, pause } = &*state
@@ -327,9 +434,9 @@ impl<RT: AsyncRuntime> Link<RT> {
         rx
     }
 
-    fn dialed(self: &Arc<Self>, made: Result<Pipe<RT>, String>, address: &str) {
+    fn dialed(self: &Arc<Self>, made: Result<(Pipe<RT>, bool), String>, address: &str) {
         let moved = *lock(&self.address) != address;
-        let up = made.map(|pipe| self.start(pipe));
+        let up = made.map(|(pipe, parts)| self.start(pipe, parts));
         let mut state = lock(&self.state);
         let (pause, before, waiting, stale) = match &mut *state {
             State::Dialing { pause, why, waiting, stale } => {
@@ -355,31 +462,35 @@ impl<RT: AsyncRuntime> Link<RT> {
         }
     }
 
-    /// Connects, and sees whom it has reached.
-    async fn greet(&self, address: &str) -> Result<Pipe<RT>, String> {
+    /// Connects, and sees whom it has reached; true where both sides know parts.
+    async fn greet(&self, address: &str) -> Result<(Pipe<RT>, bool), String> {
         if address.is_empty() {
             return Err("its address is not known".into());
         }
         let mut pipe = self.dial.dial(self.to, address).await.map_err(|error| error.to_string())?;
         let epoch = (self.epoch)();
-        let hello = Hello { epoch: epoch.0, from: self.me, to: self.to, cluster: CLUSTER.into(), level: self.level };
+        let Known { level, added } = self.known;
+        let hello = Hello { epoch: epoch.0, from: self.me, to: self.to, cluster: CLUSTER.into(), level };
         let lost = || "the connection was lost".to_owned();
-        pipe.tx.send(codec::frame(&Message::Hello(hello), &[])).await.map_err(|_| lost())?;
+        pipe.tx.send(codec::frame(&Message::Hello(hello), &[added])).await.map_err(|_| lost())?;
         let first = pipe.rx.recv().await.ok_or_else(lost)?;
-        let (message, _) = codec::read(&first).map_err(|error| error.to_string())?;
+        let (message, body) = codec::read(&first).map_err(|error| error.to_string())?;
         let theirs = match message {
             Message::Hello(theirs) => theirs,
             Message::Refused(refusal) => return Err(format!("it refuses: {refusal}")),
-            Message::Request(..) | Message::Answer(..) => return Err("it does not say who it is".into()),
+            Message::Request(..) | Message::Answer(..) | Message::Part(_) => {
+                return Err("it does not say who it is".into());
+            }
         };
         check(&theirs, self.me, Some(self.to), epoch).map_err(|refusal| format!("not it: {refusal}"))?;
-        self.heard.knows(theirs.level);
-        Ok(pipe)
+        let known = Known { level: theirs.level, added: body.first().copied().unwrap_or_default() };
+        self.heard.knows(known);
+        Ok((pipe, self.known.added.min(known.added) > 0))
     }
 
-    fn start(self: &Arc<Self>, pipe: Pipe<RT>) -> Arc<Conn<RT>> {
+    fn start(self: &Arc<Self>, pipe: Pipe<RT>, parts: bool) -> Arc<Conn<RT>> {
         let Pipe { tx, mut rx } = pipe;
-        let waiting = Arc::new(Mutex::new(Waiting { open: true, next: 0, callers: BTreeMap::new(), asked_us: None }));
+        let waiting = Arc::new(Mutex::new(Waiting::default()));
         let (end, mut ended) = Cfg::<RT>::oneshot::<()>();
         self.heard.answered(&*self.clock);
         let (theirs, heard, clock, to) = (waiting.clone(), self.heard.clone(), self.clock.clone(), self.to);
@@ -398,7 +509,7 @@ impl<RT: AsyncRuntime> Link<RT> {
             lock(&theirs).end();
         });
         let (clock, made_us) = (self.clock.clone(), self.clock.monotonic_us());
-        Arc::new(Conn { tx, waiting, clock, to, made_us, _end: Mutex::new(end) })
+        Arc::new(Conn { tx, waiting, clock, to, parts, made_us, _end: Mutex::new(end) })
     }
 }
 
@@ -414,19 +525,28 @@ fn lost<RT: AsyncRuntime>(made_us: u64, pause: Duration, now_us: u64) -> State<R
 /// Gives an answer to who waits for it; one that nobody waits for any more is dropped.
 fn answered<RT: AsyncRuntime>(waiting: &Mutex<Waiting<RT>>, frame: &Bytes) -> Result<(), FrameError> {
     let (message, body) = codec::read(frame)?;
-    let Message::Answer(id, answer) = message else { return Err(FrameError::Unexpected("no answer")) };
-    let caller = {
-        let mut waiting = lock(waiting);
-        waiting.asked_us = None;
-        if id > waiting.next {
-            return Err(FrameError::Unexpected("an answer that nobody asked for"));
+    let mut waiting = lock(waiting);
+    match message {
+        Message::Part(id) => {
+            waiting.heard(id)?;
+            waiting.join(id, &body)
         }
-        waiting.callers.remove(&id)
-    };
-    if let Some(caller) = caller {
-        let _ = caller.send((answer, body));
+        Message::Answer(id, answer) => {
+            waiting.heard(id)?;
+            let in_parts = waiting.callers.get(&id).is_some_and(|caller| !caller.parts.is_empty());
+            if in_parts {
+                waiting.join(id, &body)?;
+            }
+            let caller = waiting.take(id);
+            drop(waiting);
+            if let Some(caller) = caller {
+                let body = if in_parts { caller.parts.freeze() } else { body };
+                let _ = caller.tx.send((answer, body));
+            }
+            Ok(())
+        }
+        Message::Hello(_) | Message::Refused(_) | Message::Request(..) => Err(FrameError::Unexpected("no answer")),
     }
-    Ok(())
 }
 
 /// What a [`Hello`] must be to be welcome. `from`: who it has to be.

@@ -17,6 +17,7 @@ pub mod codec;
 pub(crate) mod link;
 pub(crate) mod network;
 pub(crate) mod parcel;
+pub(crate) mod parts;
 pub(crate) mod ping;
 pub(crate) mod serve;
 #[cfg(test)]
@@ -47,9 +48,15 @@ pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Entries sent must be appended within this time; openraft sets no limit on a stream of them.
 pub(crate) const APPEND_LIMIT: Duration = Duration::from_secs(1);
 
-/// Requests to append that are on their way to one member, and their bytes.
+/// Requests to append that are on their way to one member, and their bytes: few, as heartbeats come behind them.
 pub(crate) const APPEND_WINDOW: usize = 16;
-pub(crate) const APPEND_BYTES: usize = 8 << 20;
+pub(crate) const APPEND_BYTES: usize = 512 << 10;
+
+/// Parts of a longer request that are on their way: fewer where their answers come so much later than the quickest did, as
+/// heartbeats then come late too (as LEDBAT has it, RFC 6817); half of the time between two of them.
+pub(crate) const PARTS_MIN: usize = 2;
+pub(crate) const PARTS_MAX: usize = 16;
+pub(crate) const PART_LATE_US: u64 = 75_000;
 
 /// Bytes of a piece of a snapshot, and pieces on their way: few, so that heartbeats find room between them.
 pub(crate) const CHUNK_BYTES: usize = 256 << 10;
@@ -70,7 +77,13 @@ pub(crate) const OPEN_BYTES: usize = 64 << 20;
 /// A ping goes to every member this often, and is waited for as long.
 pub(crate) const PING_EVERY: Duration = Duration::from_secs(1);
 
-/// A connection that is asked and says nothing for this long is given up by who asks.
+/// How much longer than usual an answer may take for what is on its way before it: the slowest link that is enough brings
+/// 1 MB a second.
+pub(crate) fn slow(bytes: usize) -> Duration {
+    Duration::from_micros(bytes as u64)
+}
+
+/// A connection that is asked and says nothing for this long, and as much longer as it is [`slow`], is given up by who asks.
 pub(crate) const SILENT_LIMIT: Duration = Duration::from_secs(1);
 
 /// A connection over which nothing comes for this long is closed by who was connected to: pings come each second.
@@ -90,14 +103,22 @@ impl<RT: AsyncRuntime, T: Transport<RT>> Dial<RT> for T {
     }
 }
 
+/// What a version knows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Known {
+    /// Levels of features up to this one.
+    pub(crate) level: u32,
+    /// Additions to the protocol up to this one: [`codec::ADDED`].
+    pub(crate) added: u8,
+}
+
 /// Everybody else, by id.
 pub(crate) struct Peers<RT: AsyncRuntime> {
     pub(crate) me: u64,
     dial: Arc<dyn Dial<RT>>,
     pub(crate) clock: Arc<dyn Clock>,
     epoch: Arc<dyn Fn() -> Epoch + Send + Sync>,
-    /// The level of features that is known here.
-    level: u32,
+    known: Known,
     links: Mutex<BTreeMap<u64, Arc<Link<RT>>>>,
 }
 
@@ -107,9 +128,9 @@ impl<RT: AsyncRuntime> Peers<RT> {
         dial: impl Dial<RT> + 'static,
         clock: Arc<dyn Clock>,
         epoch: Arc<dyn Fn() -> Epoch + Send + Sync>,
-        level: u32,
+        known: Known,
     ) -> Arc<Self> {
-        Arc::new(Self { me, dial: Arc::new(dial), clock, epoch, level, links: Mutex::default() })
+        Arc::new(Self { me, dial: Arc::new(dial), clock, epoch, known, links: Mutex::default() })
     }
 
     /// The way to a member.
@@ -118,7 +139,7 @@ impl<RT: AsyncRuntime> Peers<RT> {
     }
 
     fn make(&self, to: u64) -> Arc<Link<RT>> {
-        Link::new((self.me, to, self.level), self.dial.clone(), self.clock.clone(), self.epoch.clone())
+        Link::new((self.me, to, self.known), self.dial.clone(), self.clock.clone(), self.epoch.clone())
     }
 
     /// The way to a member that was asked or heard before.

@@ -2,9 +2,8 @@
 
 use crate::disk::Disk;
 use crate::peer::codec::{Answer, Request, put_entries};
-use crate::peer::link::{CallError, Conn, Link};
-use crate::peer::{APPEND_BYTES, APPEND_LIMIT, APPEND_WINDOW, Peers, parcel};
-use crate::store::wal::size;
+use crate::peer::link::{CallError, Conn, Link, Pending};
+use crate::peer::{APPEND_BYTES, APPEND_LIMIT, APPEND_WINDOW, PART_LATE_US, PARTS_MAX, PARTS_MIN, Peers, parcel};
 use crate::types::{Cfg, LogId, Snap, Vote};
 use cvlan_core::machine::Machine;
 use futures_util::future::{Either, pending};
@@ -20,8 +19,9 @@ use openraft::raft::{
 };
 use openraft::type_config::TypeConfigExt;
 use openraft::{AsyncRuntime, BasicNode, OptionalSend};
+use std::collections::VecDeque;
 use std::marker::PhantomData;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 /// Makes a [`Peer`] for each member that openraft talks to.
@@ -29,6 +29,8 @@ pub(crate) struct Network<M, RT: AsyncRuntime> {
     pub(crate) peers: Arc<Peers<RT>>,
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) packed: Arc<parcel::Packed>,
+    /// See [`crate::Limits`].
+    pub(crate) part_bytes: usize,
     pub(crate) _machine: PhantomData<fn() -> M>,
 }
 
@@ -37,6 +39,7 @@ pub(crate) struct Peer<M, RT: AsyncRuntime> {
     link: Arc<Link<RT>>,
     disk: Arc<dyn Disk>,
     packed: Arc<parcel::Packed>,
+    part_bytes: usize,
     _machine: PhantomData<fn() -> M>,
 }
 
@@ -46,7 +49,8 @@ impl<M: Machine, RT: AsyncRuntime> RaftNetworkFactory<Cfg<RT>> for Network<M, RT
     async fn new_client(&mut self, to: u64, node: &BasicNode) -> Self::Network {
         let link = self.peers.link(to);
         link.moved(&node.addr);
-        Peer { link, disk: self.disk.clone(), packed: self.packed.clone(), _machine: PhantomData }
+        let (disk, packed, part_bytes) = (self.disk.clone(), self.packed.clone(), self.part_bytes);
+        Peer { link, disk, packed, part_bytes, _machine: PhantomData }
     }
 }
 
@@ -64,6 +68,7 @@ fn unable<RT: AsyncRuntime>(answer: &Answer) -> RPCError<Cfg<RT>> {
 
 type Appended<RT> = Result<StreamAppendResult<Cfg<RT>>, RPCError<Cfg<RT>>>;
 type Sent<RT> = Pin<Box<dyn Future<Output = (usize, Appended<RT>)> + Send>>;
+type Sending<RT> = Pin<Box<dyn Future<Output = Result<(usize, Sent<RT>), CallError>> + Send>>;
 
 /// Requests to append that are on their way, in order.
 struct Appending<RT: AsyncRuntime, S> {
@@ -72,32 +77,53 @@ struct Appending<RT: AsyncRuntime, S> {
     conn: Option<Arc<Conn<RT>>>,
     input: S,
     more: bool,
+    part_bytes: usize,
+    /// The one that is being sent: the next is not asked for meanwhile.
+    sending: Option<Sending<RT>>,
     open: FuturesOrdered<Sent<RT>>,
     bytes: usize,
+}
+
+/// What can be done for them.
+enum Step<RT: AsyncRuntime> {
+    Sent(Result<(usize, Sent<RT>), CallError>),
+    Next(Option<AppendEntriesRequest<Cfg<RT>>>),
 }
 
 impl<RT: AsyncRuntime, S: Stream<Item = AppendEntriesRequest<Cfg<RT>>> + Send + Unpin> Appending<RT, S> {
     /// The next answer; sends meanwhile.
     async fn next(&mut self) -> Option<Appended<RT>> {
         loop {
-            if self.open.is_empty() && !self.more {
+            if self.open.is_empty() && self.sending.is_none() && !self.more {
                 return None;
             }
             let room = self.more && self.open.len() < APPEND_WINDOW && self.bytes < APPEND_BYTES;
-            let Self { input, open, .. } = self;
+            let Self { input, open, sending, .. } = self;
             let answered = if open.is_empty() { Either::Left(pending()) } else { Either::Right(open.next()) };
-            let request = if room { Either::Left(input.next()) } else { Either::Right(pending()) };
-            match Cfg::<RT>::select2(answered, request).await {
+            let step = async {
+                match sending {
+                    Some(sending) => Step::Sent(sending.await),
+                    None if room => Step::Next(input.next().await),
+                    None => pending().await,
+                }
+            };
+            match Cfg::<RT>::select2(answered, pin!(step)).await {
                 Select2::First(Some((bytes, answer))) => {
                     self.bytes -= bytes;
                     return Some(answer);
                 }
                 Select2::First(None) => {}
-                Select2::Second(None) => self.more = false,
-                Select2::Second(Some(request)) => match self.send(request).await {
-                    Ok(()) => {}
+                Select2::Second(Step::Next(None)) => self.more = false,
+                Select2::Second(Step::Next(Some(request))) => match self.connection().await {
+                    Ok(conn) => self.sending = Some(Box::pin(send(conn, request, self.part_bytes))),
                     Err(error) => return Some(Err(failed(error))),
                 },
+                Select2::Second(Step::Sent(Ok((bytes, sent)))) => {
+                    self.sending = None;
+                    self.bytes += bytes;
+                    self.open.push_back(sent);
+                }
+                Select2::Second(Step::Sent(Err(error))) => return Some(Err(failed(error))),
             }
         }
     }
@@ -106,35 +132,61 @@ impl<RT: AsyncRuntime, S: Stream<Item = AppendEntriesRequest<Cfg<RT>>> + Send + 
         if let Some(conn) = &self.conn {
             return Ok(conn.clone());
         }
-        let conn = Cfg::<RT>::timeout(APPEND_LIMIT, self.link.connection()).await;
-        let conn = conn.map_err(|_| CallError::TimedOut)??;
+        let conn = self.link.connected(APPEND_LIMIT).await?;
         self.conn = Some(conn.clone());
         Ok(conn)
     }
+}
 
-    async fn send(&mut self, request: AppendEntriesRequest<Cfg<RT>>) -> Result<(), CallError> {
-        let prev = request.prev_log_id;
-        let last = request.entries.last().map(|entry| entry.log_id).or(prev);
-        let bytes = request.entries.iter().map(size).sum();
-        let message = Request::Append {
-            vote: (&request.vote).into(),
-            prev: prev.as_ref().map(Into::into),
-            commit: request.leader_commit.as_ref().map(Into::into),
+/// Sends a request; returns its bytes and what its answer will be.
+async fn send<RT: AsyncRuntime>(
+    conn: Arc<Conn<RT>>,
+    request: AppendEntriesRequest<Cfg<RT>>,
+    part_bytes: usize,
+) -> Result<(usize, Sent<RT>), CallError> {
+    let prev = request.prev_log_id;
+    let last = request.entries.last().map(|entry| entry.log_id).or(prev);
+    let body = put_entries(&request.entries);
+    let (vote, commit) = ((&request.vote).into(), request.leader_commit.as_ref().map(Into::into));
+    let (before, bytes) = (prev.as_ref().map(Into::into), body.len());
+    let sent = if bytes <= part_bytes || !conn.parts() {
+        conn.send_within(Request::Append { vote, prev: before, commit }, &body, APPEND_LIMIT).await?
+    } else {
+        let of = parts(&conn, &body, part_bytes).await?;
+        let request = Request::AppendParts { vote, prev: before, commit, of, length: bytes as u64 };
+        conn.send_within(request, &[], APPEND_LIMIT).await?
+    };
+    let answer = async move {
+        let answer = match sent.answer(APPEND_LIMIT).await {
+            Ok((answer, _)) => appended(answer, prev, last),
+            Err(error) => Err(failed(error)),
         };
-        let body = put_entries(&request.entries);
-        let conn = self.connection().await?;
-        let sending = conn.send(message, &body);
-        let sent = Cfg::<RT>::timeout(APPEND_LIMIT, sending).await.map_err(|_| CallError::TimedOut)??;
-        self.bytes += bytes;
-        self.open.push_back(Box::pin(async move {
-            let answer = match sent.answer(APPEND_LIMIT).await {
-                Ok((answer, _)) => appended(answer, prev, last),
-                Err(error) => Err(failed(error)),
+        (bytes, answer)
+    };
+    Ok((bytes, Box::pin(answer)))
+}
+
+/// Sends a body in parts, few at once; returns its number. What is sent after them arrives after them.
+async fn parts<RT: AsyncRuntime>(conn: &Arc<Conn<RT>>, body: &[u8], part_bytes: usize) -> Result<u64, CallError> {
+    let (of, mut offset, mut window, mut quickest_us) = (conn.number(), 0, PARTS_MIN, u64::MAX);
+    let mut open: VecDeque<(u64, Pending<RT>)> = VecDeque::new();
+    for part in body.chunks(part_bytes) {
+        while open.len() >= window {
+            let Some((sent_us, oldest)) = open.pop_front() else { break };
+            oldest.answer(APPEND_LIMIT).await?;
+            let took_us = conn.now_us().saturating_sub(sent_us);
+            quickest_us = quickest_us.min(took_us);
+            window = match took_us - quickest_us > PART_LATE_US {
+                true => (window / 2).max(PARTS_MIN),
+                false => (window + 1).min(PARTS_MAX),
             };
-            (bytes, answer)
-        }));
-        Ok(())
+        }
+        let sent_us = conn.now_us();
+        let sent = conn.send_within(Request::Part { of, offset }, part, APPEND_LIMIT).await?;
+        open.push_back((sent_us, sent));
+        offset += part.len() as u64;
     }
+    Ok(of)
 }
 
 fn appended<RT: AsyncRuntime>(answer: Answer, prev: Option<LogId>, last: Option<LogId>) -> Appended<RT> {
@@ -171,7 +223,9 @@ impl<M: Machine, RT: AsyncRuntime> RaftNetworkV2<Cfg<RT>> for Peer<M, RT> {
     {
         Box::pin(async move {
             let link = self.link.clone();
-            let appending = Appending { link, conn: None, input, more: true, open: FuturesOrdered::new(), bytes: 0 };
+            let (part_bytes, open) = (self.part_bytes, FuturesOrdered::new());
+            let appending =
+                Appending { link, conn: None, input, more: true, part_bytes, sending: None, open, bytes: 0 };
             let answers = unfold(Some(appending), |state| async move {
                 let mut appending = state?;
                 let answer = appending.next().await?;

@@ -14,10 +14,9 @@ use crate::peer::link::{CallError, Link, Pending};
 use crate::peer::{CHUNK_BYTES, CHUNK_LIMIT, CHUNK_WINDOW, INSTALL_LIMIT, PARCEL_MAX, SAVED_MAX};
 use crate::store::snapshot::LEVEL;
 use crate::sync::lock;
-use crate::types::{Cfg, Membership, Snap, SnapshotMeta, Vote};
+use crate::types::{Membership, Snap, SnapshotMeta, Vote};
 use bytes::Bytes;
 use cvlan_core::machine::Machine;
-use openraft::type_config::TypeConfigExt;
 use openraft::{AsyncRuntime, StoredMembership};
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
@@ -83,7 +82,7 @@ pub(crate) async fn send<M: Machine, RT: AsyncRuntime>(
     let digest = about.digest;
     let (answer, _) = link.call(Request::Snapshot(Box::new(about.clone())), &[], CHUNK_LIMIT).await?;
     let mut offset = have(answer, about.length)?;
-    let conn = link.connection().await?;
+    let conn = link.connected(CHUNK_LIMIT).await?;
     let mut open: VecDeque<Pending<RT>> = VecDeque::new();
     loop {
         let piece = bytes.get(offset..(offset + CHUNK_BYTES).min(bytes.len())).unwrap_or_default();
@@ -93,8 +92,8 @@ pub(crate) async fn send<M: Machine, RT: AsyncRuntime>(
             have(answer, about.length)?;
             continue;
         }
-        let sending = conn.send(Request::Chunk { digest, offset: offset as u64 }, piece);
-        open.push_back(Cfg::<RT>::timeout(CHUNK_LIMIT, sending).await.map_err(|_| CallError::TimedOut)??);
+        let chunk = Request::Chunk { digest, offset: offset as u64 };
+        open.push_back(conn.send_within(chunk, piece, CHUNK_LIMIT).await?);
         offset += piece.len();
     }
     let install = Request::Install { vote: (&vote).into(), digest };

@@ -15,9 +15,10 @@ use crate::forward::{owns, tell};
 use crate::member::{Attested, Inner};
 use crate::membership::{self, not_allowed};
 use crate::peer::appends::Appends;
-use crate::peer::codec::{self, Answer, FRAME_MAX, FrameError, Hello, Message, PROTOCOL, Refusal, Request};
+use crate::peer::codec::{self, Answer, Change, FrameError, Hello, Message, PROTOCOL, Refusal, Request};
 use crate::peer::link::check;
-use crate::peer::{CLUSTER, DIAL_LIMIT, IDLE_LIMIT, OPEN_BYTES, OPEN_REQUESTS, parcel};
+use crate::peer::parts::Parts;
+use crate::peer::{CLUSTER, DIAL_LIMIT, IDLE_LIMIT, Known, OPEN_BYTES, OPEN_REQUESTS, parcel};
 use crate::store::codec::{Id, Voted};
 use crate::transport::Pipe;
 use crate::types::{Cfg, Entry, LogId, Tx, Vote};
@@ -45,8 +46,8 @@ pub(crate) async fn serve<M: Machine, RT: AsyncRuntime>(
     mut pipe: Pipe<RT>,
 ) {
     let greeted = Cfg::<RT>::timeout(DIAL_LIMIT, greet(member, from, &mut pipe)).await;
-    let peer = match greeted {
-        Ok(Ok(peer)) => peer,
+    let (peer, parts) = match greeted {
+        Ok(Ok(greeted)) => greeted,
         Ok(Err(why)) => {
             tracing::warn!(member = from, why, "a connection was refused");
             return;
@@ -56,23 +57,26 @@ pub(crate) async fn serve<M: Machine, RT: AsyncRuntime>(
             return;
         }
     };
-    if let Err(error) = answer(member, (peer, votes), pipe).await {
+    if let Err(error) = answer(member, (peer, votes, parts), pipe).await {
         tracing::warn!(member = peer, %error, code = error.code(), "closing the connection");
     }
 }
 
-/// Both hellos; returns who it is.
+/// Both hellos; returns who it is, and whether both sides know parts.
 async fn greet<M: Machine, RT: AsyncRuntime>(
     member: &Inner<M, RT>,
     from: Option<u64>,
     pipe: &mut Pipe<RT>,
-) -> Result<u64, String> {
+) -> Result<(u64, bool), String> {
     let me = member.shared.member;
     let first = pipe.rx.recv().await.ok_or("it was lost before the hello")?;
     let epoch = member.shared.head().epoch;
-    let level = member.shared.limits.known_level::<M>();
+    let Known { level, added } = member.shared.limits.known::<M>();
     let welcome = match codec::read(&first) {
-        Ok((Message::Hello(hello), _)) => check(&hello, me, from, epoch).map(|()| (hello.from, hello.level)),
+        Ok((Message::Hello(hello), body)) => {
+            let theirs = Known { level: hello.level, added: body.first().copied().unwrap_or_default() };
+            check(&hello, me, from, epoch).map(|()| (hello.from, theirs))
+        }
         Ok(_) => return Err("it does not say who it is".into()),
         Err(FrameError::Protocol(asked)) => Err(Refusal::Protocol { asked, known: PROTOCOL }),
         Err(error) => return Err(error.to_string()),
@@ -81,29 +85,31 @@ async fn greet<M: Machine, RT: AsyncRuntime>(
         Ok((from, _)) => Message::Hello(Hello { epoch: epoch.0, from: me, to: *from, cluster: CLUSTER.into(), level }),
         Err(refusal) => Message::Refused(refusal.clone()),
     };
-    let sent = pipe.tx.send(codec::frame(&message, &[])).await;
+    let body: &[u8] = if welcome.is_ok() { &[added] } else { &[] };
+    let sent = pipe.tx.send(codec::frame(&message, body)).await;
     let (peer, theirs) = welcome.map_err(|refusal| refusal.to_string())?;
     if let Some(link) = member.peers.known(peer) {
         link.heard.knows(theirs);
     }
     sent.map_err(|_| "it was lost after the hello")?;
-    Ok(peer)
+    Ok((peer, added.min(theirs.added) > 0))
 }
 
 async fn answer<M: Machine, RT: AsyncRuntime>(
     member: &Inner<M, RT>,
-    (peer, votes): (u64, bool),
+    (peer, votes, in_parts): (u64, bool, bool),
     pipe: Pipe<RT>,
 ) -> Result<(), FrameError> {
     let Pipe { tx, mut rx } = pipe;
     let mut halt = member.shared.halt();
     let (mut open, mut appends) = (FuturesUnordered::new(), Appends::new(&member.raft));
-    let mut bytes = 0;
+    let (mut bytes, mut parts) = (0, Parts::default());
+    let part_bytes = if in_parts { member.shared.limits.part_bytes } else { usize::MAX };
     loop {
         if *halt.borrow_watched() {
             return Ok(());
         }
-        let frame = if open.len() + appends.len() < OPEN_REQUESTS && bytes < OPEN_BYTES {
+        let frame = if open.len() + appends.len() < OPEN_REQUESTS && bytes + parts.len() < OPEN_BYTES {
             Either::Left(rx.recv())
         } else {
             Either::Right(pending())
@@ -119,7 +125,7 @@ async fn answer<M: Machine, RT: AsyncRuntime>(
                 continue;
             }
             Ok(Select4::Fourth((due, answer))) => {
-                open.push(told::<RT>(tx.clone(), (due.id, due.length), now(answer)));
+                open.push(told::<RT>(tx.clone(), (due.id, due.length, part_bytes), now(answer)));
                 continue;
             }
             Ok(Select4::Third(Some(frame))) => frame,
@@ -134,7 +140,24 @@ async fn answer<M: Machine, RT: AsyncRuntime>(
         if !votes && is_rafts(&request) {
             return Err(FrameError::Unexpected("what only a voter says, over a connection that proves none"));
         }
-        let length = length + answer_bytes(&request);
+        if !in_parts && is_added(&request) {
+            return Err(FrameError::Unexpected("what is not known on both sides"));
+        }
+        let mut length = length + request.answer_bytes();
+        // Entries that came in parts are appended as if they had come in one piece.
+        let (request, body) = match request {
+            Request::AppendParts { vote, prev, commit, of, length: all } if body.is_empty() => {
+                let Some(body) = parts.take(of, all) else {
+                    let unable = Answer::Unable("not all of its parts are here".into());
+                    bytes += length;
+                    open.push(told::<RT>(tx.clone(), (id, length, part_bytes), now(unable)));
+                    continue;
+                };
+                length += body.len();
+                (Request::Append { vote, prev, commit }, body)
+            }
+            request => (request, body),
+        };
         bytes += length;
         let doing = match request {
             Request::Append { vote, prev, commit } => {
@@ -146,15 +169,26 @@ async fn answer<M: Machine, RT: AsyncRuntime>(
                 }
                 append_now(member, request)
             }
+            Request::Part { of, offset } => now(parts.push(of, offset, &body)?),
             request => start(member, peer, request, body)?,
         };
-        open.push(told::<RT>(tx.clone(), (id, length), doing));
+        open.push(told::<RT>(tx.clone(), (id, length, part_bytes), doing));
     }
 }
 
-/// Answers; returns the bytes of the question, and whether the connection still takes answers.
-async fn told<RT: AsyncRuntime>(tx: Tx<RT, Bytes>, (id, length): (u64, usize), doing: Doing<'_>) -> (usize, bool) {
-    let (answer, body) = doing.await;
+/// Answers, in parts where that is long; returns the bytes of the question, and whether the connection still takes answers.
+async fn told<RT: AsyncRuntime>(
+    tx: Tx<RT, Bytes>,
+    (id, length, part_bytes): (u64, usize, usize),
+    doing: Doing<'_>,
+) -> (usize, bool) {
+    let (answer, mut body) = doing.await;
+    while body.len() > part_bytes {
+        let part = body.split_to(part_bytes);
+        if tx.send(codec::frame(&Message::Part(id), &part)).await.is_err() {
+            return (length, false);
+        }
+    }
     (length, tx.send(codec::frame(&Message::Answer(id, answer), &body)).await.is_ok())
 }
 
@@ -177,7 +211,9 @@ fn start<M: Machine, RT: AsyncRuntime>(
         return Err(FrameError::Unexpected("a body where none belongs"));
     }
     Ok(match request {
-        Request::Append { .. } => return Err(FrameError::Unexpected("entries where none belong")),
+        Request::Append { .. } | Request::AppendParts { .. } | Request::Part { .. } => {
+            return Err(FrameError::Unexpected("entries where none belong"));
+        }
         Request::Vote { pre, vote, last, transfer } => {
             own(peer, &vote)?;
             let mut request = VoteRequest::new(vote.into(), last.map(Into::into));
@@ -221,19 +257,13 @@ fn start<M: Machine, RT: AsyncRuntime>(
     })
 }
 
-/// What an answer may hold until it is sent, for the bound on what one peer has open: history and states are read for it.
-fn answer_bytes(request: &Request) -> usize {
-    match request {
-        Request::Before { .. } | Request::Past { .. } | Request::Base { .. } | Request::State { .. } => FRAME_MAX / 2,
-        _ => 0,
-    }
-}
-
 /// True of what Raft itself says: only a voter does. Whether the sender is one is not asked of the membership that is known
 /// here: one that is behind does not know the newest voters, and must follow them all the same.
 fn is_rafts(request: &Request) -> bool {
     match request {
         Request::Append { .. }
+        | Request::AppendParts { .. }
+        | Request::Part { .. }
         | Request::Vote { .. }
         | Request::Transfer { .. }
         | Request::Snapshot(_)
@@ -249,6 +279,11 @@ fn is_rafts(request: &Request) -> bool {
         | Request::Base { .. }
         | Request::State { .. } => false,
     }
+}
+
+/// True of what [`codec::ADDED`] is about.
+fn is_added(request: &Request) -> bool {
+    matches!(request, Request::Part { .. } | Request::AppendParts { .. } | Request::Change(Change::Promotable { .. }))
 }
 
 /// A vote is the one of the member that sends it: nobody leads, or asks for votes, in another's name.

@@ -6,10 +6,10 @@ use crate::error::{MemberError, WriteError};
 use crate::member::Member;
 use crate::options::Options;
 use crate::peer::codec::{
-    self, Answer, Change, FRAME_MAX, Hello, Message, PROTOCOL, Parcel, Refusal, Request, put_entries,
+    self, ADDED, Answer, Change, FRAME_MAX, Hello, Message, PROTOCOL, Parcel, Refusal, Request, put_entries,
 };
 use crate::peer::link::{CallError, Link};
-use crate::peer::{CHUNK_BYTES, CLUSTER, Dial};
+use crate::peer::{CHUNK_BYTES, CLUSTER, Dial, Known};
 use crate::transport::{NoTransport, Pipe};
 use crate::types::{Cfg, Entry, LeaderId, LogId, Payload, Vote};
 use bytes::Bytes;
@@ -67,7 +67,7 @@ async fn greeted(member: &Member<Counter, Rt>) -> Pipe<Rt> {
 }
 
 async fn hello_said(mut pipe: Pipe<Rt>) -> Pipe<Rt> {
-    pipe.tx.send(codec::frame(&Message::Hello(hello()), &[])).await.unwrap();
+    pipe.tx.send(codec::frame(&Message::Hello(hello()), &[ADDED])).await.unwrap();
     let theirs = Hello { from: 1, to: 9, ..hello() };
     assert_eq!(next(&mut pipe).await, Some(Message::Hello(theirs)));
     pipe
@@ -127,6 +127,8 @@ async fn a_frame_that_may_not_come_closes_the_connection_and_nothing_else() {
         append(&put_entries(&[entry(0), entry(2)])),
         // In another's name.
         request(Request::Append { vote: theirs, prev: None, commit: None }, &[]),
+        request(Request::AppendParts { vote: theirs, prev: None, commit: None, of: 0, length: 0 }, &[]),
+        request(Request::AppendParts { vote, prev: None, commit: None, of: 0, length: 0 }, b"x"),
         request(Request::Vote { pre: false, vote: theirs, last: None, transfer: true }, &[]),
         request(Request::Transfer { from: theirs, to: 1, last: None }, &[]),
         request(Request::Install { vote: theirs, digest: [0; 32] }, &[]),
@@ -165,6 +167,8 @@ async fn one_that_proves_no_voter_says_nothing_of_rafts() {
     let before = member.status();
     for request in [
         Request::Append { vote, prev: None, commit: None },
+        Request::Part { of: 1, offset: 0 },
+        Request::AppendParts { vote, prev: None, commit: None, of: 1, length: 0 },
         Request::Vote { pre: true, vote, last: Some((&log_id).into()), transfer: false },
         Request::Vote { pre: false, vote, last: Some((&log_id).into()), transfer: true },
         Request::Transfer { from: vote, to: 1, last: None },
@@ -191,6 +195,69 @@ async fn one_that_proves_no_voter_says_nothing_of_rafts() {
     };
     tokio::time::timeout(PATIENCE, said).await.unwrap();
     member.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_in_parts_are_taken_once_all_are_there() {
+    let (_folder, member) = member().await;
+    let mut pipe = greeted(&member).await;
+    let leader_id = LeaderId { term: 99, node_id: 9 };
+    let vote = (&Vote { leader_id, committed: true }).into();
+    let prev = Some((&LogId { leader_id, index: 50 }).into());
+    let entries = put_entries(&[Entry { log_id: LogId { leader_id, index: 51 }, payload: Payload::Blank }]);
+    let (first, rest) = entries.split_at(5);
+    let all = |of, length| Request::AppendParts { vote, prev, commit: None, of, length };
+    let length = entries.len() as u64;
+    assert_eq!(asked(&mut pipe, Request::Part { of: 1, offset: 0 }, first).await.0, Answer::Have { offset: 5 });
+    for early in [all(1, length), all(1, 6), all(2, 5), Request::Part { of: 1, offset: 6 }] {
+        let body: &[u8] = if let Request::Part { .. } = early { rest } else { &[] };
+        assert!(matches!(asked(&mut pipe, early, body).await.0, Answer::Unable(_)));
+    }
+    assert_eq!(asked(&mut pipe, Request::Part { of: 1, offset: 5 }, rest).await.0, Answer::Have { offset: length });
+    // They are read; nothing here goes before them.
+    assert_eq!(asked(&mut pipe, all(1, length), &[]).await.0, Answer::Conflict);
+    assert!(matches!(asked(&mut pipe, all(1, length), &[]).await.0, Answer::Unable(_)), "they were taken");
+    // A version from before says nothing of parts: it sends none, and is sent none.
+    let mut before = connect(&member);
+    before.tx.send(codec::frame(&Message::Hello(hello()), &[])).await.unwrap();
+    assert!(matches!(next(&mut before).await, Some(Message::Hello(_))));
+    let part = Message::Request(1, Request::Part { of: 1, offset: 0 });
+    before.tx.send(codec::frame(&part, first)).await.unwrap();
+    assert_eq!(next(&mut before).await, None);
+    member.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_in_parts_is_put_together_and_is_no_longer_than_a_frame() {
+    let (ours, theirs) = pipes();
+    let (link, _) = link(vec![ours]);
+    let call = |link: Arc<Link<Rt>>| tokio::spawn(async move { link.call(Request::ReadIndex, &[], PATIENCE).await });
+    let first = call(link.clone());
+    let mut theirs = greets(theirs).await;
+    assert!(matches!(next(&mut theirs).await, Some(Message::Request(1, _))));
+    let second = call(link.clone());
+    assert!(matches!(next(&mut theirs).await, Some(Message::Request(2, _))));
+    let read = |id| Message::Answer(id, Answer::Read { index: id });
+    for (message, body) in [
+        (Message::Part(1), &b"a"[..]),
+        (Message::Part(2), b"b"),
+        (Message::Part(1), b"c"),
+        (read(2), b""),
+        (read(1), b"d"),
+    ] {
+        theirs.tx.send(codec::frame(&message, body)).await.unwrap();
+    }
+    let (first, second) = (first.await.unwrap().unwrap(), second.await.unwrap().unwrap());
+    assert_eq!(first, (Answer::Read { index: 1 }, Bytes::from_static(b"acd")));
+    assert_eq!(second, (Answer::Read { index: 2 }, Bytes::from_static(b"b")));
+
+    let third = call(link.clone());
+    assert!(matches!(next(&mut theirs).await, Some(Message::Request(3, _))));
+    let part = codec::frame(&Message::Part(3), &vec![0; FRAME_MAX - 64]);
+    for _ in 0..2 {
+        theirs.tx.send(part.clone()).await.unwrap();
+    }
+    assert_eq!(third.await.unwrap(), Err(CallError::Lost));
 }
 
 /// Questions whose answers are large are not taken up without end where nobody takes the answers.
@@ -276,14 +343,14 @@ impl Dial<Rt> for Hand {
 async fn greets(mut theirs: Pipe<Rt>) -> Pipe<Rt> {
     assert!(matches!(next(&mut theirs).await, Some(Message::Hello(_))));
     let welcome = Hello { from: 1, to: 9, ..hello() };
-    theirs.tx.send(codec::frame(&Message::Hello(welcome), &[])).await.unwrap();
+    theirs.tx.send(codec::frame(&Message::Hello(welcome), &[ADDED])).await.unwrap();
     theirs
 }
 
 fn link(pipes: Vec<Pipe<Rt>>) -> (Arc<Link<Rt>>, Arc<Hand>) {
     let hand = Arc::new(Hand(Mutex::new(pipes)));
     let clock = Arc::new(crate::clock::SystemClock::default());
-    let link = Link::<Rt>::new((9, 1, 1), hand.clone(), clock, Arc::new(|| EPOCH));
+    let link = Link::<Rt>::new((9, 1, Known { level: 1, added: ADDED }), hand.clone(), clock, Arc::new(|| EPOCH));
     link.moved("there");
     (link, hand)
 }

@@ -3,8 +3,8 @@
 use crate::common::{Cluster, EPOCH, eventually};
 use cvlan_core::id::Seq;
 use cvlan_raft::counter::{Command, Counter, Refused};
-use cvlan_raft::{MemberError, Role, WriteError};
-use std::time::Duration;
+use cvlan_raft::{Limits, MemberError, Role, Timing, WriteError};
+use std::time::{Duration, Instant};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_members_elect_and_write_from_anywhere_a_learner_too() {
@@ -181,6 +181,7 @@ async fn a_learner_catches_up_by_the_log_and_is_promoted() {
     cluster.open(2, |_| {}).await;
     let first = cluster.member(1);
     assert_eq!(first.promote(2).await, Err(MemberError::Unknown(2)));
+    assert_eq!(first.promotable(2).await, Err(MemberError::Unknown(2)));
     first.learner_add(2, Cluster::address(2)).await.unwrap();
     first.learner_add(2, Cluster::address(2)).await.unwrap();
     eventually("it has caught up", || cluster.member(2).head().machine.sum == first.head().machine.sum).await;
@@ -192,10 +193,29 @@ async fn a_learner_catches_up_by_the_log_and_is_promoted() {
     }
     assert_eq!(cluster.member(2).transfer(Some(2)).await, Err(MemberError::NotAllowed(2)));
     assert_eq!(cluster.voters(1), [1]);
+    first.promotable(2).await.unwrap();
+    assert_eq!(cluster.voters(1), [1], "it was only asked");
     first.promote(2).await.unwrap();
     first.promote(2).await.unwrap();
     eventually("both vote", || cluster.voters(1) == [1, 2] && cluster.voters(2) == [1, 2]).await;
     cluster.write(2, 7).await;
+
+    // Whoever is asked, it is the leader that knows.
+    cluster.join(3).await;
+    let at_both = async || [first.promotable(3).await, cluster.member(2).promotable(3).await];
+    assert_eq!(at_both().await, [Ok(()), Ok(())]);
+    cluster.cut(3);
+    eventually("it is lost", || {
+        let leads = [1, 2].into_iter().find(|id| cluster.member(*id).status().writable);
+        let peers = leads.map(|id| cluster.member(id).status().peers).unwrap_or_default();
+        peers.iter().any(|peer| peer.id == 3 && peer.answered_ms.is_none_or(|ms| ms > 2_500))
+    })
+    .await;
+    for refused in at_both().await {
+        assert!(matches!(refused, Err(MemberError::Behind { id: 3, .. })), "{refused:?}");
+    }
+    assert_eq!(cluster.voters(1), [1, 2]);
+    cluster.heal();
     cluster.same().await;
 }
 
@@ -418,4 +438,39 @@ async fn the_only_voter_leads_at_once_after_a_restart_and_one_of_three_does_not(
     three.start(other).await;
     three.write(other, 1).await;
     assert_eq!(three.member(leader).status().term, term, "it waits for the leader");
+}
+
+/// An entry of several MiB takes a slow link seconds: it gets there, and nobody takes the leader for lost meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_entry_passes_a_slow_link_and_heartbeats_pass_it() {
+    let cluster = Cluster::with(3, |options| {
+        options.timing = Timing::default();
+        options.limits.part_bytes = Limits::default().part_bytes;
+    })
+    .await;
+    let leader = cluster.leader().await;
+    let term = cluster.member(leader).status().term;
+    let long = |bytes: usize| Command::Add { by: 1, times: 1, note: vec![7; bytes].into(), once: None };
+    cluster.slow(1_500_000);
+    let started = Instant::now();
+    cluster.member(leader).write(long((4 << 20) - 1024)).await.unwrap();
+    assert!(started.elapsed() > Duration::from_secs(2), "the link is slow: {:?}", started.elapsed());
+    // Twice as far.
+    let follower = cluster.voters(leader).into_iter().find(|id| *id != leader).unwrap();
+    cluster.member(follower).write(long(3 << 20)).await.unwrap();
+    assert_eq!(cluster.member(leader).status().term, term, "nobody wanted to lead");
+
+    // Likewise for a member that was away, while others write.
+    let away = follower;
+    cluster.cut(away);
+    for _ in 0..3 {
+        cluster.member(leader).write(long(1 << 20)).await.unwrap();
+    }
+    cluster.heal();
+    eventually("the one that was away has caught up", || {
+        cluster.member(away).head().seq == cluster.member(leader).head().seq
+    })
+    .await;
+    cluster.same().await;
+    assert_eq!(cluster.member(leader).status().term, term, "nobody wanted to lead");
 }

@@ -33,6 +33,8 @@ struct Wires {
     cut: BTreeSet<u64>,
     /// Who cannot connect to whom; the other way goes.
     blocked: BTreeSet<(u64, u64)>,
+    /// Bytes that a connection carries in a second, one way.
+    rate: Option<u64>,
     /// It is cut off by the request to take the leadership, which is lost.
     dies_of_transfer: Option<u64>,
 }
@@ -62,6 +64,10 @@ impl Net {
     async fn carry(self, to: u64, mut from: Rx<Rt, Bytes>, into: Tx<Rt, Bytes>) {
         while let Some(frame) = from.recv().await {
             self.dies_of(&frame, to);
+            let rate = self.wires.lock().unwrap().rate;
+            if let Some(rate) = rate {
+                tokio::time::sleep(Duration::from_micros(frame.len() as u64 * 1_000_000 / rate)).await;
+            }
             if self.through(to) && into.send(frame).await.is_err() {
                 return;
             }
@@ -183,8 +189,13 @@ impl Cluster {
         options.member = id;
         options.address = Self::address(id);
         options.initialize = false;
-        options.limits =
-            Limits { segment_bytes: 64 << 10, tail_bytes: 16 << 10, snapshot_events: 500, ..Limits::default() };
+        options.limits = Limits {
+            segment_bytes: 64 << 10,
+            tail_bytes: 16 << 10,
+            snapshot_events: 500,
+            part_bytes: 300,
+            ..Limits::default()
+        };
         options.timing = Timing { heartbeat_ms: 60, election_min_ms: 200, election_max_ms: 400 };
         (self.edit)(&mut options);
         options
@@ -229,6 +240,11 @@ impl Cluster {
     /// Nothing gets to or from a member.
     pub fn cut(&self, id: u64) {
         self.wires.lock().unwrap().cut.insert(id);
+    }
+
+    /// Connections carry so many bytes a second from now on.
+    pub fn slow(&self, rate: u64) {
+        self.wires.lock().unwrap().rate = Some(rate);
     }
 
     pub fn heal(&self) {
