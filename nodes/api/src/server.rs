@@ -12,6 +12,7 @@ pub use crate::start_error::StartError;
 use crate::app::App;
 use crate::app::archive;
 use crate::app::backup::{self, Schedule};
+use crate::app::cut_off;
 use crate::app::sink::{self, Sink, Target};
 use crate::auth::Auth;
 use crate::bootstrap::Ready;
@@ -237,6 +238,7 @@ async fn serve_all(
         metrics: metrics.clone(),
         started: Instant::now(),
         draining: watch::channel(false).0,
+        cut_offs: watch::channel(0).0,
     });
     let here = Here { key_sha256: key_sha256(&own_key(&app.keys)?), note_key: app.notary.public(), address };
     let mut chores = Vec::new();
@@ -285,6 +287,7 @@ async fn serve_all(
     chores.push(tokio::spawn(notary::keep(app.notary.clone(), app.voters.clone())));
     chores.push(tokio::spawn(presence::report(app.clone())));
     chores.push(tokio::spawn(presence::expire(app.clone(), options.presence_expiry)));
+    chores.push(tokio::spawn(cut_off::watch(app.clone(), options.presence_expiry)));
     chores.push(tokio::spawn(certificates::renew(app.clone(), certificate, names, own)));
     let (rest, node, metrics, cluster) = (rest_at, node_at, probes_at, None);
     Ok(Running { app, rest, node, metrics, members, password, doors, cluster, chores })

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(200);
 const LAST: Duration = Duration::from_secs(10);
+const SPREAD: Duration = Duration::from_secs(2);
 
 /// Waits between tries at several doors: short ones while there is another door to try, and after each round over all
 /// of them one that doubles from 200 ms to 10 s. Each is drawn from the upper half, so that a fleet does not come back
@@ -36,6 +37,11 @@ impl Backoff {
         jittered(longest)
     }
 
+    /// A wait where one door that served many is gone: they do not all come to another within a moment.
+    pub fn wait_spread() -> Duration {
+        SPREAD.mul_f64(drawn())
+    }
+
     /// A wait where nothing will change soon.
     pub fn wait_long() -> Duration {
         jittered(LAST)
@@ -43,9 +49,12 @@ impl Backoff {
 }
 
 fn jittered(longest: Duration) -> Duration {
-    // Without randomness every wait is the longest.
-    let draw = getrandom::u32().unwrap_or(u32::MAX);
-    longest / 2 + (longest / 2).mul_f64(f64::from(draw) / f64::from(u32::MAX))
+    longest / 2 + (longest / 2).mul_f64(drawn())
+}
+
+/// Between 0 and 1; without randomness every wait is the longest.
+fn drawn() -> f64 {
+    f64::from(getrandom::u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]
@@ -69,5 +78,8 @@ mod tests {
             assert!(backoff.wait() <= FIRST);
         }
         assert!(Backoff::wait_long() >= LAST / 2);
+        let waits: Vec<_> = (0..64).map(|_| Backoff::wait_spread()).collect();
+        let before = |limit: Duration| waits.iter().filter(|wait| **wait < limit).count();
+        assert!(before(SPREAD / 2) > 0 && before(SPREAD / 2) < 64 && waits.iter().all(|wait| *wait <= SPREAD));
     }
 }

@@ -8,6 +8,7 @@
 
 pub mod archive;
 pub mod backup;
+pub mod cut_off;
 pub mod cvlan;
 pub mod event;
 pub mod fresh;
@@ -111,6 +112,8 @@ pub struct App {
     pub started: Instant,
     /// True once it stops: streams end.
     pub draining: watch::Sender<bool>,
+    /// How often machines were sent away because nothing new comes here.
+    pub cut_offs: watch::Sender<u64>,
 }
 
 /// Who asks for something, and what comes along with the question.

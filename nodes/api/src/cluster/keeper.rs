@@ -118,13 +118,8 @@ pub async fn promote(log: &Log, transport: &TlsTransport, vault: &Vault, id: u64
         return Err(MemberError::Unknown(id).into());
     }
     if !members.voters.iter().any(|set| set.contains(&id)) {
-        let status = log.status();
-        // Only who leads knows; elsewhere Raft refuses it afterwards.
-        if status.writable && !caught_up(&status, id) {
-            let behind = status.peers.iter().find(|p| p.id == id).and_then(|p| p.behind);
-            return Err(MemberError::Behind { id, behind: behind.unwrap_or_default() }.into());
-        }
         let secrets = vault.need()?;
+        log.promotable(id).await?;
         keys_hand_over(log, transport, &secrets, id).await?;
     }
     Ok(log.promote(id).await?)

@@ -2,6 +2,7 @@
 
 use crate::common::Cluster;
 use crate::machine::{Machine, Sync};
+use cvlan_proto::v1::sync_frame::Frame;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -102,4 +103,34 @@ async fn a_restart_and_a_removal_end_sessions_at_once() {
     cluster.ask(leader, reqwest::Method::DELETE, &path, None).await.unwrap().expect(204);
     assert!(cluster.members[removed].ended().await.success());
     cluster.until_online(&["one"], &["two"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_with_a_member_that_is_cut_off_is_sent_elsewhere_once() {
+    let mut cluster = Cluster::three_with(&["--presence-expiry", "2"]).await;
+    let [stays] = agents(&mut cluster, ["stays"]).await;
+    let leader = cluster.leader().await;
+    let left = (leader + 1) % 3;
+    let mut before = stays.connect(&cluster, left).await;
+    cluster.members[leader].kill();
+    cluster.members[(leader + 2) % 3].kill();
+    let redirect = loop {
+        match before.next().await {
+            Some(Frame::Redirect(redirect)) => break redirect,
+            Some(Frame::Bye(_)) | None => panic!("it was not sent elsewhere"),
+            Some(_) => {}
+        }
+    };
+    assert_eq!(redirect.urls.len(), 2, "the others: {redirect:?}");
+
+    // It finds nobody else, comes back, and is let be.
+    let mut back = stays.connect(&cluster, left).await;
+    let sent_away = async {
+        loop {
+            if let Some(Frame::Redirect(_) | Frame::Bye(_)) | None = back.next().await {
+                return;
+            }
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(6), sent_away).await.is_err(), "who came since stays");
 }

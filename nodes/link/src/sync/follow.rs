@@ -2,7 +2,7 @@
 //! controller when one goes.
 //!
 //! ```text
-//!   ┌────────── wait (jittered, 200 ms … 10 s), next URL ◄─────────┐
+//!   ┌─── wait (up to 2 s; jittered, 200 ms … 10 s), next URL ◄─────┐
 //!   ▼                                                              │ broken, silent for 75 s, Redirect, Bye
 //!  connect ─► Hello{what is durable} ─► frames ─► Sink ─► …running ─► Ack
 //! ```
@@ -170,7 +170,7 @@ impl Follow {
                         at = self.urls.iter().position(|known| *known == url).unwrap_or_default();
                     }
                     at = at.wrapping_add(1);
-                    (error, backoff.wait())
+                    (error, if heard { Backoff::wait_spread() } else { backoff.wait() })
                 }
             };
             tracing::warn!(%url, "sync: {error}");
@@ -219,11 +219,13 @@ impl Follow {
         ended
     }
 
-    /// Controllers as they were discovered, the one in use first, those known before last.
-    fn urls_take(&mut self, used: &DoorUrl, learned: Vec<DoorUrl>) {
+    /// Controllers as they were discovered, the one in use first, those known before last. The others are in an order of this
+    /// machine's own: when a member is lost, its machines do not all come to the same next one.
+    fn urls_take(&mut self, used: &DoorUrl, mut learned: Vec<DoorUrl>) {
         if learned.is_empty() {
             return;
         }
+        learned.sort_by_cached_key(|_| getrandom::u32().unwrap_or_default());
         let mut urls: Vec<DoorUrl> = Vec::new();
         for url in std::iter::once(used.clone()).chain(learned).chain(std::mem::take(&mut self.urls)) {
             if !urls.contains(&url) && urls.len() < URLS_MAX {
@@ -484,8 +486,18 @@ mod tests {
         let (mut follow, _ends) = follow_new();
         let urls = |names: &[&str]| names.iter().map(|n| format!("https://{n}:1").parse().unwrap()).collect::<Vec<_>>();
         follow.urls = urls(&["old", "a"]);
-        follow.urls_take(&urls(&["a"])[0], urls(&["b", "a", "c"]));
-        assert_eq!(follow.urls, urls(&["a", "b", "c", "old"]));
+        let mut seconds = std::collections::BTreeSet::new();
+        for _ in 0..64 {
+            follow.urls = urls(&["old", "a"]);
+            follow.urls_take(&urls(&["a"])[0], urls(&["b", "a", "c"]));
+            let [first, others @ .., last] = follow.urls.as_mut_slice() else { panic!() };
+            assert_eq!((first.to_string(), last.to_string()), ("https://a:1".into(), "https://old:1".into()));
+            seconds.insert(others[0].to_string());
+            others.sort_by_key(ToString::to_string);
+            assert_eq!(others, urls(&["b", "c"]));
+        }
+        assert_eq!(seconds.len(), 2, "machines go on to different ones");
+        follow.urls = urls(&["a", "b", "c", "old"]);
         follow.urls_take(&urls(&["b"])[0], Vec::new());
         assert_eq!(follow.urls, urls(&["a", "b", "c", "old"]), "nothing was learned");
         let many: Vec<_> = (0..40).map(|n| format!("https://c{n}:1").parse().unwrap()).collect();

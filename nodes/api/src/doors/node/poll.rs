@@ -119,7 +119,7 @@ impl Poll {
     }
 
     async fn run(&mut self, app: &App, open: &Open) -> Result<PollResponse, Problem> {
-        let mut draining = app.draining.subscribe();
+        let (mut draining, mut cut_offs) = (app.draining.subscribe(), app.cut_offs.subscribe());
         let mut building = None;
         loop {
             if open.is_superseded() {
@@ -153,16 +153,19 @@ impl Poll {
             tokio::select! {
                 () = open.wake.notified() => self.session.wake(self.now()),
                 () = tokio::time::sleep_until(deadline) => {}
-                () = drained(&mut draining) => {
-                    let checkpoint = self.checkpoint.clone();
-                    let redirect = match redirect(app).frame {
-                        Some(Frame::Redirect(redirect)) => Some(redirect),
-                        _ => None,
-                    };
-                    return Ok(PollResponse { checkpoint, redirect, ..PollResponse::default() });
-                }
+                () = drained(&mut draining) => return Ok(self.elsewhere(app)),
+                Ok(()) = cut_offs.changed() => return Ok(self.elsewhere(app)),
             }
         }
+    }
+
+    fn elsewhere(&self, app: &App) -> PollResponse {
+        let checkpoint = self.checkpoint.clone();
+        let redirect = match redirect(app).frame {
+            Some(Frame::Redirect(redirect)) => Some(redirect),
+            _ => None,
+        };
+        PollResponse { checkpoint, redirect, ..PollResponse::default() }
     }
 
     /// Puts a frame to the others; the answer once it is whole.

@@ -126,6 +126,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
         let mut session = Session::new(self.node, now());
         session.endpoints_wait(self.app.streams.endpoints_wait_ms(self.node, now_ms()));
         let mut draining = self.app.draining.subscribe();
+        let mut cut_offs = self.app.cut_offs.subscribe();
         self.read.reserve(READ_BUFFER);
         loop {
             while let Some(frame) = self.frame_take()? {
@@ -158,6 +159,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
                 () = self.open.wake.notified() => session.wake(now()),
                 () = tokio::time::sleep_until(deadline) => {}
                 () = drained(&mut draining) => return self.send(redirect(&self.app)).await,
+                Ok(()) = cut_offs.changed() => return self.send(redirect(&self.app)).await,
             }
         }
     }
@@ -231,7 +233,7 @@ fn malformed(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// This member stops: come back somewhere, not all at once.
+/// This member stops, or hears nothing new: go somewhere else, not all at once.
 pub(super) fn redirect(app: &App) -> SyncFrame {
     let [spread] = crate::random::bytes::<1>();
     let urls = app.node_urls_elsewhere();
