@@ -325,6 +325,7 @@ fn limits(rng: &mut Rng) -> Limits {
         snapshot_events: 60 + rng.below(500),
         purge_behind: rng.below(100),
         segment_bytes: 1024 * (16 + rng.below(240)),
+        part_bytes: 1 << 10,
         ..crate::world::limits(rng)
     }
 }

@@ -136,22 +136,24 @@ impl Cluster {
         self.find(who).filter(|machine| machine.now().joined)
     }
 
-    /// A disk is lost, or damaged: one at a time in the whole cluster. What does not open is replaced.
+    /// A disk is lost, or damaged: one at a time in the whole cluster. What does not open is replaced; while the one that is to
+    /// vote in its place does not, no other is lost: of two voters that would be the majority.
     pub(super) async fn lose(&self, who: Who, loss: Loss) {
         if self.loss.swap(true, Relaxed) {
             return;
         }
+        let mut whole = true;
         if let Some(victim) = self.find_joined(who) {
             match loss {
                 Loss::Disk => self.count(|c| c.one("wiped")),
                 Loss::Log | Loss::Snapshot => self.damage(&victim, loss).await,
             }
             if loss == Loss::Disk || victim.now().lost {
-                self.replace(&victim).await;
+                whole = self.replace(&victim).await;
             }
             victim.now().damaged = false;
         }
-        self.loss.store(self.machines.iter().any(|machine| machine.now().lost), Relaxed);
+        self.loss.store(!whole || self.machines.iter().any(|machine| machine.now().lost), Relaxed);
     }
 
     /// Damage while the member is down: to the newest snapshot, or to one bit of what was written and synced to the log
@@ -215,6 +217,7 @@ impl Cluster {
             };
             Some((victim, member?, voter))
         });
+        let mut whole = true;
         if let Some((victim, old, voter)) = found
             && self.remove(old).await
         {
@@ -230,9 +233,9 @@ impl Cluster {
                 self.count(|c| c.one("removed_unheard"));
                 victim.wipe(&self.net);
             }
-            self.join(&victim, voter).await;
+            whole = self.join(&victim, voter).await;
         }
-        self.loss.store(self.machines.iter().any(|machine| machine.now().lost), Relaxed);
+        self.loss.store(!whole || self.machines.iter().any(|machine| machine.now().lost), Relaxed);
     }
 
     pub(super) async fn learner(&self) {
