@@ -74,7 +74,7 @@ impl Case {
         let flight = Flight {
             leader: leader(1),
             serial: 0,
-            proposed_us: 0,
+            proposed_us: self.hands.0.load(Relaxed),
             frame: frame.clone(),
             epoch: Epoch::default(),
             first_seq: batch.first_seq,
@@ -297,6 +297,20 @@ fn an_entry_that_is_in_flight_for_too_long_leaves_its_callers_in_doubt() {
     case.tick();
     assert_eq!(case.answered(), [Some(Err("outcome_unknown"))]);
     assert!(case.desk.land(&first).is_some_and(|flight| flight.decided.is_empty()));
+}
+
+#[test]
+fn what_waited_long_to_be_proposed_is_in_doubt_no_sooner_for_it() {
+    let mut case = Case::new(1);
+    case.push(1);
+    case.hands.0.store(1_900_000, Relaxed);
+    let (first, _) = case.fly();
+    case.hands.0.store(3_900_000 + first.0.len() as u64, Relaxed);
+    case.tick();
+    assert_eq!(case.answered(), [None]);
+    case.hands.0.fetch_add(1, Relaxed);
+    case.tick();
+    assert_eq!(case.answered(), [Some(Err("outcome_unknown"))]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! Part 7, byte 0 ─ Part 7, byte 64 Ki ─ a heartbeat ─ Part 7, byte 128 Ki ─ … ─ AppendParts 7, length
-//!        └─ Have ──────────┘ at most PART_WINDOW on their way
+//!        └─ Have ──────────┘ PARTS_MIN to PARTS_MAX on their way
 //! ```
 //! Of a connection one body is put together at a time, and it is no longer than a frame may be.
 
