@@ -136,8 +136,8 @@ impl Cluster {
         self.find(who).filter(|machine| machine.now().joined)
     }
 
-    /// A disk is lost, or damaged: one at a time in the whole cluster. What does not open is replaced; while the one that is to
-    /// vote in its place does not, no other is lost: of two voters that would be the majority.
+    /// A disk is lost, or damaged: one at a time in the whole cluster. What does not open is replaced; where the one that is
+    /// to vote in its place could not, no other is lost in this seed: of two voters that would be the majority.
     pub(super) async fn lose(&self, who: Who, loss: Loss) {
         if self.loss.swap(true, Relaxed) {
             return;
