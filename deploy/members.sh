@@ -15,8 +15,10 @@ member_start() { # n [token]
     --cluster-listen "127.0.0.1:$(port "$cluster_port" "$n")" \
     --metrics-listen "127.0.0.1:$(port "$metrics_port" "$n")" >>"$work/api$n.out" 2>>"$work/api$n.log" &
   member_pid[$n]=$!
-  until_true 60 "controller ${names[$n]} is ready" member_ready "$n"
+  until_true 60 "controller ${names[$n]} is ready, or has ended" member_up "$n"
+  member_ready "$n" >/dev/null 2>&1 || fail "controller ${names[$n]} has ended: $(tail -n 1 "$work/api$n.log")"
 }
+member_up() { member_ready "$1" || ! kill -0 "${member_pid[$1]}"; } # n
 member_ready() { # n
   kill -0 "${member_pid[$1]}" && (exec 3<>"/dev/tcp/127.0.0.1/$(port "$metrics_port" "$1")" &&
     printf 'GET /readyz HTTP/1.0\r\n\r\n' >&3 && head -n 1 <&3 | grep -q 200)

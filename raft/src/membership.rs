@@ -94,6 +94,7 @@ pub(crate) async fn ask<M: Machine, RT: AsyncRuntime>(
     let until_us = clock.monotonic_us() + ASK_LIMIT.as_micros() as u64;
     // Without a leader there is nothing to wait for but an election.
     let leader_us = clock.monotonic_us() + member.shared.limits.leader_wait_ms * 1000;
+    let question = matches!(change, Change::Promotable { .. });
     let mut sent = false;
     loop {
         if member.shared.removed() {
@@ -114,19 +115,20 @@ pub(crate) async fn ask<M: Machine, RT: AsyncRuntime>(
                 Err(Not::Done(error)) => return Err(error),
                 Err(Not::Leader(_)) => {}
             },
-            // A version from before does not know the question; asked to promote, it says no itself.
-            Some(leader)
-                if matches!(change, Change::Promotable { .. }) && member.peers.link(leader).heard.added() == 0 =>
-            {
-                return Ok(leader);
-            }
             Some(leader) => {
                 let limit = Duration::from_micros(until_us.saturating_sub(now_us)).max(PAUSE);
-                match member.peers.link(leader).call(Request::Change(change.clone()), &[], limit).await {
-                    Ok((Answer::Changed { leader }, _)) => return Ok(leader),
-                    Ok((Answer::Failed(error), _)) => return Err(error),
-                    Ok(_) | Err(CallError::Unreachable(_)) => {}
-                    Err(CallError::Lost | CallError::TimedOut) => sent = true,
+                if let Ok(conn) = member.peers.link(leader).connected(limit).await {
+                    // A version from before does not know the question; asked to promote, it says no itself.
+                    if question && !conn.parts() {
+                        return Ok(leader);
+                    }
+                    match conn.call(Request::Change(change.clone()), &[], limit).await {
+                        Ok((Answer::Changed { leader }, _)) => return Ok(leader),
+                        Ok((Answer::Failed(error), _)) => return Err(error),
+                        Ok(_) | Err(CallError::Unreachable(_)) => {}
+                        // A question changes nothing, whether or not it arrived.
+                        Err(CallError::Lost | CallError::TimedOut) => sent |= !question,
+                    }
                 }
             }
         }

@@ -122,7 +122,7 @@ fn context_name(url: &str, tenant: &str) -> String {
 pub async fn logout(global: &Global) -> Result<(), Failure> {
     let mut client = Client::open(global)?;
     client.logout().await?;
-    talk(&format!("logged out of {}; `cvlanctl login` logs in again", client.context.url));
+    talk(&format!("logged out of {}; {}", client.context.url, global.again("`cvlanctl login` logs in again")));
     Ok(())
 }
 

@@ -148,9 +148,19 @@ async fn main() -> ExitCode {
     };
     print::talk(&format!("cvlanctl: {}", print::plain(&failure.to_string())));
     if !failure.hint.is_empty() {
-        print::talk(&format!("  hint: {}", failure.hint));
+        print::talk(&format!("  hint: {}", global.again(&failure.hint)));
     }
     ExitCode::from(failure.exit)
+}
+
+impl Global {
+    /// A text with the command to log in again, into the context that this command names.
+    fn again(&self, text: &str) -> String {
+        match &self.context {
+            Some(name) => text.replace("cvlanctl login", &format!("cvlanctl --context {name} login")),
+            None => text.to_owned(),
+        }
+    }
 }
 
 async fn run(global: &Global, command: Command) -> Result<(), Failure> {

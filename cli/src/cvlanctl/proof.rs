@@ -15,8 +15,9 @@ use cvlan_core::log::records::{RECORD_MAX, Splitter};
 use cvlan_proto::v1::ExportRecord;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Redacted events that are named.
@@ -306,7 +307,7 @@ impl Export {
         let beside = self.file.with_added_extension("part");
         let mut out: Box<dyn Write> = match stdout {
             true => Box::new(std::io::stdout().lock()),
-            false => Box::new(File::create(&beside).map_err(io(&beside))?),
+            false => Box::new(private(&beside).map_err(io(&beside))?),
         };
         if stream.headers().contains_key("cvlan-no-majority") {
             talk(
@@ -351,6 +352,11 @@ impl Verify {
         print(global, &check.finish().map_err(fault)?)?;
         Ok(None)
     }
+}
+
+/// A new file for this user alone: the record names people, and what they did.
+fn private(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
 fn fault(fault: ExportFault) -> Failure {

@@ -7,8 +7,8 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ClientConfig};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::net::SocketAddr;
@@ -85,6 +85,14 @@ pub enum DoorError {
     /// No connection, or it broke.
     #[error("{0}")]
     Io(#[from] std::io::Error),
+    /// It is not the controller that is wanted.
+    #[error("{what}")]
+    Untrusted {
+        /// Stable, snake_case.
+        code: &'static str,
+        /// What is wrong with its certificate, and what to do.
+        what: String,
+    },
     /// Broken HTTP.
     #[error("{0}")]
     Http(#[from] hyper::Error),
@@ -112,6 +120,7 @@ impl DoorError {
         match self {
             DoorError::Url(_) => "url_invalid",
             DoorError::Io(_) => "door_unreachable",
+            DoorError::Untrusted { code, .. } => code,
             DoorError::Http(_) => "door_http",
             DoorError::Timeout => "door_timeout",
             DoorError::Answer(_) => "door_answer",
@@ -129,10 +138,36 @@ impl DoorError {
     pub fn is_final(&self) -> bool {
         match self {
             DoorError::Problem { status, .. } => (400..500).contains(status) && !matches!(status, 408 | 425 | 429),
-            DoorError::Url(_) | DoorError::Io(_) | DoorError::Http(_) | DoorError::Timeout | DoorError::Answer(_) => {
-                false
-            }
+            DoorError::Url(_)
+            | DoorError::Io(_)
+            | DoorError::Untrusted { .. }
+            | DoorError::Http(_)
+            | DoorError::Timeout
+            | DoorError::Answer(_) => false,
         }
+    }
+
+    /// Why TLS did not come about.
+    fn no_tls(url: &DoorUrl, error: io::Error) -> Self {
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        let Some(rustls::Error::InvalidCertificate(wrong)) = tls else { return Self::Io(error) };
+        let (code, what) = match wrong {
+            CertificateError::UnknownIssuer => (
+                "ca_pin_mismatch",
+                format!(
+                    "{url} does not show a certificate of the CA that is pinned here: something else answers there, or the \
+                     controller began anew, and this machine has to enrol again with a token of now"
+                ),
+            ),
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => (
+                "name_mismatch",
+                format!(
+                    "the certificate of {url} is not for that name: the controller is told its own by --advertise-node"
+                ),
+            ),
+            other => ("tls", format!("the certificate of {url} is not valid: {other}")),
+        };
+        Self::Untrusted { code, what }
     }
 }
 
@@ -206,7 +241,7 @@ impl Door {
         let connect = async {
             let tcp = dial(lookup_host((url.host.as_str(), url.port)).await?).await?;
             tcp.set_nodelay(true)?;
-            self.tls.connect(name, tcp).await
+            self.tls.connect(name, tcp).await.map_err(|error| DoorError::no_tls(url, error))
         };
         let tls = timeout(CONNECT_MAX, connect).await.map_err(|_| DoorError::Timeout)??;
         let (mut sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
@@ -268,6 +303,8 @@ async fn answer<A: DeserializeOwned>(response: Response<Incoming>, most: usize) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls;
+    use rustls::pki_types::PrivatePkcs8KeyDer;
 
     #[tokio::test]
     async fn an_address_that_is_silent_does_not_hold_up_the_next() {
@@ -290,6 +327,38 @@ mod tests {
         let refused = dial([there, there].into_iter()).await.unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
         assert_eq!(dial([].into_iter()).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[tokio::test]
+    async fn who_is_not_the_controller_is_told_from_who_cannot_be_reached() {
+        let (ours, theirs) = (tls::tests::ca(), tls::tests::ca());
+        let door = Door::new(tls::client_config(tls::spki_sha256(&ours.der).unwrap(), None).unwrap());
+        for (ca, name, code, says) in [
+            (&theirs, "127.0.0.1", "ca_pin_mismatch", "enrol again"),
+            (&ours, "10.0.0.1", "name_mismatch", "--advertise-node"),
+            (&ours, "127.0.0.1", "door_http", ""),
+        ] {
+            let (leaf, key) = tls::tests::issued(ca, name);
+            let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let config = rustls::ServerConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![leaf, ca.der.clone()], key)
+                .unwrap();
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url: DoorUrl = format!("https://{}", listener.local_addr().unwrap()).parse().unwrap();
+            // It takes the connection up, and closes it.
+            let server = tokio::spawn(async move {
+                let (tcp, _) = listener.accept().await.unwrap();
+                drop(tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(tcp).await);
+            });
+            let error = door.get::<serde::de::IgnoredAny>(&url, "/").await.unwrap_err();
+            assert_eq!(error.code(), code, "{error}");
+            assert!(error.to_string().contains(says) && !error.is_final(), "{error}");
+            server.await.unwrap();
+        }
     }
 
     #[test]

@@ -93,16 +93,16 @@ impl ServerCertVerifier for PinnedCa {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
-    struct Ca {
-        der: CertificateDer<'static>,
+    pub(crate) struct Ca {
+        pub(crate) der: CertificateDer<'static>,
         issuer: Issuer<'static, KeyPair>,
     }
 
-    fn ca() -> Ca {
+    pub(crate) fn ca() -> Ca {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -110,9 +110,14 @@ mod tests {
         Ca { der, issuer: Issuer::new(params, key) }
     }
 
-    fn leaf(ca: &Ca, name: &str) -> CertificateDer<'static> {
+    pub(crate) fn issued(ca: &Ca, name: &str) -> (CertificateDer<'static>, KeyPair) {
         let key = KeyPair::generate().unwrap();
-        CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &ca.issuer).unwrap().der().clone()
+        let leaf = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &ca.issuer).unwrap();
+        (leaf.der().clone(), key)
+    }
+
+    fn leaf(ca: &Ca, name: &str) -> CertificateDer<'static> {
+        issued(ca, name).0
     }
 
     #[test]

@@ -22,7 +22,7 @@ use openraft::async_runtime::{MpscReceiver, MpscSender, OneshotSender, Select2};
 use openraft::type_config::TypeConfigExt;
 use openraft::type_config::alias::OneshotReceiverOf;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ pub(crate) struct Conn<RT: AsyncRuntime> {
     waiting: Arc<Mutex<Waiting<RT>>>,
     clock: Arc<dyn Clock>,
     to: u64,
-    /// Both sides know parts.
+    /// Both sides know what was added first: parts, and the question `Promotable`.
     parts: bool,
     /// When it was made, own monotonic time.
     made_us: u64,
@@ -100,7 +100,7 @@ impl<RT: AsyncRuntime> Conn<RT> {
         waiting.next
     }
 
-    /// True where both sides know parts.
+    /// True where both sides know parts, and the question `Promotable`.
     pub(crate) fn parts(&self) -> bool {
         self.parts
     }
@@ -108,6 +108,16 @@ impl<RT: AsyncRuntime> Conn<RT> {
     /// Now, own monotonic time.
     pub(crate) fn now_us(&self) -> u64 {
         self.clock.monotonic_us()
+    }
+
+    /// Sends a request and waits for its answer, each within `limit`, and as much longer as what is on its way takes.
+    pub(crate) async fn call(
+        self: &Arc<Self>,
+        request: Request,
+        body: &[u8],
+        limit: Duration,
+    ) -> Result<(Answer, Bytes), CallError> {
+        self.send_within(request, body, limit).await?.answer(limit).await
     }
 
     /// The same as [`Conn::send`], within `limit` and what is on its way before it takes.
@@ -229,7 +239,6 @@ pub(crate) struct Heard {
     answered_us: AtomicU64,
     skew_ms: Mutex<Option<i64>>,
     level: AtomicU32,
-    added: AtomicU8,
 }
 
 impl Heard {
@@ -263,14 +272,8 @@ impl Heard {
         self.level.load(Relaxed)
     }
 
-    /// The additions to the protocol that it knows, likewise.
-    pub(crate) fn added(&self) -> u8 {
-        self.added.load(Relaxed)
-    }
-
-    pub(crate) fn knows(&self, known: Known) {
-        self.level.store(known.level, Relaxed);
-        self.added.store(known.added, Relaxed);
+    pub(crate) fn knows(&self, level: u32) {
+        self.level.store(level, Relaxed);
     }
 
     /// Its wall clock less ours, ms.
@@ -358,21 +361,17 @@ impl<RT: AsyncRuntime> Link<RT> {
         }
     }
 
-    /// Sends a request and waits for its answer, both within `limit`, and as much longer as it is [`slow`].
+    /// The same as [`Conn::call`]; a connection that has to be made first takes from the time to send.
     pub(crate) async fn call(
         self: &Arc<Self>,
         request: Request,
         body: &[u8],
         limit: Duration,
     ) -> Result<(Answer, Bytes), CallError> {
-        let sent = async {
-            let conn = self.connection().await?;
-            conn.send(request, body).await
-        };
-        match Cfg::<RT>::timeout(limit + slow(body.len()), sent).await {
-            Ok(pending) => pending?.answer(limit).await,
-            Err(_) => Err(CallError::TimedOut),
-        }
+        let from_us = self.clock.monotonic_us();
+        let conn = self.connected(limit).await?;
+        let took = Duration::from_micros(self.clock.monotonic_us().saturating_sub(from_us));
+        conn.send_within(request, body, limit.saturating_sub(took)).await?.answer(limit).await
     }
 
     /// The connection, within `limit`.
@@ -483,9 +482,9 @@ impl<RT: AsyncRuntime> Link<RT> {
             }
         };
         check(&theirs, self.me, Some(self.to), epoch).map_err(|refusal| format!("not it: {refusal}"))?;
-        let known = Known { level: theirs.level, added: body.first().copied().unwrap_or_default() };
-        self.heard.knows(known);
-        Ok((pipe, self.known.added.min(known.added) > 0))
+        self.heard.knows(theirs.level);
+        let added = body.first().copied().unwrap_or_default();
+        Ok((pipe, self.known.added.min(added) > 0))
     }
 
     fn start(self: &Arc<Self>, pipe: Pipe<RT>, parts: bool) -> Arc<Conn<RT>> {

@@ -30,9 +30,10 @@ use futures_util::StreamExt;
 use futures_util::future::{Either, pending};
 use futures_util::stream::FuturesUnordered;
 use openraft::AsyncRuntime;
-use openraft::async_runtime::{MpscReceiver, MpscSender, Select4, WatchReceiver};
+use openraft::async_runtime::{MpscReceiver, MpscSender, Mutex, Select4, WatchReceiver};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
 use openraft::type_config::TypeConfigExt;
+use openraft::type_config::alias::MutexOf;
 use std::pin::Pin;
 
 type Told = (Answer, Bytes);
@@ -74,25 +75,27 @@ async fn greet<M: Machine, RT: AsyncRuntime>(
     let Known { level, added } = member.shared.limits.known::<M>();
     let welcome = match codec::read(&first) {
         Ok((Message::Hello(hello), body)) => {
-            let theirs = Known { level: hello.level, added: body.first().copied().unwrap_or_default() };
-            check(&hello, me, from, epoch).map(|()| (hello.from, theirs))
+            let theirs = body.first().copied().unwrap_or_default();
+            check(&hello, me, from, epoch).map(|()| (hello, theirs))
         }
         Ok(_) => return Err("it does not say who it is".into()),
         Err(FrameError::Protocol(asked)) => Err(Refusal::Protocol { asked, known: PROTOCOL }),
         Err(error) => return Err(error.to_string()),
     };
     let message = match &welcome {
-        Ok((from, _)) => Message::Hello(Hello { epoch: epoch.0, from: me, to: *from, cluster: CLUSTER.into(), level }),
+        Ok((theirs, _)) => {
+            Message::Hello(Hello { epoch: epoch.0, from: me, to: theirs.from, cluster: CLUSTER.into(), level })
+        }
         Err(refusal) => Message::Refused(refusal.clone()),
     };
     let body: &[u8] = if welcome.is_ok() { &[added] } else { &[] };
     let sent = pipe.tx.send(codec::frame(&message, body)).await;
-    let (peer, theirs) = welcome.map_err(|refusal| refusal.to_string())?;
-    if let Some(link) = member.peers.known(peer) {
-        link.heard.knows(theirs);
+    let (hello, theirs) = welcome.map_err(|refusal| refusal.to_string())?;
+    if let Some(link) = member.peers.known(hello.from) {
+        link.heard.knows(hello.level);
     }
     sent.map_err(|_| "it was lost after the hello")?;
-    Ok((peer, added.min(theirs.added) > 0))
+    Ok((hello.from, added.min(theirs) > 0))
 }
 
 async fn answer<M: Machine, RT: AsyncRuntime>(
@@ -102,6 +105,7 @@ async fn answer<M: Machine, RT: AsyncRuntime>(
 ) -> Result<(), FrameError> {
     let Pipe { tx, mut rx } = pipe;
     let mut halt = member.shared.halt();
+    let turn = MutexOf::<Cfg<RT>, ()>::new(());
     let (mut open, mut appends) = (FuturesUnordered::new(), Appends::new(&member.raft));
     let (mut bytes, mut parts) = (0, Parts::default());
     let part_bytes = if in_parts { member.shared.limits.part_bytes } else { usize::MAX };
@@ -125,7 +129,7 @@ async fn answer<M: Machine, RT: AsyncRuntime>(
                 continue;
             }
             Ok(Select4::Fourth((due, answer))) => {
-                open.push(told::<RT>(tx.clone(), (due.id, due.length, part_bytes), now(answer)));
+                open.push(told::<RT>(tx.clone(), &turn, (due.id, due.length, part_bytes), now(answer)));
                 continue;
             }
             Ok(Select4::Third(Some(frame))) => frame,
@@ -150,7 +154,7 @@ async fn answer<M: Machine, RT: AsyncRuntime>(
                 let Some(body) = parts.take(of, all) else {
                     let unable = Answer::Unable("not all of its parts are here".into());
                     bytes += length;
-                    open.push(told::<RT>(tx.clone(), (id, length, part_bytes), now(unable)));
+                    open.push(told::<RT>(tx.clone(), &turn, (id, length, part_bytes), now(unable)));
                     continue;
                 };
                 length += body.len();
@@ -172,17 +176,20 @@ async fn answer<M: Machine, RT: AsyncRuntime>(
             Request::Part { of, offset } => now(parts.push(of, offset, &body)?),
             request => start(member, peer, request, body)?,
         };
-        open.push(told::<RT>(tx.clone(), (id, length, part_bytes), doing));
+        open.push(told::<RT>(tx.clone(), &turn, (id, length, part_bytes), doing));
     }
 }
 
-/// Answers, in parts where that is long; returns the bytes of the question, and whether the connection still takes answers.
+/// Answers, in parts where that is long, one such answer at a time: the other side holds the parts of one. Returns the bytes of
+/// the question, and whether the connection still takes answers.
 async fn told<RT: AsyncRuntime>(
     tx: Tx<RT, Bytes>,
+    turn: &MutexOf<Cfg<RT>, ()>,
     (id, length, part_bytes): (u64, usize, usize),
     doing: Doing<'_>,
 ) -> (usize, bool) {
     let (answer, mut body) = doing.await;
+    let _turn = if body.len() > part_bytes { Some(turn.lock().await) } else { None };
     while body.len() > part_bytes {
         let part = body.split_to(part_bytes);
         if tx.send(codec::frame(&Message::Part(id), &part)).await.is_err() {

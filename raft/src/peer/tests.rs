@@ -260,6 +260,35 @@ async fn an_answer_in_parts_is_put_together_and_is_no_longer_than_a_frame() {
     assert_eq!(third.await.unwrap(), Err(CallError::Lost));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn long_answers_come_one_after_the_other() {
+    let (_folder, member) = member().await;
+    let note = Bytes::from(vec![7; 3 << 20]);
+    member.write(Command::Add { by: 1, times: 1, note, once: None }).await.unwrap();
+    let mut pipe = greeted(&member).await;
+    for id in 1..=3 {
+        let frame = codec::frame(&Message::Request(id, Request::Past { from: 0, end: u64::MAX }), &[]);
+        pipe.tx.send(frame).await.unwrap();
+    }
+    let mut ids: Vec<u64> = Vec::new();
+    let mut whole = 0;
+    while whole < 3 {
+        let id = match next(&mut pipe).await {
+            Some(Message::Part(id)) => id,
+            Some(Message::Answer(id, _)) => {
+                whole += 1;
+                id
+            }
+            other => panic!("{other:?}"),
+        };
+        ids.push(id);
+    }
+    assert!(ids.len() > 3 * 40, "each in parts of 64 KiB");
+    ids.dedup();
+    assert_eq!(ids.len(), 3, "the parts of one are not between those of another");
+    member.shutdown().await;
+}
+
 /// Questions whose answers are large are not taken up without end where nobody takes the answers.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_asks_for_history_and_does_not_read_it_is_not_read_either() {

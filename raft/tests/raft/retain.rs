@@ -156,6 +156,11 @@ async fn the_level_rises_once_every_member_knows_it_and_an_older_version_stops_t
         cluster.open(id, edit).await;
         cluster.write(cluster.leader().await, 1).await;
         cluster.same().await;
+        // Whichever version leads, and whichever asks: the older one does not know the question.
+        for member in cluster.ids() {
+            let asked = tokio::time::timeout(Duration::from_secs(5), cluster.member(member).promotable(1)).await;
+            assert_eq!(asked, Ok(Ok(())), "member {member}");
+        }
         tokio::time::sleep(Duration::from_millis(2500)).await;
         assert_eq!(cluster.ids().into_iter().map(level).max(), Some(1), "member 2 does not know it");
     }

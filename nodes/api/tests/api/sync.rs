@@ -349,21 +349,26 @@ async fn a_poll_gives_what_the_stream_gives() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_poll_that_waits_while_the_controller_stops_is_sent_elsewhere() {
+async fn a_poll_that_waits_is_sent_elsewhere_from_a_controller_that_is_cut_off_or_stops() {
     let controller = Controller::new().await;
     let admin = controller.admin().await;
     admin.acme().await;
     let token = admin.token(1).await;
     let a = Machine::new("a");
     let given = a.register(&controller, &token).await;
-    let (status, answer) = {
-        let stop = async {
-            eventually("a waits", || controller.running.app().streams.online_count() == 1).await;
-            controller.running.app().draining.send_replace(true);
+    let app = controller.running.app();
+    let cut_off = || app.cut_offs.send_modify(|times| *times += 1);
+    let stops = || drop(app.draining.send_replace(true));
+    let happens: [(&str, &dyn Fn()); 2] = [("cut off", &cut_off), ("stops", &stops)];
+    for (what, happen) in happens {
+        eventually("nobody waits", || app.cut_offs.receiver_count() == 0).await;
+        let happens = async {
+            eventually("a waits", || app.cut_offs.receiver_count() == 1).await;
+            happen();
         };
         let body = json!({"checkpoint": given.checkpoint, "wait": WAIT_MAX_S});
-        tokio::join!(poll(&controller, &a, &given.certificate, &body), stop).0
-    };
-    assert_eq!((status, &answer["checkpoint"]), (200, &json!(given.checkpoint)));
-    assert_eq!(answer["redirect"]["urls"], json!(["https://127.0.0.1:8444"]));
+        let ((status, answer), ()) = tokio::join!(poll(&controller, &a, &given.certificate, &body), happens);
+        assert_eq!((status, &answer["checkpoint"]), (200, &json!(given.checkpoint)), "{what}");
+        assert_eq!(answer["redirect"]["urls"], json!(["https://127.0.0.1:8444"]), "{what}");
+    }
 }

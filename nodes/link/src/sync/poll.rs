@@ -57,7 +57,11 @@ pub(super) fn is_in_between(error: &DoorError) -> bool {
     match error {
         DoorError::Answer(_) => true,
         DoorError::Problem { status, code, .. } => code == "unexplained" || matches!(status, 400 | 426),
-        DoorError::Url(_) | DoorError::Io(_) | DoorError::Http(_) | DoorError::Timeout => false,
+        DoorError::Url(_)
+        | DoorError::Io(_)
+        | DoorError::Untrusted { .. }
+        | DoorError::Http(_)
+        | DoorError::Timeout => false,
     }
 }
 
