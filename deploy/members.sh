@@ -8,7 +8,10 @@ port() { echo $(($1 + 10 * ($2 - 1))); } # base n
 ctl() { "$bin/cvlanctl" "$@"; }
 
 member_start() { # n [token]
-  local n=$1
+  local n=$1 base
+  for base in "$api_port" "$node_port" "$cluster_port" "$metrics_port"; do
+    (exec 3<>"/dev/tcp/127.0.0.1/$(port "$base" "$n")") 2>/dev/null && fail "port $(port "$base" "$n") is taken"
+  done
   CVLAN_JOIN_TOKEN=${2:-} "$bin/cvlan-api" --data-dir "$work/data$n" --listen "127.0.0.1:$(port "$api_port" "$n")" \
     --node-listen "${node_listen:-127.0.0.1}:$(port "$node_port" "$n")" \
     --advertise-node "https://${node_host:-127.0.0.1}:$(port "$node_port" "$n")" \
@@ -16,7 +19,7 @@ member_start() { # n [token]
     --metrics-listen "127.0.0.1:$(port "$metrics_port" "$n")" >>"$work/api$n.out" 2>>"$work/api$n.log" &
   member_pid[$n]=$!
   until_true 60 "controller ${names[$n]} is ready, or has ended" member_up "$n"
-  member_ready "$n" >/dev/null 2>&1 || fail "controller ${names[$n]} has ended: $(tail -n 1 "$work/api$n.log")"
+  kill -0 "${member_pid[$n]}" 2>/dev/null || fail "controller ${names[$n]} has ended: $(tail -n 1 "$work/api$n.log")"
 }
 member_up() { member_ready "$1" || ! kill -0 "${member_pid[$1]}"; } # n
 member_ready() { # n

@@ -116,13 +116,13 @@ pub(crate) async fn ask<M: Machine, RT: AsyncRuntime>(
                 Err(Not::Leader(_)) => {}
             },
             Some(leader) => {
-                let limit = Duration::from_micros(until_us.saturating_sub(now_us)).max(PAUSE);
-                if let Ok(conn) = member.peers.link(leader).connected(limit).await {
+                let left = || Duration::from_micros(until_us.saturating_sub(clock.monotonic_us())).max(PAUSE);
+                if let Ok(conn) = member.peers.link(leader).connected(left()).await {
                     // A version from before does not know the question; asked to promote, it says no itself.
                     if question && !conn.parts() {
                         return Ok(leader);
                     }
-                    match conn.call(Request::Change(change.clone()), &[], limit).await {
+                    match conn.call(Request::Change(change.clone()), &[], left()).await {
                         Ok((Answer::Changed { leader }, _)) => return Ok(leader),
                         Ok((Answer::Failed(error), _)) => return Err(error),
                         Ok(_) | Err(CallError::Unreachable(_)) => {}

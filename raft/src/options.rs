@@ -10,6 +10,9 @@ use cvlan_core::machine::Machine;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
+/// A version that is played and is older than this level knows nothing that was added to the protocol.
+const ADDED_WITH: u32 = 2;
+
 /// Bounds, each with its default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -88,10 +91,11 @@ impl Limits {
         self.level.unwrap_or(M::LEVEL)
     }
 
-    /// What is known here; a version that is played knows nothing that was added since.
+    /// What is known here.
     pub(crate) fn known<M: Machine>(&self) -> Known {
         let level = self.known_level::<M>();
-        Known { level, added: if level < M::LEVEL { 0 } else { ADDED } }
+        let added = if self.level.is_some_and(|played| played < ADDED_WITH) { 0 } else { ADDED };
+        Known { level, added }
     }
 
     /// Within what the formats can hold: an entry's frame is at most 8 MiB, and something has to move at all.

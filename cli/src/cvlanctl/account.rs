@@ -47,8 +47,8 @@ impl Login {
         let known = contexts.contexts.get(&asked).cloned();
         let again = known.clone().unwrap_or_default();
         let Some(url) = url.or_else(|| known.as_ref().map(|k| k.url.clone())) else {
-            return Err(Failure::usage("which controller? cvlanctl login https://HOST:8443 --ca-pin sha256:…")
-                .hint("cvlan-api prints the line when it starts"));
+            let which = global.again("which controller? cvlanctl login https://HOST:8443 --ca-pin sha256:…");
+            return Err(Failure::usage(which).hint("cvlan-api prints the line when it starts"));
         };
         let same = url == again.url || again.urls.contains(&url);
         let Some(pin) = self.ca_pin.clone().or_else(|| Some(again.ca_pin.clone()).filter(|p| same && !p.is_empty()))

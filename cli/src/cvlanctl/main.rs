@@ -157,8 +157,10 @@ impl Global {
     /// A text with the command to log in again, into the context that this command names.
     fn again(&self, text: &str) -> String {
         match &self.context {
-            Some(name) => text.replace("cvlanctl login", &format!("cvlanctl --context {name} login")),
-            None => text.to_owned(),
+            Some(name) if !name.is_empty() => {
+                text.replace("cvlanctl login", &format!("cvlanctl --context {name} login"))
+            }
+            Some(_) | None => text.to_owned(),
         }
     }
 }

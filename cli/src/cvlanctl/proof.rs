@@ -16,7 +16,7 @@ use cvlan_proto::v1::ExportRecord;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -354,9 +354,13 @@ impl Verify {
     }
 }
 
-/// A new file for this user alone: the record names people, and what they did.
+/// A new file for this user alone, whatever is left there of one that was cut off: the record names people, and what they did.
 fn private(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 fn fault(fault: ExportFault) -> Failure {

@@ -270,6 +270,8 @@ async fn long_answers_come_one_after_the_other() {
         let frame = codec::frame(&Message::Request(id, Request::Past { from: 0, end: u64::MAX }), &[]);
         pipe.tx.send(frame).await.unwrap();
     }
+    // All three wait for room.
+    tokio::time::sleep(Duration::from_millis(300)).await;
     let mut ids: Vec<u64> = Vec::new();
     let mut whole = 0;
     while whole < 3 {

@@ -358,7 +358,9 @@ async fn a_poll_that_waits_is_sent_elsewhere_from_a_controller_that_is_cut_off_o
     let given = a.register(&controller, &token).await;
     let app = controller.running.app();
     let cut_off = || app.cut_offs.send_modify(|times| *times += 1);
-    let stops = || drop(app.draining.send_replace(true));
+    let stops = || {
+        app.draining.send_replace(true);
+    };
     let happens: [(&str, &dyn Fn()); 2] = [("cut off", &cut_off), ("stops", &stops)];
     for (what, happen) in happens {
         eventually("nobody waits", || app.cut_offs.receiver_count() == 0).await;
