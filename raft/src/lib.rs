@@ -44,6 +44,7 @@ pub mod options;
 pub mod peer;
 mod reading;
 mod recovery;
+mod relief;
 mod replay;
 mod replica;
 mod restore;

@@ -24,7 +24,7 @@ use crate::transport::{Pipe, Transport};
 use crate::tree::{self, Proof};
 use crate::types::Cfg;
 use crate::verify::{self, VerifyReport};
-use crate::{attest, backfill, house, reading, retain, upgrade};
+use crate::{attest, backfill, house, reading, relief, retain, upgrade};
 use bytes::Bytes;
 use cvlan_core::id::{Checkpoint, Epoch, Seq};
 use cvlan_core::log::merkle::Hash;
@@ -239,6 +239,7 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
         }
         let _upgrade = Cfg::<RT>::spawn(upgrade::keep(Arc::downgrade(&inner)));
         let _retain = Cfg::<RT>::spawn(retain::keep(Arc::downgrade(&inner)));
+        let _relief = Cfg::<RT>::spawn(relief::keep(Arc::downgrade(&inner)));
         Ok(Self(inner))
     }
 
@@ -533,8 +534,7 @@ impl<M: Machine, RT: AsyncRuntime> Member<M, RT> {
     /// synced and closed. The folder is free once the last handle is dropped.
     pub async fn shutdown(&self) {
         let Inner { shared, raft, peers, .. } = &*self.0;
-        if self.0.leader() == Some(shared.member)
-            && raft.voter_ids().any(|id| id != shared.member && peers.alive(id))
+        if membership::can_hand_over(&self.0)
             && let Err(error) = membership::hand_over(&self.0, None, HAND_OVER_LIMIT).await
         {
             tracing::warn!(%error, "nobody took over");

@@ -306,6 +306,12 @@ async fn commit<M: Machine, RT: AsyncRuntime>(
     })
 }
 
+/// It leads, and another voter is there.
+pub(crate) fn can_hand_over<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>) -> bool {
+    let me = member.shared.member;
+    member.leader() == Some(me) && member.raft.voter_ids().any(|id| id != me && member.peers.alive(id))
+}
+
 /// Hands the leadership to a voter, or to the most caught-up one that can be reached; returns who leads then.
 ///
 /// From the moment at which Raft is told, this leader takes no writes and sends no heartbeats, and its followers may vote

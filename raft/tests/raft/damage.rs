@@ -1,6 +1,7 @@
 //! Data folders that are locked, newer, another member's, cut, flipped, full: a clear error that names what is wrong, or the
 //! same state as before; never something in between.
 
+use crate::common::{Cluster, eventually};
 use bytes::Bytes;
 use cvlan_core::id::{Epoch, Seq};
 use cvlan_core::machine::{Machine, SystemFact};
@@ -10,10 +11,11 @@ use cvlan_raft::{
     verify_dir,
 };
 use openraft_rt_tokio::TokioRuntime;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 type Counting = Member<Counter, TokioRuntime>;
@@ -229,7 +231,7 @@ async fn files_that_were_not_completed_are_swept_away() {
 
 /// A disk on which no file can be made while it is full, and no write is synced while it is broken.
 struct Narrow {
-    inner: Arc<FileDisk>,
+    inner: Arc<dyn Disk>,
     full: Arc<AtomicBool>,
     /// What it is too full for: names that begin so.
     room: &'static str,
@@ -247,7 +249,10 @@ impl Narrow {
                 disk = FileDisk::open(folder);
             }
         }
-        let inner = disk.unwrap();
+        Self::around(disk.unwrap())
+    }
+
+    fn around(inner: Arc<dyn Disk>) -> Self {
         Self { inner, full: Arc::default(), room: "", broken: Arc::default(), gate: Arc::default() }
     }
 }
@@ -377,6 +382,47 @@ async fn a_full_disk_refuses_writes_stays_readable_and_goes_on_once_there_is_roo
     member.shutdown().await;
     drop((member, disk));
     assert_eq!(open(folder.path()).await.unwrap().head().machine.sum, written + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_disk_is_full_hands_over_and_writes_go_on() {
+    let disks: Arc<Mutex<BTreeMap<u64, Arc<AtomicBool>>>> = Arc::default();
+    let theirs = disks.clone();
+    let cluster = Cluster::with(3, move |options| {
+        let narrow = Narrow::around(options.disk.clone());
+        theirs.lock().unwrap().insert(options.member, narrow.full.clone());
+        options.disk = Arc::new(narrow);
+    })
+    .await;
+    let before = cluster.leader().await;
+    let other = before % 3 + 1;
+    let full = disks.lock().unwrap()[&before].clone();
+    full.store(true, SeqCst);
+    let mut due = cluster.sum();
+    while !cluster.member(before).status().disk_full {
+        let note = Bytes::from(vec![1; 500]);
+        match cluster.member(other).write(Command::Add { by: 1, times: 1, note, once: None }).await {
+            Ok(_) => due += 1,
+            Err(error) => assert_eq!(error, WriteError::DiskFull, "once it is full"),
+        }
+        assert!(due < 1_000, "it is never full");
+    }
+    eventually("another one leads", || {
+        [1, 2, 3].into_iter().any(|id| id != before && cluster.member(id).status().writable)
+    })
+    .await;
+    // More than what is left of its segment: it stops following, and the others do not wait for it.
+    for _ in 0..200 {
+        let note = Bytes::from(vec![1; 500]);
+        cluster.member(other).write(Command::Add { by: 1, times: 1, note, once: None }).await.unwrap();
+        due += 1;
+    }
+    assert_eq!(cluster.member(before).write(Command::add(1)).await.err(), Some(WriteError::DiskFull));
+    assert_eq!(cluster.sum(), due);
+    full.store(false, SeqCst);
+    eventually("it goes on", || !cluster.member(before).status().disk_full).await;
+    cluster.same().await;
+    assert_eq!(cluster.sum(), due);
 }
 
 #[tokio::test(flavor = "multi_thread")]

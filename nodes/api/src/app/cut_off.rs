@@ -1,6 +1,6 @@
-//! A member to which nothing new comes: nobody leads, or too few vote. Its machines go on with the maps that they have, so
-//! after a while they are sent to another member, once each: where the others cannot be reached from a machine either, it
-//! comes back and is let be.
+//! A member to which nothing new comes: nobody leads, too few vote, or its disk is full. Its machines go on with the maps
+//! that they have, so after a while they are sent to another member, once each: where the others cannot be reached from a
+//! machine either, it comes back and is let be.
 
 use crate::app::App;
 use cvlan_raft::{Members, PeerStatus, Status};
@@ -20,6 +20,9 @@ pub fn why(raft: &Status, members: &Members) -> Option<&'static str> {
     let silent = |id: u64, ms: fn(&PeerStatus) -> Option<u64>| {
         raft.peers.iter().find(|peer| peer.id == id).and_then(ms).is_none_or(|ms| ms > SILENT_MS)
     };
+    if raft.disk_full && members.addresses.len() > 1 {
+        return Some("the disk is full: the log takes nothing");
+    }
     match raft.leader {
         None => Some("no leader"),
         Some(leader) if leader != raft.member => {
