@@ -1,4 +1,4 @@
-//! Who may do what: the table of docs/ARCHITECTURE.md, asked by `decide` for writes and by the doors for reads.
+//! Who may do what, asked by `decide` for writes and by the doors for reads.
 //!
 //! Another tenant's thing is "not found", never "forbidden": its existence is not revealed.
 

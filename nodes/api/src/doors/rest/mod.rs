@@ -328,7 +328,7 @@ fn request_id(app: &App, headers: &HeaderMap) -> String {
 }
 
 fn unknown(path: &str) -> Problem {
-    Problem::not_found("route_not_found", format!("there is nothing at {path}; README names the paths"))
+    Problem::not_found("route_not_found", format!("there is nothing at {path}"))
 }
 
 fn reason_read(headers: &HeaderMap) -> Result<String, Problem> {
