@@ -249,3 +249,54 @@ async fn password(c: &Call) -> Result<Response, Problem> {
     c.limited(&c.app.limits.login)?;
     reply::none(app::user::password(&c.app, c.caller()?, c.json()?).await?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cvlan_core::access::{Role, allowed};
+
+    /// Roles, as a tenant's user or a global one.
+    fn who(access: Access) -> String {
+        let May(permission, whose) = access else {
+            return if access == Public { "anyone" } else { "anyone with a session" }.to_owned();
+        };
+        let (nobodys, tenant) = (TenantId::default(), TenantId::of("00000000-0000-0000-0000-000000000001"));
+        let told = |role: Role| {
+            let may = |home: TenantId| {
+                let there = match whose {
+                    Tenant => tenant,
+                    Cluster => nobodys,
+                    Own => home,
+                };
+                allowed(role, home, permission, there)
+            };
+            match (may(tenant), may(nobodys)) {
+                (true, _) => Some(role.as_str().to_owned()),
+                (false, true) if role == Role::Superadmin => Some(role.as_str().to_owned()),
+                (false, true) => Some(format!("{} (global)", role.as_str())),
+                (false, false) => None,
+            }
+        };
+        Role::ALL.into_iter().filter_map(told).collect::<Vec<_>>().join(", ")
+    }
+
+    #[test]
+    fn the_table_of_docs_has_every_route() {
+        let line = |route: &Route| {
+            let Route { method, path, access, query, request, answer, audit, .. } = route;
+            let messages = match (request.is_empty(), answer.is_empty()) {
+                (true, true) => String::new(),
+                (true, false) => format!("→ {answer}"),
+                (false, true) => format!("{request} →"),
+                (false, false) => format!("{request} → {answer}"),
+            };
+            let (who, query) = (who(*access), query.join(", "));
+            format!("| {method} | `{path}` | {who} | {query} | {messages} | {audit} |")
+        };
+        let due: Vec<_> = ROUTES.iter().map(line).collect();
+        let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/api.md")).unwrap();
+        let methods = ["| GET", "| POST", "| PATCH", "| DELETE"];
+        let there: Vec<_> = docs.lines().filter(|line| methods.iter().any(|m| line.starts_with(m))).collect();
+        assert!(there == due, "docs/api.md differs from ROUTES; its table has to be\n{}", due.join("\n"));
+    }
+}
