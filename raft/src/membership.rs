@@ -28,6 +28,9 @@ const CAUGHT_UP: u64 = 1_000;
 /// A change must be in the log of a majority within this time.
 const CHANGE_LIMIT: Duration = Duration::from_secs(5);
 
+/// Whoever is needed to decide afterwards must take an entry within this time.
+const ENTRY_LIMIT: Duration = Duration::from_secs(2);
+
 /// A change is asked for again within this time.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
 
@@ -192,6 +195,9 @@ async fn lead<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, change: Chang
         }
         Change::Promote { id } => {
             promotable(member, id)?;
+            if !entry_comes(member, |has| has(id)).await? {
+                return Err(MemberError::Behind { id, behind: behind(member, id) }.into());
+            }
             commit(raft, ChangeMembers::AddVoterIds(BTreeSet::from([id])), true).await?;
             Ok(me)
         }
@@ -202,6 +208,11 @@ async fn lead<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, change: Chang
         }
         Change::Remove { id } => {
             quorum_kept(member, id)?;
+            let left: Vec<u64> = membership.voter_ids().filter(|voter| *voter != id).collect();
+            let enough = |has: &dyn Fn(u64) -> bool| left.iter().filter(|voter| has(**voter)).count() * 2 > left.len();
+            if !entry_comes(member, enough).await? {
+                return Err(MemberError::Quorum(id).into());
+            }
             if id == me {
                 return Err(Not::Leader(Some(hand_over(member, None, TRANSFER_LIMIT).await?)));
             }
@@ -229,6 +240,32 @@ fn quorum_kept<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, id: u64) -> 
     let (leaves, left): (Vec<u64>, Vec<u64>) = members(member).voter_ids().partition(|voter| *voter == id);
     let alive = left.iter().filter(|voter| member.peers.alive(**voter)).count();
     if !leaves.is_empty() && alive * 2 <= left.len() { Err(MemberError::Quorum(id)) } else { Ok(()) }
+}
+
+/// Writes an entry that changes nothing; true where it comes to `enough` members in time. To answer a ping takes no disk: one that
+/// answers and takes no entries (its disk is full) would stop all writes once it is needed to decide, and nothing could be
+/// changed about it any more.
+async fn entry_comes<M: Machine, RT: AsyncRuntime>(
+    member: &Inner<M, RT>,
+    enough: impl Fn(&dyn Fn(u64) -> bool) -> bool,
+) -> Result<bool, Not> {
+    let me = member.shared.member;
+    let node = members(member).membership().get_node(&me).cloned().unwrap_or_default();
+    let entry = commit(&member.raft, ChangeMembers::SetNodes(BTreeMap::from([(me, node)])), true).await?;
+    let mut metrics = member.raft.data_metrics();
+    let come = async {
+        loop {
+            let there = {
+                let now = metrics.borrow_and_update();
+                let at = |id: u64| now.replication.as_ref().and_then(|all| all.get(&id).copied().flatten());
+                enough(&|id| id == me || at(id).is_some_and(|log_id| log_id.index >= entry))
+            };
+            if there || metrics.changed().await.is_err() {
+                return there;
+            }
+        }
+    };
+    Ok(Cfg::<RT>::timeout(ENTRY_LIMIT, come).await.unwrap_or(false))
 }
 
 /// A majority says that this member leads, so that the members it knows are all that count: one that was deposed while it
@@ -267,7 +304,7 @@ fn behind<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, id: u64) -> u64 {
 /// A change of voters has two steps; a leader that is lost between them leaves the joint configuration behind, which needs
 /// a majority of both sets for ever. Whoever leads takes the second step (Raft, §4.3 of the dissertation).
 pub(crate) async fn finish<M: Machine, RT: AsyncRuntime>(raft: &Raft<M, RT>) -> Result<(), Not> {
-    commit(raft, ChangeMembers::AddVoterIds(BTreeSet::new()), true).await
+    commit(raft, ChangeMembers::AddVoterIds(BTreeSet::new()), true).await.map(drop)
 }
 
 /// Nothing is left to change, once the membership that says so is applied.
@@ -280,14 +317,15 @@ async fn already<M: Machine, RT: AsyncRuntime>(member: &Inner<M, RT>, is: &Membe
     }
 }
 
+/// Returns the entry's index.
 async fn commit<M: Machine, RT: AsyncRuntime>(
     raft: &Raft<M, RT>,
     change: ChangeMembers<u64, BasicNode>,
     retain: bool,
-) -> Result<(), Not> {
+) -> Result<u64, Not> {
     let changed = Cfg::<RT>::timeout(CHANGE_LIMIT, raft.change_membership(change, retain)).await;
     let error = match changed {
-        Ok(Ok(_)) => return Ok(()),
+        Ok(Ok(done)) => return Ok(done.log_id.index),
         Ok(Err(RaftError::APIError(error))) => error,
         Ok(Err(RaftError::Fatal(_))) => return Err(MemberError::Stopped.into()),
         Err(_) => return Err(MemberError::OutcomeUnknown.into()),

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use cvlan_api::app::sink::Target;
 use cvlan_api::config::{DAY_MS, Settings, one_line};
 use cvlan_api::server::{Ended, Options, Running, StartError, start};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -133,6 +134,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // The log holds hashes and sealed secrets: what this process makes is its user's alone.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    descriptors_raise();
     let asked = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
     let usual = || Targets::new().with_default(Level::INFO).with_target("openraft", Level::ERROR);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
@@ -180,6 +182,13 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     // The log is closed; a sink's file on a disk that does not answer is not waited for.
     runtime.shutdown_timeout(LAST_JOBS);
     code
+}
+
+/// Every connection takes a descriptor, and every file of the log: as many as the system lets this process have.
+fn descriptors_raise() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused the limit is as it was; a door without a descriptor waits, and so does the log.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 fn with_hint(error: StartError) -> anyhow::Error {

@@ -128,9 +128,16 @@ impl Streams {
         self.unsettled.notify_one();
     }
 
-    /// Wakes the streams in the scopes that these events touched; `state` is the one after them.
+    /// Wakes the streams in the scopes that these events touched; `state` is the one after them. Without events it came as
+    /// a snapshot: everything may have changed.
     pub fn applied(&self, state: &State, events: &[Event]) {
         if !self.ever.load(Relaxed) {
+            return;
+        }
+        if events.is_empty() {
+            for stream in self.inner().by_node.values() {
+                stream.wake.notify_one();
+            }
             return;
         }
         let touched: BTreeSet<Scope> = events.iter().filter_map(|e| scopes(state, e)).collect();
@@ -169,9 +176,17 @@ impl Streams {
         after.unwrap_or_default().saturating_sub(now_ms).min(ENDPOINTS_MS)
     }
 
-    /// Endpoints of this node become an event now.
-    pub fn endpoints_taken(&self, node: NodeId, now_ms: u64) {
-        self.inner().endpoints_after_ms.insert(node, now_ms + ENDPOINTS_MS);
+    /// Endpoints of this node become an event now; returns from when on the next ones may.
+    pub fn endpoints_taken(&self, node: NodeId, now_ms: u64) -> u64 {
+        let after_ms = now_ms + ENDPOINTS_MS;
+        self.inner().endpoints_after_ms.insert(node, after_ms);
+        after_ms
+    }
+
+    /// True while the stream that said these is open, or a later one, and nothing was said since.
+    pub fn endpoints_stand(&self, node: NodeId, after_ms: u64) -> bool {
+        let inner = self.inner();
+        inner.by_node.contains_key(&node) && inner.endpoints_after_ms.get(&node) == Some(&after_ms)
     }
 
     /// Nodes with an open stream.
@@ -271,6 +286,17 @@ mod tests {
         assert!(streams.inner().by_scope.is_empty());
     }
 
+    #[tokio::test]
+    async fn a_snapshot_wakes_every_stream() {
+        let streams = Arc::new(Streams::default());
+        let (tenant, cvlan) = (TenantId(Uuid::from_u128(1)), CvlanId(Uuid::from_u128(2)));
+        let open = [3, 4].map(|n| streams.open(tenant, cvlan, NodeId(Uuid::from_u128(n))));
+        streams.applied(&State::default(), &[]);
+        for stream in &open {
+            tokio::time::timeout(std::time::Duration::from_secs(1), stream.wake.notified()).await.unwrap();
+        }
+    }
+
     #[test]
     fn a_node_says_where_it_is_at_most_every_ten_seconds() {
         let streams = Streams::default();
@@ -280,5 +306,13 @@ mod tests {
         streams.endpoints_taken(one, 5);
         assert_eq!((wait(one, 6), wait(two, 6)), (ENDPOINTS_MS - 1, 0));
         assert_eq!((wait(one, 5 + ENDPOINTS_MS - 1), wait(one, 5 + ENDPOINTS_MS)), (1, 0));
+
+        let streams = Arc::new(streams);
+        let before = streams.endpoints_taken(one, 20_000);
+        assert!(!streams.endpoints_stand(one, before), "it is not here");
+        let _open = streams.open(TenantId(Uuid::from_u128(1)), CvlanId(Uuid::from_u128(2)), one);
+        assert!(streams.endpoints_stand(one, before));
+        let now = streams.endpoints_taken(one, 40_000);
+        assert_eq!([before, now].map(|at| streams.endpoints_stand(one, at)), [false, true]);
     }
 }

@@ -325,7 +325,7 @@ impl Wal {
     fn move_block(self: &Arc<Self>, files: &dyn Files, mut batch: Batch) {
         match self.write(files, &mut batch) {
             Ok(written) => self.finish(batch, written),
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            Err(error) if no_room(&error) => {
                 self.full.store(true, Relaxed);
                 lock(&self.state).waiting = Some(batch);
             }
@@ -436,7 +436,7 @@ impl Wal {
                         wal.full.store(state.waiting.is_some(), Relaxed);
                     }
                     Err(error) => {
-                        let full = error.kind() == io::ErrorKind::StorageFull;
+                        let full = no_room(&error);
                         // Said once.
                         if !wal.full.fetch_or(full, Relaxed) || !full {
                             tracing::warn!(%error, "the next segment cannot be made");
@@ -686,6 +686,12 @@ fn start_segment(
 /// The first segment of an empty folder.
 pub(crate) fn first_segment(files: &dyn Files, len: u64, member: u64) -> io::Result<Segment> {
     start_segment(files, create(files, "log/blank.tmp".into(), len)?, (1, 1), member, &Marks::default())
+}
+
+/// The disk is full, or no file can be opened (EMFILE, ENFILE): that passes, and nothing of the block is written yet, for the log
+/// opens files before it writes.
+fn no_room(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::StorageFull || matches!(error.raw_os_error(), Some(23 | 24))
 }
 
 /// io::Error is not Clone.

@@ -14,7 +14,7 @@ use openraft_rt_tokio::TokioRuntime;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -285,6 +285,10 @@ impl Gate {
     }
 }
 
+/// "Too many open files", of Linux.
+const EMFILE: i32 = 24;
+static TURN: AtomicUsize = AtomicUsize::new(0);
+
 struct NarrowFiles<'a> {
     inner: &'a dyn Files,
     full: &'a AtomicBool,
@@ -334,7 +338,9 @@ impl Files for NarrowFiles<'_> {
     }
     fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
         if self.full.load(SeqCst) && name.starts_with(self.room) {
-            return Err(io::ErrorKind::StorageFull.into());
+            // Or no descriptor is left: one as the other.
+            let other = TURN.fetch_add(1, SeqCst) % 2 == 1;
+            return Err(if other { io::Error::from_raw_os_error(EMFILE) } else { io::ErrorKind::StorageFull.into() });
         }
         Ok(Arc::new(NarrowFile(self.inner.create(name, len)?, self.broken.clone())))
     }

@@ -16,6 +16,7 @@ use crate::Log;
 use crate::keys::Keys;
 use crate::problem::Problem;
 use cvlan_raft::{MemberError, Status};
+use http::StatusCode;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -179,7 +180,12 @@ pub async fn keep(keeper: Keeper) {
                 Ok(Err(problem)) => {
                     tracing::warn!(code = problem.code, detail = %problem.detail, "members: {step:?} failed");
                 }
-                Err(_) => tracing::warn!("members: {step:?} takes too long"),
+                Err(_) => {
+                    tracing::warn!("members: {step:?} takes too long");
+                    if let Step::Promote(id) = &step {
+                        waiting.note(*id, &Err(late(*id)));
+                    }
+                }
             }
             if !matches!(done, Ok(Ok(()))) {
                 failed = true;
@@ -193,6 +199,12 @@ pub async fn keep(keeper: Keeper) {
             sleep(REST).await;
         }
     }
+}
+
+/// Others go first the next time.
+fn late(id: u64) -> Problem {
+    let detail = format!("member {id} did not take the keys, or the vote, in time");
+    Problem::later(StatusCode::SERVICE_UNAVAILABLE, "keys_not_handed_over", detail, 3)
 }
 
 fn due(log: &Log, waiting: &Waiting) -> Vec<Step> {

@@ -33,7 +33,7 @@ use cvlan_core::{Command, Meta, State, Wish};
 use cvlan_raft::Head;
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tls::{Accepted, TlsTransport, dismiss, welcome};
@@ -47,8 +47,12 @@ const CONNECTIONS: usize = 512;
 const CONNECTIONS_EACH: usize = 16;
 /// Questions of members that are answered at once.
 const QUESTIONS: usize = 256;
-/// Handshakes and joins at once; further ones wait in the listener's queue.
-const ENTERING: usize = 64;
+/// Handshakes at once; further ones wait in the listener's queue.
+const ENTERING: usize = 512;
+/// Of one address: whoever says nothing takes none of the others' places.
+const ENTERING_EACH: usize = 128;
+/// Joins and rebuilds at once.
+const JOINING: usize = 16;
 /// After a failed accept (no file descriptor left, say) the loop rests.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
@@ -67,7 +71,9 @@ pub async fn serve(door: Door) {
     let Door { listener, transport, answers } = door;
     let entering = Arc::new(Semaphore::new(ENTERING));
     let (connections, questions) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(QUESTIONS)));
-    let shared = Arc::new(Shared { transport, answers, connections, each: Each::default(), questions });
+    let (sources, joining) = (Each::default(), Semaphore::new(JOINING));
+    let shared =
+        Arc::new(Shared { transport, answers, connections, each: Each::default(), questions, sources, joining });
     let mut open = tokio::task::JoinSet::new();
     loop {
         let accepted = async {
@@ -93,38 +99,45 @@ struct Shared {
     transport: TlsTransport,
     answers: Answers,
     connections: Arc<Semaphore>,
-    each: Each,
+    each: Each<u64>,
     questions: Arc<Semaphore>,
+    sources: Each<IpAddr>,
+    joining: Semaphore,
 }
 
-/// Open connections by member: none takes the others' places.
-#[derive(Default)]
-struct Each(Mutex<BTreeMap<u64, usize>>);
+/// Open connections by member, or by address: none takes the others' places.
+struct Each<K: Ord + Copy>(Mutex<BTreeMap<K, usize>>);
 
-impl Each {
-    /// One more of this member, until it is dropped; `None` where it has too many.
-    fn enter(&self, member: u64) -> Option<impl Drop + '_> {
+impl<K: Ord + Copy> Default for Each<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Ord + Copy> Each<K> {
+    /// One more of this one, until it is dropped; `None` where it has `most`.
+    fn enter(&self, who: K, most: usize) -> Option<Entered<'_, K>> {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(member).or_default();
-        (*count < CONNECTIONS_EACH).then(|| {
+        let count = open.entry(who).or_default();
+        (*count < most).then(|| {
             *count += 1;
-            Entered { each: self, member }
+            Entered { each: self, who }
         })
     }
 }
 
-struct Entered<'e> {
-    each: &'e Each,
-    member: u64,
+struct Entered<'e, K: Ord + Copy> {
+    each: &'e Each<K>,
+    who: K,
 }
 
-impl Drop for Entered<'_> {
+impl<K: Ord + Copy> Drop for Entered<'_, K> {
     fn drop(&mut self) {
         let mut open = self.each.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&self.member) {
+        if let Some(count) = open.get_mut(&self.who) {
             *count -= 1;
             if *count == 0 {
-                open.remove(&self.member);
+                open.remove(&self.who);
             }
         }
     }
@@ -139,10 +152,20 @@ async fn connection(shared: Arc<Shared>, tcp: TcpStream, address: SocketAddr, en
 async fn enter(shared: &Shared, tcp: TcpStream, address: SocketAddr, entering: OwnedSemaphorePermit) -> io::Result<()> {
     let denied = |what: &str| io::Error::new(io::ErrorKind::PermissionDenied, what);
     let Answers { log, vault, .. } = &shared.answers;
+    let source = address.ip().to_canonical();
+    let place = shared.sources.enter(source, ENTERING_EACH);
+    let place = place.ok_or_else(|| io::Error::other("too many connections of this address begin"))?;
+    let joining = || shared.joining.try_acquire().map_err(|_| io::Error::other("too many join"));
     match shared.transport.accept(tcp).await? {
-        Accepted::Joiner(stream) => join::serve(log, vault, stream, address.ip().to_canonical()).await,
+        Accepted::Joiner(stream) => {
+            let _turn = joining()?;
+            drop(entering);
+            join::serve(log, vault, stream, source).await
+        }
         Accepted::Rebuilder(peer, stream) => {
-            rebuild::serve(log, vault, peer, stream, address.ip().to_canonical()).await
+            let _turn = joining()?;
+            drop(entering);
+            rebuild::serve(log, vault, peer, stream, source).await
         }
         Accepted::Asker(peer, stream) => {
             if standing(&log.head(), &peer) != Standing::Member {
@@ -150,7 +173,7 @@ async fn enter(shared: &Shared, tcp: TcpStream, address: SocketAddr, entering: O
             }
             let turn = shared.questions.clone().try_acquire_owned();
             let _turn = turn.map_err(|_| io::Error::other("too many questions of members"))?;
-            drop(entering);
+            drop((entering, place));
             voter::serve(&shared.answers, peer, stream).await
         }
         Accepted::Member(peer, address, stream) => {
@@ -164,10 +187,10 @@ async fn enter(shared: &Shared, tcp: TcpStream, address: SocketAddr, entering: O
             }
             let open = shared.connections.clone().try_acquire_owned();
             let _open = open.map_err(|_| io::Error::other("too many connections of members"))?;
-            let own = shared.each.enter(peer.member);
+            let own = shared.each.enter(peer.member, CONNECTIONS_EACH);
             let _own = own.ok_or_else(|| io::Error::other("too many connections of this member"))?;
             let pipe = welcome(stream).await?;
-            drop(entering);
+            drop((entering, place));
             // While the one that leads looks for it elsewhere, it cannot tell the log itself.
             let (told, served) = (moved(log, &peer, address), log.accept(Some(peer.member), peer.votes, pipe));
             tokio::join!(told, served);

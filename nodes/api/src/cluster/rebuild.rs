@@ -48,7 +48,7 @@ const ASK_TIME: Duration = Duration::from_secs(20);
 /// A member that was heard so lately is not silent, milliseconds.
 const SILENT_MS: u64 = 2_500;
 /// What a rebuild sets aside, in this order: without log/ the folder is no member's.
-const ASIDE: [&str; 7] = ["snapshots", "tiles", "notes", "views.db-wal", "views.db-shm", "views.db", "log"];
+const ASIDE: [&str; 8] = ["snapshots", "tiles", "notes", "past", "views.db-wal", "views.db-shm", "views.db", "log"];
 /// In keys/.
 const FILE: &str = "rebuild";
 
@@ -373,7 +373,8 @@ async fn anew(
 fn silent(log: &Log, id: MemberId) -> Result<(), Problem> {
     let status = log.status();
     let peer = status.peers.iter().find(|p| p.id == id.0);
-    if peer.and_then(|p| p.heard_ms).is_some_and(|ms| ms <= SILENT_MS) {
+    let itself = status.member == id.0;
+    if itself || peer.and_then(|p| p.heard_ms).is_some_and(|ms| ms <= SILENT_MS) {
         let detail = format!("member {id} runs, or did a moment ago; stop it first");
         return Err(Problem::later(StatusCode::SERVICE_UNAVAILABLE, "member_alive", detail, 3));
     }

@@ -58,6 +58,8 @@ pub const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
 pub const WRITE_TIME: Duration = Duration::from_secs(20);
 /// Frames are gathered up to so many bytes for one write; a longer one goes by itself.
 const COALESCE: usize = 64 << 10;
+/// Frames up to this length are taken out of what was read.
+const COPIED: usize = 16 << 10;
 /// Read at once.
 const READ: usize = 64 << 10;
 /// A peer whose machine is gone is noticed after 10 s of silence and one more second for each probe.
@@ -304,7 +306,13 @@ fn frame_take(buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {
         return Ok(None);
     }
     buffer.advance(4);
-    Ok(Some(buffer.split_to(length).freeze()))
+    if length > COPIED {
+        return Ok(Some(buffer.split_to(length).freeze()));
+    }
+    // A short frame that is kept, as an entry in the log's tail is, must not keep the buffer that it came in.
+    let frame = Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default());
+    buffer.advance(length);
+    Ok(Some(frame))
 }
 
 fn too_long(length: usize) -> io::Error {

@@ -336,3 +336,32 @@ async fn a_majority_is_lost_for_good_and_one_goes_on_alone() {
     cluster.get(4, "/tenants/acme/nodes/n0").await.expect(200);
     cluster.get(1, "/tenants/acme/nodes/n6").await.expect(200);
 }
+
+/// Connections that say nothing hold a place for five seconds; a member that comes back does not wait for all of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_fills_the_members_door_from_one_address_keeps_no_member_out() {
+    let mut cluster = Cluster::three().await;
+    let leader = cluster.leader().await;
+    let follower = ALL.into_iter().find(|at| *at != leader).unwrap();
+    cluster.members[follower].kill();
+    let mut idle = Vec::new();
+    for at in ALL.into_iter().filter(|at| *at != follower) {
+        let door = std::net::SocketAddr::from(([127, 0, 0, 1], cluster.members[at].ports[3]));
+        for _ in 0..400 {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind("127.0.0.9:0".parse().unwrap()).unwrap();
+            idle.push(socket.connect(door).await.unwrap());
+        }
+    }
+    cluster.members[follower].again();
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(15);
+    loop {
+        let (status, said) = ready(&cluster, follower).await;
+        if status == 200 {
+            break;
+        }
+        assert!(std::time::Instant::now() < end, "{status} {said}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    drop(idle);
+}

@@ -23,7 +23,7 @@ use bytes::{Buf, BytesMut};
 use cvlan_core::id::NodeId;
 use cvlan_core::map::{Place, place};
 use cvlan_core::node::NodeCommand;
-use cvlan_core::sync::{FRAME_MAX, Output, Session, Upward, View};
+use cvlan_core::sync::{ENDPOINTS_MS, FRAME_MAX, Output, Session, Upward, View};
 use cvlan_core::{Actor, Meta, Wish};
 use cvlan_proto::Message;
 use cvlan_proto::v1::{self, SyncFrame, sync_frame::Frame};
@@ -210,21 +210,31 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
     }
 }
 
-/// An agent's own endpoints become an event, off the stream's path: it goes on while that is being written.
+/// An agent's own endpoints become an event, off the stream's path: it goes on while that is being written. It says them
+/// once: where nobody leads they are tried again, while it is here and says nothing else.
 pub(super) fn endpoints_told(app: &Arc<App>, node: NodeId, source: IpAddr, endpoints: Vec<String>) {
     let app = app.clone();
     tokio::spawn(async move {
-        let head = app.log.head();
-        let Some((home, here)) = head.machine.node_find(node) else { return };
-        if *here.endpoints == *endpoints {
-            return;
-        }
-        app.streams.endpoints_taken(node, now_ms());
-        let meta =
-            Meta { actor: Actor::Node(node, here.name.to_string()), source: source.to_string(), ..Meta::default() };
-        let wish = NodeCommand::Endpoints { tenant: home.record.id, id: node, endpoints };
-        if let Err(problem) = app.command(meta, Wish::Node(wish)).await {
+        let mut said = None;
+        loop {
+            let head = app.log.head();
+            let Some((home, here)) = head.machine.node_find(node) else { return };
+            if *here.endpoints == *endpoints {
+                return;
+            }
+            let after_ms = *said.get_or_insert_with(|| app.streams.endpoints_taken(node, now_ms()));
+            let meta =
+                Meta { actor: Actor::Node(node, here.name.to_string()), source: source.to_string(), ..Meta::default() };
+            let wish = NodeCommand::Endpoints { tenant: home.record.id, id: node, endpoints: endpoints.clone() };
+            let Err(problem) = app.command(meta, Wish::Node(wish)).await else { return };
             tracing::info!(%node, code = problem.code, detail = %problem.detail, "endpoints were not taken");
+            if problem.retry_after.is_none() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(ENDPOINTS_MS)).await;
+            if !app.streams.endpoints_stand(node, after_ms) {
+                return;
+            }
         }
     });
 }
