@@ -12,7 +12,7 @@ use crate::clock::Clock;
 use crate::confirm::Confirm;
 use crate::desk::{Desk, Flight};
 use crate::digests::{Digests, Found};
-use crate::disk::{Disk, Files, Lane, on_disk};
+use crate::disk::{Disk, Files, Lane, no_room, on_disk};
 use crate::head::{Head, Members, Noted};
 use crate::hold::Readers;
 use crate::options::{Applied, Events, Limits, Observer, Plant};
@@ -416,7 +416,7 @@ impl<M: Machine, RT: AsyncRuntime> Shared<M, RT> {
         let mut said = false;
         loop {
             let error = match self.write(head, meta, skipped.clone()).await {
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => error,
+                Err(error) if no_room(&error) => error,
                 done => {
                     if said {
                         self.stats.snapshot_failed(None);

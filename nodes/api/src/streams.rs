@@ -49,6 +49,8 @@ struct Inner {
     by_node: HashMap<NodeId, Arc<Stream>>,
     /// When nodes may say again where they are; of nodes in the log alone, so it is bounded by them.
     endpoints_after_ms: HashMap<NodeId, u64>,
+    /// The last time that a node said where it is, by a number of its own.
+    endpoints_said: HashMap<NodeId, u64>,
     /// Nodes of which the log may not say what is so here; bounded as those.
     unsettled: HashSet<NodeId>,
 }
@@ -121,6 +123,7 @@ impl Streams {
         }
         if inner.by_node.get(&stream.node).is_some_and(|s| s.n == stream.n) {
             inner.by_node.remove(&stream.node);
+            inner.endpoints_said.remove(&stream.node);
             inner.unsettled.insert(stream.node);
         }
         self.online.store(inner.by_node.len(), Relaxed);
@@ -176,17 +179,26 @@ impl Streams {
         after.unwrap_or_default().saturating_sub(now_ms).min(ENDPOINTS_MS)
     }
 
-    /// Endpoints of this node become an event now; returns from when on the next ones may.
-    pub fn endpoints_taken(&self, node: NodeId, now_ms: u64) -> u64 {
-        let after_ms = now_ms + ENDPOINTS_MS;
-        self.inner().endpoints_after_ms.insert(node, after_ms);
-        after_ms
+    /// Endpoints of this node become an event now.
+    pub fn endpoints_taken(&self, node: NodeId, now_ms: u64) {
+        self.inner().endpoints_after_ms.insert(node, now_ms + ENDPOINTS_MS);
     }
 
-    /// True while the stream that said these is open, or a later one, and nothing was said since.
-    pub fn endpoints_stand(&self, node: NodeId, after_ms: u64) -> bool {
-        let inner = self.inner();
-        inner.by_node.contains_key(&node) && inner.endpoints_after_ms.get(&node) == Some(&after_ms)
+    /// It says where it is; the number of this time. Of one without a stream (it polls) it is 0: it says so again by itself.
+    pub fn endpoints_said(&self, node: NodeId) -> u64 {
+        let mut inner = self.inner();
+        if !inner.by_node.contains_key(&node) {
+            return 0;
+        }
+        inner.last += 1;
+        let said = inner.last;
+        inner.endpoints_said.insert(node, said);
+        said
+    }
+
+    /// True while its stream is open, and it has said nothing since.
+    pub fn endpoints_stand(&self, node: NodeId, said: u64) -> bool {
+        self.inner().endpoints_said.get(&node) == Some(&said)
     }
 
     /// Nodes with an open stream.
@@ -308,11 +320,15 @@ mod tests {
         assert_eq!((wait(one, 5 + ENDPOINTS_MS - 1), wait(one, 5 + ENDPOINTS_MS)), (1, 0));
 
         let streams = Arc::new(streams);
-        let before = streams.endpoints_taken(one, 20_000);
-        assert!(!streams.endpoints_stand(one, before), "it is not here");
-        let _open = streams.open(TenantId(Uuid::from_u128(1)), CvlanId(Uuid::from_u128(2)), one);
-        assert!(streams.endpoints_stand(one, before));
-        let now = streams.endpoints_taken(one, 40_000);
-        assert_eq!([before, now].map(|at| streams.endpoints_stand(one, at)), [false, true]);
+        let stand = |said: [u64; 2]| said.map(|said| streams.endpoints_stand(one, said));
+        let none = streams.endpoints_said(one);
+        assert_eq!(stand([none, 1]), [false, false], "it is not here");
+        let open = streams.open(TenantId(Uuid::from_u128(1)), CvlanId(Uuid::from_u128(2)), one);
+        let before = streams.endpoints_said(one);
+        assert_eq!(stand([none, before]), [false, true]);
+        let now = streams.endpoints_said(one);
+        assert_eq!(stand([before, now]), [false, true]);
+        drop(open);
+        assert_eq!(stand([before, now]), [false, false]);
     }
 }

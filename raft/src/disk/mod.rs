@@ -129,3 +129,9 @@ where
     );
     async { rx.await.map_err(|_| io::Error::other("the disk is gone")) }
 }
+
+/// The disk is full, or no file can be opened (ENFILE, EMFILE of Linux): that passes. Of a block of the log nothing is written
+/// then, for files are opened before.
+pub(crate) fn no_room(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::StorageFull || matches!(error.raw_os_error(), Some(23 | 24))
+}

@@ -16,7 +16,7 @@
 
 use super::file::Folder;
 use super::lanes::{Lanes, wrote};
-use super::{Disk, File, Files, Job, Lane, LogStore, SLED};
+use super::{Disk, File, Files, Job, Lane, LogStore, SLED, no_room};
 use crate::error::OpenError;
 use crate::sync::lock;
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags, statvfs};
@@ -428,7 +428,7 @@ fn damaged(detail: String) -> io::Error {
 /// An error of sled's is one of ours; a disk that ran full in the middle of its work cannot be waited for.
 fn lost(error: sled::Error) -> io::Error {
     match error {
-        sled::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull => {
+        sled::Error::Io(error) if no_room(&error) => {
             io::Error::other("log/sled: the disk ran full; make room and start again")
         }
         sled::Error::Io(error) => error,

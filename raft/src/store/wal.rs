@@ -10,7 +10,7 @@
 //! drops the pages), and only a restart may find out.
 
 use crate::clock::Clock;
-use crate::disk::{Disk, File, Files, Lane};
+use crate::disk::{Disk, File, Files, Lane, no_room};
 use crate::options::Plant;
 use crate::status::Stats;
 use crate::store::codec::{self, Record};
@@ -686,12 +686,6 @@ fn start_segment(
 /// The first segment of an empty folder.
 pub(crate) fn first_segment(files: &dyn Files, len: u64, member: u64) -> io::Result<Segment> {
     start_segment(files, create(files, "log/blank.tmp".into(), len)?, (1, 1), member, &Marks::default())
-}
-
-/// The disk is full, or no file can be opened (EMFILE, ENFILE): that passes, and nothing of the block is written yet, for the log
-/// opens files before it writes.
-fn no_room(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::StorageFull || matches!(error.raw_os_error(), Some(23 | 24))
 }
 
 /// io::Error is not Clone.

@@ -51,8 +51,11 @@ const QUESTIONS: usize = 256;
 const ENTERING: usize = 512;
 /// Of one address: whoever says nothing takes none of the others' places.
 const ENTERING_EACH: usize = 128;
-/// Joins and rebuilds at once.
-const JOINING: usize = 16;
+/// Joins at once, and of one address.
+const JOINING: usize = 64;
+const JOINING_EACH: usize = 8;
+/// Rebuilds at once.
+const REBUILDING: usize = 8;
 /// After a failed accept (no file descriptor left, say) the loop rests.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
@@ -71,9 +74,19 @@ pub async fn serve(door: Door) {
     let Door { listener, transport, answers } = door;
     let entering = Arc::new(Semaphore::new(ENTERING));
     let (connections, questions) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(QUESTIONS)));
-    let (sources, joining) = (Each::default(), Semaphore::new(JOINING));
-    let shared =
-        Arc::new(Shared { transport, answers, connections, each: Each::default(), questions, sources, joining });
+    let (sources, joiners) = (Each::default(), Each::default());
+    let (joining, rebuilding) = (Semaphore::new(JOINING), Semaphore::new(REBUILDING));
+    let shared = Arc::new(Shared {
+        transport,
+        answers,
+        connections,
+        each: Each::default(),
+        questions,
+        sources,
+        joiners,
+        joining,
+        rebuilding,
+    });
     let mut open = tokio::task::JoinSet::new();
     loop {
         let accepted = async {
@@ -102,7 +115,9 @@ struct Shared {
     each: Each<u64>,
     questions: Arc<Semaphore>,
     sources: Each<IpAddr>,
+    joiners: Each<IpAddr>,
     joining: Semaphore,
+    rebuilding: Semaphore,
 }
 
 /// Open connections by member, or by address: none takes the others' places.
@@ -155,16 +170,18 @@ async fn enter(shared: &Shared, tcp: TcpStream, address: SocketAddr, entering: O
     let source = address.ip().to_canonical();
     let place = shared.sources.enter(source, ENTERING_EACH);
     let place = place.ok_or_else(|| io::Error::other("too many connections of this address begin"))?;
-    let joining = || shared.joining.try_acquire().map_err(|_| io::Error::other("too many join"));
     match shared.transport.accept(tcp).await? {
         Accepted::Joiner(stream) => {
-            let _turn = joining()?;
-            drop(entering);
+            let full = || io::Error::other("too many join");
+            let _own = shared.joiners.enter(source, JOINING_EACH).ok_or_else(full)?;
+            let _turn = shared.joining.try_acquire().map_err(|_| full())?;
+            drop((entering, place));
             join::serve(log, vault, stream, source).await
         }
         Accepted::Rebuilder(peer, stream) => {
-            let _turn = joining()?;
-            drop(entering);
+            let turn = shared.rebuilding.try_acquire();
+            let _turn = turn.map_err(|_| io::Error::other("too many are rebuilt"))?;
+            drop((entering, place));
             rebuild::serve(log, vault, peer, stream, source).await
         }
         Accepted::Asker(peer, stream) => {
@@ -246,10 +263,11 @@ mod tests {
     #[test]
     fn one_member_does_not_take_the_others_places() {
         let each = Each::default();
-        let mut held: Vec<_> = (0..CONNECTIONS_EACH).map(|_| each.enter(7).unwrap()).collect();
-        assert!(each.enter(7).is_none() && each.enter(8).is_some());
+        let enter = |member| each.enter(member, CONNECTIONS_EACH);
+        let mut held: Vec<_> = (0..CONNECTIONS_EACH).map(|_| enter(7).unwrap()).collect();
+        assert!(enter(7).is_none() && enter(8).is_some());
         held.pop();
-        assert!(each.enter(7).is_some());
+        assert!(enter(7).is_some());
         drop(held);
         assert!(each.0.lock().unwrap().is_empty());
     }

@@ -215,14 +215,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
 pub(super) fn endpoints_told(app: &Arc<App>, node: NodeId, source: IpAddr, endpoints: Vec<String>) {
     let app = app.clone();
     tokio::spawn(async move {
-        let mut said = None;
+        let said = app.streams.endpoints_said(node);
+        let mut taken = false;
         loop {
             let head = app.log.head();
             let Some((home, here)) = head.machine.node_find(node) else { return };
             if *here.endpoints == *endpoints {
                 return;
             }
-            let after_ms = *said.get_or_insert_with(|| app.streams.endpoints_taken(node, now_ms()));
+            if !std::mem::replace(&mut taken, true) {
+                app.streams.endpoints_taken(node, now_ms());
+            }
             let meta =
                 Meta { actor: Actor::Node(node, here.name.to_string()), source: source.to_string(), ..Meta::default() };
             let wish = NodeCommand::Endpoints { tenant: home.record.id, id: node, endpoints: endpoints.clone() };
@@ -231,8 +234,9 @@ pub(super) fn endpoints_told(app: &Arc<App>, node: NodeId, source: IpAddr, endpo
             if problem.retry_after.is_none() {
                 return;
             }
+            drop(head);
             tokio::time::sleep(Duration::from_millis(ENDPOINTS_MS)).await;
-            if !app.streams.endpoints_stand(node, after_ms) {
+            if !app.streams.endpoints_stand(node, said) {
                 return;
             }
         }
