@@ -107,22 +107,19 @@ pub(crate) async fn ask<M: Machine, RT: AsyncRuntime>(
             return Err(MemberError::Stopped);
         }
         let now_us = clock.monotonic_us();
-        let left = || Duration::from_micros(until_us.saturating_sub(clock.monotonic_us())).max(PAUSE);
         let leader = member.leader();
         if now_us > until_us || (leader.is_none() && now_us > leader_us && !sent) {
             return Err(if sent { MemberError::OutcomeUnknown } else { MemberError::NoLeader });
         }
         match leader {
             None => {}
-            Some(leader) if leader == member.shared.member => {
-                match Cfg::<RT>::timeout(left(), lead(member, change.clone())).await {
-                    Ok(Ok(leader)) => return Ok(leader),
-                    Ok(Err(Not::Done(error))) => return Err(error),
-                    Ok(Err(Not::Leader(_))) => {}
-                    Err(_) => sent |= !question,
-                }
-            }
+            Some(leader) if leader == member.shared.member => match lead(member, change.clone()).await {
+                Ok(leader) => return Ok(leader),
+                Err(Not::Done(error)) => return Err(error),
+                Err(Not::Leader(_)) => {}
+            },
             Some(leader) => {
+                let left = || Duration::from_micros(until_us.saturating_sub(clock.monotonic_us())).max(PAUSE);
                 if let Ok(conn) = member.peers.link(leader).connected(left()).await {
                     // A version from before does not know the question; asked to promote, it says no itself.
                     if question && !conn.parts() {
@@ -254,9 +251,9 @@ async fn entry_comes<M: Machine, RT: AsyncRuntime>(
 ) -> Result<bool, Not> {
     let me = member.shared.member;
     let node = members(member).membership().get_node(&me).cloned().ok_or(Not::Leader(None))?;
-    let entry = commit(&member.raft, ChangeMembers::SetNodes(BTreeMap::from([(me, node)])), true).await?;
     let mut metrics = member.raft.data_metrics();
     let come = async {
+        let entry = commit(&member.raft, ChangeMembers::SetNodes(BTreeMap::from([(me, node)])), true).await?;
         loop {
             let there = {
                 let now = metrics.borrow_and_update();
@@ -264,11 +261,11 @@ async fn entry_comes<M: Machine, RT: AsyncRuntime>(
                 enough(&|id| id == me || at(id).is_some_and(|log_id| log_id.index >= entry))
             };
             if there || metrics.changed().await.is_err() {
-                return there;
+                return Ok::<_, Not>(there);
             }
         }
     };
-    let come = Cfg::<RT>::timeout(ENTRY_LIMIT, come).await.unwrap_or(false);
+    let come = Cfg::<RT>::timeout(ENTRY_LIMIT, come).await.unwrap_or(Ok(false))?;
     // Who leads no more is not told who has what.
     if come || member.leader() == Some(me) { Ok(come) } else { Err(Not::Leader(member.leader())) }
 }
