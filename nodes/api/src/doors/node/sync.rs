@@ -214,8 +214,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
 /// once: where nobody leads they are tried again, while it is here and says nothing else.
 pub(super) fn endpoints_told(app: &Arc<App>, node: NodeId, source: IpAddr, endpoints: Vec<String>) {
     let app = app.clone();
+    // Before the task begins: tasks need not begin in the order in which they were made.
+    let said = app.streams.endpoints_said(node);
     tokio::spawn(async move {
-        let said = app.streams.endpoints_said(node);
         let mut taken = false;
         loop {
             let head = app.log.head();
